@@ -1,0 +1,1 @@
+"""The five ideas of sparse attention: schedule, order, mask source, execution, correction."""

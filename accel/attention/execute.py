@@ -1,0 +1,35 @@
+"""Run a plan, and measure what it kept."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from accel.attention.call import AttentionCall
+from accel.attention.plan import Sparse
+from sparse_kernels import block_sparse_attention
+
+RECALL_ROWS = 16
+
+
+def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
+    """Return the attention output and the LSE over the kept keys."""
+    out, lse = block_sparse_attention(
+        call.q,
+        call.k,
+        call.v,
+        plan.block_map,
+        q_order=plan.q_order,
+        kv_order=plan.kv_order,
+        scale=call.scale,
+        return_lse=True,
+    )
+    return out, lse
+
+
+def sampled_recall(call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Float[Tensor, ""]:
+    """Return the mean softmax mass on the kept keys, from evenly spaced rows of every head (AdaSpa, section 3)."""
+    rows = torch.linspace(0, call.q.shape[2] - 1, RECALL_ROWS, device=lse.device).long()
+    scores = call.q[:, :, rows].float() @ call.k.float().transpose(-1, -2) * call.scale
+    return (lse[:, :, rows] - scores.logsumexp(-1)).exp().mean()

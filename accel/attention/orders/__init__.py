@@ -1,0 +1,1 @@
+"""Permutations of tokens that bring together what belongs together."""

@@ -1,0 +1,1 @@
+"""Static shapes of attention, as masks of blocks."""

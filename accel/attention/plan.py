@@ -1,0 +1,44 @@
+"""What a method decides for one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_kernels import BlockMap
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Run the attention the pipeline would have run without us."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The method needed the full attention itself (a refresh step): here is its output."""
+
+    out: Float[Tensor, "b h s d"]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Visit the blocks of `block_map`, after bringing queries and keys in their orders.
+
+    Heads of every kind share the one launch: a head that is skipped has empty rows, a full head all blocks, and
+    each head has its own orders.
+    """
+
+    block_map: BlockMap
+    q_order: Int[Tensor, "b1 h1 s"] | None = None
+    kv_order: Int[Tensor, "b1 h1 s"] | None = None
+
+    @cached_property
+    def density(self) -> float:
+        """The block map's density, read back from the device once for each plan."""
+        return self.block_map.density
+
+
+Plan = Dense | Computed | Sparse

@@ -1,0 +1,42 @@
+"""From block scores to the blocks that are kept: every rule of the field in one function."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def select_blocks(
+    scores: Float[Tensor, "*b n"],
+    *,
+    top_k: Int[Tensor, "*b 1"] | int | None = None,
+    top_p: Float[Tensor, "*b 1"] | float | None = None,
+    threshold: float | None = None,
+    at_least: int = 1,
+) -> Bool[Tensor, "*b n"]:
+    """Return the kept entries of each row, the union of the rules given.
+
+    `top_k` keeps that many of the largest. `top_p` keeps the largest until their sum reaches that share of the
+    row's sum; the entry that crosses it is kept (the convention of SVG2, XAttention, Jenga, BSA and NABLA;
+    SpargeAttn drops it). `threshold` keeps scores at or above it. The `at_least` largest are always kept. Ties go
+    to the lower index. ValueError when no rule is given.
+    """
+    if top_k is None and top_p is None and threshold is None:
+        raise ValueError("select_blocks needs at least one of top_k, top_p, threshold")
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(scores.shape[-1], device=scores.device)
+    keep = (rank < at_least).expand(scores.shape).clone()
+    if top_k is not None:
+        keep |= rank < top_k
+    if top_p is not None:
+        before = ranked.cumsum(-1) - ranked
+        keep |= before < top_p * ranked.sum(-1, keepdim=True)
+    if threshold is not None:
+        keep |= ranked >= threshold
+    return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def blocks_for_density(density: float, blocks: int) -> int:
+    """Return how many of `blocks` equal blocks make up a density, at least one."""
+    return max(1, min(blocks, round(density * blocks)))

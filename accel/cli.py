@@ -1,0 +1,193 @@
+"""The command line: `accel generate` makes and compares videos, `accel info` says what this machine can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    help="Faster video diffusion by sparse attention.", no_args_is_help=True, pretty_exceptions_show_locals=False
+)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the video shows")],
+    model: Annotated[
+        str | None, typer.Option(help="pipeline folder or Hugging Face id; default: the embedded shapes-wan")
+    ] = None,
+    method: Annotated[str, typer.Option(help="sparse-attention method, or dense")] = "sparse-vdit",
+    density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
+    dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
+    frames: Annotated[int | None, typer.Option(help="frames of the video")] = None,
+    height: Annotated[int | None, typer.Option(help="height in pixels")] = None,
+    width: Annotated[int | None, typer.Option(help="width in pixels")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="classifier-free guidance; 1 is none")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="make it densely as well and measure both")] = False,
+    output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("accel-output"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")] = None,
+) -> None:
+    """Make a video with sparse attention; with --compare also densely, and report speed-up and likeness."""
+    with _one_line_errors():
+        from accel.pipelines import load_pipeline
+        from accel.report import prepare_output
+
+        chosen = _method(method, density, dense_steps, compare)
+        _set_threads(threads)
+        prepare_output(output)
+        loaded = load_pipeline(model, device, dtype)
+        options = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
+        (_compare if compare else _generate)(loaded, chosen, prompt, output, options)
+
+
+@app.command()
+def info() -> None:
+    """Show devices, versions, and for every kernel backend whether it runs here and why not."""
+    import importlib.metadata
+
+    import torch
+    from rich.console import Console
+
+    from accel.pipelines import embedded_folder
+    from sparse_kernels import backend_reasons
+
+    table = _table("what", "here")
+    for device in _devices():
+        table.add_row("device", device)
+    for package in ("visual-accel", "torch", "diffusers", "transformers", "triton"):
+        try:
+            table.add_row(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            table.add_row(package, "not installed")
+    for kind in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for backend, reason in backend_reasons(kind).items():
+            table.add_row(f"backend {backend} on {kind}", "usable" if reason is None else f"not usable: {reason}")
+    for dtype, instructions in _instruction_sets().items():
+        table.add_row(f"CPU kernel, {dtype}", instructions or "not available")
+    present = (embedded_folder() / "model_index.json").is_file()
+    table.add_row("embedded model shapes-wan", "present" if present else "missing: give --model FOLDER_OR_ID")
+    Console().print(table)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn input that cannot be used into one line on stderr and exit code 2."""
+    from accel.pipelines import InputError
+
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _method(name: str, density: float | None, dense_steps: float | None, compare: bool) -> Any | None:
+    """Return the method object, None for dense."""
+    from accel.methods import METHODS, by_name
+    from accel.pipelines import InputError
+
+    options = {"density": density, "dense_steps": dense_steps}
+    given = {option: value for option, value in options.items() if value is not None}
+    if name == "dense":
+        if compare or given:
+            raise InputError(f"method dense has nothing to compare or to set; choose one of: {', '.join(METHODS)}")
+        return None
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; accepted: dense, {', '.join(METHODS)}")
+    try:
+        return by_name(name, **given)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    from accel.pipelines import InputError
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1")
+    torch.set_num_threads(threads)
+
+
+def _generate(loaded: Any, method: Any | None, prompt: str, output: Path, options: dict[str, Any]) -> None:
+    from accel.compare import generate
+    from accel.report import write_generation
+
+    generation = generate(loaded, prompt, method, **options)
+    _print_written(write_generation(generation, output))
+
+
+def _compare(loaded: Any, method: Any, prompt: str, output: Path, options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from accel.compare import compare
+    from accel.report import write_comparison
+
+    comparison = compare(loaded, method, prompt, **options)
+    written = write_comparison(comparison, output)
+    Console().print(_report_table(comparison.report))
+    _print_written(written)
+
+
+def _report_table(report: dict[str, Any]) -> Table:
+    table = _table(report["method"], f"{report['model']}, {report['tokens']} tokens, {report['dtype']}")
+    rows = {
+        "dense": ("dense_seconds", "{:.2f} s"),
+        "sparse": ("sparse_seconds", "{:.2f} s"),
+        "speed-up": ("speedup", "{:.2f}x"),
+        "attention speed-up": ("attention_speedup", "{:.2f}x"),
+        "density of sparse calls": ("density", "{:.3f}"),
+        "recall of sparse calls": ("recall", "{:.3f}"),
+        "PSNR to dense": ("psnr_db", "{:.2f} dB"),
+        "SSIM to dense": ("ssim", "{:.4f}"),
+    }
+    for label, (key, pattern) in rows.items():
+        table.add_row(label, "-" if report[key] is None else pattern.format(report[key]))
+    table.add_row("dense steps", f"{report['dense_steps']} of {report['steps']}")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print_written(files: list[Path]) -> None:
+    for file in files:
+        typer.echo(f"wrote {file}")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    from accel.report import device_name
+
+    cpu = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads"
+    return [cpu, *(device_name(torch.device("cuda", index)) for index in range(torch.cuda.device_count()))]
+
+
+def _instruction_sets() -> dict[str, str | None]:
+    """Return what the CPU kernel uses for each element type on this machine."""
+    import torch
+
+    from sparse_kernels._extension import instruction_set
+
+    return {name: instruction_set(getattr(torch, name)) for name in ("float32", "bfloat16")}

@@ -1,0 +1,100 @@
+"""AdaSpa (arXiv 2502.21079): exact block mass at a few steps, the mask kept in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.execute import execute
+from accel.attention.orders.grid import tiles
+from accel.attention.patterns.text import keep_text
+from accel.attention.plan import Computed, Dense, Plan, Sparse
+from accel.attention.schedule import dense_step_count, is_dense
+from accel.attention.scores import block_mass
+from accel.attention.selection import select_blocks
+from accel.methods.checks import check_common
+from sparse_kernels import BlockMap
+from sparse_kernels.block_map import uniform_offsets
+
+
+@dataclass(frozen=True)
+class AdaSpa:
+    """Keep the heaviest key blocks of each query block; published: density 0.2, block 64, searches at 10 and 30 of 50.
+
+    `dense_steps` is the share of leading dense steps; the last of them carries the first search, whose LSE
+    later searches at the shares `refresh` reuse. `tile` groups tokens by (frames, rows, columns) before they are
+    cut into blocks, which the paper does not do; None keeps the frame-major order.
+    """
+
+    density: float = 0.2
+    dense_steps: float = 0.2
+    dense_layers: int = 0
+    block: int = 64
+    refresh: tuple[float, ...] = (0.6,)
+    head_adaptive: bool = True
+    tile: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_common(self)
+
+    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Return dense in the warm-up, the search's own output at its first step, else the cached mask."""
+        search_step = max(1, dense_step_count(self.dense_steps, call.progress.steps)) - 1
+        if call.layer < self.dense_layers or call.progress.step < search_step:
+            return Dense()
+        if "lse" not in memory.values:
+            if call.progress.step > search_step and is_dense(call, self.dense_steps, self.dense_layers):
+                return Dense()
+            out, memory.values["lse"] = execute(call, _everything(call, self.block))
+            memory.values["plan"] = self._search(call, memory.values["lse"])
+            memory.values["searched"] = call.progress.step
+            return Computed(out)
+        if self._refreshes(call, memory.values["searched"]):
+            memory.values["plan"] = self._search(call, memory.values["lse"])
+            memory.values["searched"] = call.progress.step
+        return memory.values["plan"]
+
+    def _refreshes(self, call: AttentionCall, searched: int) -> bool:
+        """Whether a refresh share was passed since the last search (a step cache may have swallowed the very step)."""
+        steps = [int(share * call.progress.steps) for share in self.refresh]
+        return any(searched < step <= call.progress.step for step in steps)
+
+    def _search(self, call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Sparse:
+        order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)
+        mass = block_mass(call.q, call.k, lse, call.scale, self.block, self.block, order, order)
+        offsets = uniform_offsets(call.geometry.tokens, self.block)
+        mask = self._select(mass)
+        if self.tile is None or call.geometry.text_position != "first":
+            mask = keep_text(mask, call.geometry, offsets, offsets)
+        shared = None if order is None else order[None, None]
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets), shared, shared)
+
+    def _select(self, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
+        blocks = mass.shape[-1]
+        budget = torch.full((*mass.shape[:2], 1, 1), self.density, device=mass.device)
+        if self.head_adaptive:
+            # Half the density moves from the best to the worst heads; never more than these can take.
+            budget = budget + self._head_direction(mass) * min(self.density / 2, 1 - self.density)
+        return select_blocks(mass, top_k=(budget * blocks).round().clamp(min=1))
+
+    def _head_direction(self, mass: Float[Tensor, "b h nq nk"]) -> Float[Tensor, "b h 1 1"]:
+        """Return -1 for the n heads of highest recall, 1 for the n of lowest, n = heads with recall above 0.8."""
+        kept = select_blocks(mass, top_k=max(1, round(self.density * mass.shape[-1])))
+        recall = (mass * kept).sum((-1, -2)) / mass.sum((-1, -2))
+        heads = recall.shape[1]
+        # The paper leaves open what happens above half of the heads: best and worst must not overlap.
+        count = (recall > 0.8).sum(-1, keepdim=True).clamp(max=heads // 2)
+        rank = recall.argsort(-1, descending=True).argsort(-1)
+        return ((rank >= heads - count).float() - (rank < count).float())[..., None, None]
+
+
+def _everything(call: AttentionCall, block: int) -> Sparse:
+    """Return the plan that keeps all blocks: dense attention that also yields the LSE."""
+    offsets = uniform_offsets(call.geometry.tokens, block, call.q.device)
+    count = len(offsets) - 1
+    mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=call.q.device)
+    return Sparse(BlockMap.from_dense(mask, offsets, offsets))

@@ -1,0 +1,104 @@
+"""Sparse-vDiT (arXiv 2506.03065): each head gets the pattern that costs it least, found by a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.execute import execute
+from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
+from accel.attention.plan import Computed, Dense, Plan, Sparse
+from accel.attention.schedule import dense_step_count
+from accel.methods.checks import check_common
+from accel.search import PatternTable
+from sparse_kernels import BlockMap
+
+CANDIDATES = MODES[1:]
+SAMPLE = 8  # every eighth query block is enough to tell the patterns apart
+
+
+@dataclass(frozen=True)
+class SparseVDiT:
+    """Pick full, skip, diagonal, multi-diagonal or stripe for each head by error + penalty * density.
+
+    A head stays full when no pattern gets below `tolerance`. The error is the relative squared error of the
+    head's output (the paper's scale is not stated); published: penalty (lambda) 0.5. With a `table` from
+    `accel.search.search_patterns` the choice is the offline one of the paper; without, each generation searches
+    for itself at its last dense step.
+    """
+
+    density: float = 0.25
+    dense_steps: float = 0.2
+    dense_layers: int = 0
+    block: int = 64
+    penalty: float = 0.5
+    tolerance: float = 0.3
+    table: PatternTable | None = None
+
+    def __post_init__(self) -> None:
+        check_common(self)
+
+    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Return dense in the warm-up, else the layer's heads in their patterns."""
+        dense = dense_step_count(self.dense_steps, call.progress.steps)
+        if call.layer < self.dense_layers:
+            return Dense()
+        if self.table is not None and self.table.fits(call):
+            return Dense() if call.progress.step < dense else self._from_table(call, memory)
+        if call.progress.step < max(1, dense) - 1:
+            return Dense()
+        if "plan" not in memory.values:
+            out = scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale)
+            modes, columns = self.choose(call, out)
+            memory.values["plan"] = self._plan(call, modes, columns)
+            return Computed(out)
+        return memory.values["plan"]
+
+    def _from_table(self, call: AttentionCall, memory: LayerMemory) -> Sparse:
+        assert self.table is not None
+        modes = self.table.modes(call.progress, call.layer)
+        if memory.values.get("modes") != modes:
+            if "columns" not in memory.values:
+                memory.values["columns"] = rank_columns(call.q, call.k, call.scale, call.geometry)
+            memory.values["modes"] = modes
+            memory.values["plan"] = self._plan(call, modes, memory.values["columns"])
+        return memory.values["plan"]
+
+    def _plan(self, call: AttentionCall, modes: list[str], columns: Int[Tensor, "h s"]) -> Sparse:
+        return head_mode_plan(modes, columns, call.geometry, self.density, self.block, call.q.device)
+
+    def choose(self, call: AttentionCall, out: Float[Tensor, "b h s d"]) -> tuple[list[str], Int[Tensor, "h s"]]:
+        """Return each head's mode and column ranking, given the full output of the call."""
+        columns = rank_columns(call.q, call.k, call.scale, call.geometry)
+        heads = out.shape[1]
+        losses = []
+        for mode in CANDIDATES:
+            plan = _sampled(self._plan(call, [mode] * heads, columns))
+            error = _relative_error(call, plan, out) if mode != "skip" else torch.ones(heads, device=out.device)
+            losses.append(error + self.penalty * (0.0 if mode == "skip" else self.density))
+        best, choice = torch.stack(losses).min(0)
+        full = best > self.tolerance
+        return [
+            "full" if keep else CANDIDATES[index] for keep, index in zip(full.tolist(), choice.tolist(), strict=True)
+        ], columns
+
+
+def _sampled(plan: Sparse) -> Sparse:
+    """Return the plan with all but every SAMPLE-th query block emptied."""
+    counts = plan.block_map.counts.clone()
+    counts[..., torch.arange(counts.shape[-1], device=counts.device) % SAMPLE != SAMPLE // 2 % counts.shape[-1]] = 0
+    block_map = BlockMap(counts, plan.block_map.indices, plan.block_map.q_offsets, plan.block_map.kv_offsets)
+    return Sparse(block_map, plan.q_order, plan.kv_order)
+
+
+def _relative_error(call: AttentionCall, plan: Sparse, out: Float[Tensor, "b h s d"]) -> Float[Tensor, " h"]:
+    """Return each head's squared error over its squared output, on the rows that the plan computes."""
+    approximation, lse = execute(call, plan)
+    rows = lse.isfinite()[..., None]
+    error = ((approximation - out).float().square() * rows).sum((0, 2, 3))
+    return error / (out.float().square() * rows).sum((0, 2, 3)).clamp(min=1e-12)

@@ -1,0 +1,1 @@
+"""How accel sits on diffusers models."""

@@ -1,0 +1,57 @@
+"""A private attention backend in diffusers' dispatcher: it hands q, k, v to whoever made the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from torch import Tensor
+
+NAME = "_accel"
+# (q, k, v, mask, arguments) -> out, for the processor call that is running; empty outside of one.
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], Tensor]
+_receiver: ContextVar[Attend] = ContextVar("accel_receiver")
+
+
+def private_backend() -> AttentionBackendName:
+    """Return our member of diffusers' backend names, added at the first use.
+
+    The dispatcher is a closed enumeration; nothing but processors that ask for this name is affected.
+    """
+    if NAME not in AttentionBackendName._value2member_map_:
+        member = str.__new__(AttentionBackendName, NAME)
+        member._name_, member._value_ = "ACCEL", NAME
+        AttentionBackendName._member_map_["ACCEL"] = member
+        AttentionBackendName._value2member_map_[NAME] = member
+        AttentionBackendName._member_names_.append("ACCEL")
+        _AttentionBackendRegistry.register(member)(_attend)
+    return AttentionBackendName(NAME)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    _parallel_config: Any = None,
+) -> Tensor:
+    arguments = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    arguments["parallel_config"] = _parallel_config
+    return _receiver.get()(query, key, value, attn_mask, arguments)
+
+
+@contextmanager
+def receive(attend: Attend) -> Iterator[None]:
+    """Send the attention calls made inside, through our backend, to `attend`."""
+    token = _receiver.set(attend)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)

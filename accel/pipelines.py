@@ -1,0 +1,193 @@
+"""Loading of video pipelines, and one clear line for everything that cannot be loaded or generated."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+from accel.models.adapters import supported_classes
+
+EMBEDDED_NAME = "shapes-wan"
+CALL_ARGUMENTS = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# WanPipeline.check_inputs asks for multiples of 16 even where VAE and patch would need less.
+PIPELINE_MULTIPLE = 16
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message is one line: what was given, what is accepted, what to do."""
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """A diffusers pipeline, the name it was asked for by, and the call arguments it is made for."""
+
+    pipeline: Any  # a DiffusionPipeline, whose parts are dynamic attributes
+    name: str
+    defaults: dict[str, Any]
+
+
+def embedded_folder() -> Path:
+    """Return where the embedded model lies in the installed package."""
+    return Path(__file__).parent / "embedded" / EMBEDDED_NAME
+
+
+def load_pipeline(model: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedPipeline:
+    """Load the embedded model (None), a local folder or a Hugging Face id; InputError on what cannot be used."""
+    torch_device = _device(device)
+    torch_dtype = _dtype(dtype, torch_device)
+    name = model or EMBEDDED_NAME
+    source = _source(name)
+    _check_index(name, source)
+    try:
+        # The VAE of Wan loses detail below float32, and decoding is short.
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype={"default": torch_dtype, "vae": torch.float32})
+    except Exception as error:
+        raise InputError(f"model {name!r} could not be loaded: {_first_line(error)}") from error
+    check_weights(pipeline)
+    return LoadedPipeline(pipeline.to(torch_device), name, _defaults(pipeline, source))
+
+
+def check_geometry(pipeline: Any, frames: int, height: int, width: int, steps: int) -> None:
+    """Raise InputError, naming the nearest accepted values, if the pipeline cannot make such a video."""
+    if steps < 1:
+        raise InputError(f"steps is {steps}; it must be at least 1")
+    config = transformers(pipeline)[0].config
+    patch, longest = config.patch_size, config.rope_max_seq_len
+    stride = pipeline.vae_scale_factor_temporal
+    # Patches of more than one latent frame shorten what n counts.
+    _check_size("frames", frames, stride * patch[0], stride * (patch[0] - 1) + 1, longest - 1)
+    for name, size, patch_side in (("height", height, patch[1]), ("width", width, patch[2])):
+        token = pipeline.vae_scale_factor_spatial * patch_side
+        multiple = math.lcm(token, PIPELINE_MULTIPLE)
+        _check_size(name, size, multiple, 0, longest * token // multiple)
+
+
+def video_tokens(pipeline: Any, frames: int, height: int, width: int) -> int:
+    """Return how many tokens the video has in self-attention."""
+    patch = transformers(pipeline)[0].config.patch_size
+    time = ((frames - 1) // pipeline.vae_scale_factor_temporal + 1) // patch[0]
+    side = pipeline.vae_scale_factor_spatial
+    return time * (height // (side * patch[1])) * (width // (side * patch[2]))
+
+
+def transformers(pipeline: DiffusionPipeline) -> list[Any]:
+    """Return the one or two transformers that denoise."""
+    parts = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2"))
+    return [part for part in parts if part is not None]
+
+
+def check_weights(pipeline: DiffusionPipeline) -> None:
+    """Raise InputError naming the first transformer weight that holds NaN or Inf."""
+    for transformer in transformers(pipeline):
+        for name, weight in transformer.named_parameters():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise InputError(
+                    f"transformer weight {name} holds NaN or Inf in {weight.dtype}; "
+                    "weights must be finite: load a sound checkpoint or another --dtype"
+                )
+
+
+def _check_size(name: str, size: int, multiple: int, offset: int, most: int) -> None:
+    """Accept multiple * n + offset, with n at most `most` and the size at least 1."""
+    least = 0 if offset else 1
+    count = (size - offset) / multiple
+    if count == int(count) and least <= count <= most:
+        return
+    nearest = {int(min(max(bound, least), most)) * multiple + offset for bound in (count // 1, count // 1 + 1)}
+    accepted = f"{multiple}n + {offset}" if offset else f"multiples of {multiple}"
+    choice = " or ".join(str(value) for value in sorted(nearest))
+    raise InputError(f"{name} is {size}; this model makes {accepted}: nearest is {choice}")
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"unknown device {device!r}; accepted: auto, cpu, cuda, cuda:N")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r} is not here, torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return chosen
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _source(name: str) -> str:
+    """Return the folder, or the Hugging Face id, that a model's name stands for."""
+    if name == EMBEDDED_NAME:
+        if not (embedded_folder() / "model_index.json").is_file():
+            raise InputError(f"the embedded model {name} is not in this installation; give --model FOLDER_OR_ID")
+        return str(embedded_folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise InputError(f"{name!r} is not a pipeline folder: it has no model_index.json; give the folder above it")
+        return str(path)
+    if path.exists():
+        raise InputError(f"{name!r} is a file; give a folder that a diffusers pipeline was saved to")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise InputError(f"model folder {name!r} does not exist; give a pipeline folder or an id like owner/model")
+    return name
+
+
+def _check_index(name: str, source: str) -> None:
+    """Look at the pipeline's index, before anything large is read or downloaded."""
+    import diffusers
+
+    try:
+        index: Any = DiffusionPipeline.load_config(source)
+    except Exception as error:
+        if Path(source).is_dir():
+            raise InputError(f"{name!r} has an unreadable model_index.json: {_first_line(error)}") from error
+        raise InputError(
+            f"{name!r} is no folder here and could not be downloaded from the Hugging Face Hub; "
+            "check the spelling and the network, or give a local folder"
+        ) from error
+    entries = [index.get(part) or (None, None) for part in ("transformer", "transformer_2")]
+    classes = [entry[1] for entry in entries if entry[1] is not None]
+    accepted = ", ".join(supported_classes())
+    if not classes:
+        raise InputError(f"{name!r} ({index.get('_class_name')}) has no video transformer; accepted: {accepted}")
+    for unknown in set(classes) - set(supported_classes()):
+        raise InputError(f"{name!r} has a transformer of class {unknown}, which is not supported; accepted: {accepted}")
+    pipeline_class = getattr(diffusers, index.get("_class_name", ""), DiffusionPipeline)
+    if "image" in inspect.signature(pipeline_class.__call__).parameters:
+        raise InputError(
+            f"{name!r} ({pipeline_class.__name__}) needs an image; give a text-to-video model, "
+            "or use accel.enable on the pipeline in Python"
+        )
+
+
+def _defaults(pipeline: Any, source: str) -> dict[str, Any]:
+    """Return the call arguments of generation.json over those of the pipeline's own signature."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    defaults = {name: parameters[name].default for name in CALL_ARGUMENTS if name in parameters}
+    file = Path(source) / "generation.json"
+    if not file.is_file():
+        return defaults
+    try:
+        own = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {_first_line(error)}") from error
+    if not isinstance(own, dict) or set(own) - set(defaults):
+        raise InputError(f"{file} must hold an object with keys from: {', '.join(defaults)}")
+    return defaults | own
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,43 @@
+"""What happened in each attention call of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """One self-attention call: `kind` is dense, refresh or sparse; `seconds` covers planning and attention.
+
+    `recall` is the softmax mass on the kept keys (sampled rows), `shape` is (batch, heads, tokens, head_dim).
+    """
+
+    step: int
+    steps: int
+    layer: int
+    branch: str
+    kind: str
+    density: float
+    seconds: float
+    recall: float | None
+    shape: tuple[int, int, int, int]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def summarize(records: Sequence[CallRecord]) -> dict[str, float | int | None]:
+    """Return counts, densities (over sparse calls, and over all), recall and seconds of a generation."""
+    sparse = [record for record in records if record.kind == "sparse"]
+    return {
+        "calls": len(records),
+        "sparse_calls": len(sparse),
+        "dense_steps": len({record.step for record in records} - {record.step for record in sparse}),
+        "density": mean([record.density for record in sparse]),
+        "density_overall": mean([record.density for record in records]),
+        "recall": mean([record.recall for record in sparse if record.recall is not None]),
+        "attention_seconds": sum(record.seconds for record in records),
+    }

@@ -1,0 +1,127 @@
+"""Build the C++ kernels once, with the compiler of this machine, and load them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "csrc"
+# Torch's stable ABI of 2.11: the library works unchanged with every newer torch.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+
+
+def _vector(name: str, lanes: int, rows: int, test: str) -> list[str]:
+    return [f"-DKERNEL=kernel_{name}", f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}"]
+
+
+def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
+    """Return object file -> (source, flags); one object for each instruction set."""
+    units = {
+        "portable": ("attention_vector.cpp", _vector("portable", 4, 3, "true")),
+        "amx_emulated": ("attention_amx.cpp", ["-DEMULATE"]),
+    }
+    if machine not in ("x86_64", "AMD64"):
+        return {"attention": ("attention.cpp", []), **units}
+    avx2 = '__builtin_cpu_supports("avx2")&&__builtin_cpu_supports("fma")'
+    avx512 = '__builtin_cpu_supports("avx512f")&&__builtin_cpu_supports("avx512bw")&&__builtin_cpu_supports("avx512vl")'
+    return {
+        "attention": ("attention.cpp", ["-DX86"]),
+        **units,
+        "avx2": ("attention_vector.cpp", [*_vector("avx2", 8, 6, avx2), "-mavx2", "-mfma"]),
+        "avx512": ("attention_vector.cpp", [*_vector("avx512", 16, 12, avx512), *AVX512]),
+        "amx": ("attention_amx.cpp", [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]),
+    }
+
+
+@functools.cache
+def load() -> str | None:
+    """Load the kernels, building them if this machine has none yet; return the reason when that fails."""
+    compiler = _compiler()
+    if compiler is None:
+        return "no C++ compiler was found; install one (Debian: apt-get install g++) to get the fast CPU kernel"
+    try:
+        torch.ops.load_library(str(build(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        return f"building or loading the C++ kernel with {compiler} failed: {detail.strip().splitlines()[-1]}"
+    _register_fake()
+    return None
+
+
+def _compiler() -> str | None:
+    return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Return where built kernels are kept: the user's cache, or a private temporary folder if that is read-only."""
+    folder = Path.home() / ".cache" / "visual-accel"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="visual-accel-"))
+
+
+def build(compiler: str) -> Path:
+    """Return the library, built if need be; safe when several processes start at once."""
+    from filelock import FileLock
+
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    units = _units(platform.machine())
+    digest = hashlib.sha256(repr((version, units, TORCH_TARGET)).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    folder = cache_folder()
+    library = folder / f"sparse_kernels-{digest.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    with FileLock(f"{library}.lock"):
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                os.replace(_compile(compiler, units, Path(temporary)), library)
+    return library
+
+
+def _compile(compiler: str, units: dict[str, tuple[str, list[str]]], folder: Path) -> Path:
+    torch_folder = Path(torch.__file__).parent
+    common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+    include = ["-isystem", str(torch_folder / "include"), TORCH_TARGET]
+
+    def one(name: str) -> str:
+        source, flags = units[name]
+        output = str(folder / f"{name}.o")
+        headers = include if name == "attention" else []
+        command = [compiler, *common, *headers, *flags, "-c", str(SOURCES / source), "-o", output]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        return output
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(one, units))
+    library = folder / "library.so"
+    link = [compiler, "-shared", *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    subprocess.run(link, capture_output=True, text=True, check=True)
+    return library
+
+
+def _register_fake() -> None:
+    @torch.library.register_fake("sparse_kernels::block_sparse_attention_cpu")
+    def _(q: torch.Tensor, k: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def instruction_set(dtype: torch.dtype) -> str | None:
+    """Return the instruction set that the CPU kernel uses for `dtype`, or None where it is not available."""
+    if load() is not None:
+        return None
+    return torch.ops.sparse_kernels.instruction_set("bfloat16" if dtype == torch.bfloat16 else "float32")

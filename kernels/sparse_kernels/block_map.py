@@ -1,0 +1,155 @@
+"""BlockMap: which key blocks each query block visits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """The one data structure of sparsity: packed lists of key blocks for each query block of each head.
+
+    Blocks may differ in size, also from head to head; b or h of any field may be 1, which shares it. Offsets
+    count positions after `q_order` and `kv_order`, if these are given to the attention.
+    """
+
+    counts: Int[Tensor, "b h nq"]
+    indices: Int[Tensor, "b h nq m"]
+    q_offsets: Int[Tensor, "b h nq1"]
+    kv_offsets: Int[Tensor, "b h nk1"]
+
+    def __post_init__(self) -> None:
+        for name, dimensions in (("counts", 3), ("indices", 4), ("q_offsets", 3), ("kv_offsets", 3)):
+            field = getattr(self, name)
+            if field.dtype != torch.int32 or field.ndim != dimensions:
+                raise ValueError(
+                    f"{name} must be an int32 tensor with {dimensions} dimensions, got {field.dtype} with {field.ndim}"
+                )
+        blocks = self.counts.shape[-1]
+        if self.indices.shape[2] != blocks or self.q_offsets.shape[-1] != blocks + 1:
+            raise ValueError(
+                f"counts, indices and q_offsets must agree on the number of query blocks, got {blocks}, "
+                f"{self.indices.shape[2]} and {self.q_offsets.shape[-1] - 1}"
+            )
+
+    @classmethod
+    def from_dense(
+        cls, mask: Bool[Tensor, "b h nq nk"], q_offsets: Int[Tensor, ...], kv_offsets: Int[Tensor, ...]
+    ) -> BlockMap:
+        """Pack a mask of blocks; offsets are (n+1,) when all heads share them, else (b|1 h|1 n+1)."""
+        q_offsets, kv_offsets = (
+            offsets.to(mask.device, torch.int32).view(1, 1, -1) if offsets.ndim == 1 else offsets.to(torch.int32)
+            for offsets in (q_offsets, kv_offsets)
+        )
+        if mask.shape[-1] != kv_offsets.shape[-1] - 1:
+            raise ValueError(f"the mask has {mask.shape[-1]} key blocks, kv_offsets has {kv_offsets.shape[-1] - 1}")
+        # A stable sort of "not visited" puts the visited blocks first, in rising order, without a host round trip.
+        indices = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)
+        return cls(mask.sum(-1, dtype=torch.int32), indices.to(torch.int32), q_offsets, kv_offsets)
+
+    @classmethod
+    def uniform(
+        cls, mask: Bool[Tensor, "b h nq nk"], block_q: int, block_kv: int, q_length: int, kv_length: int
+    ) -> BlockMap:
+        """Pack a mask of equal blocks; only the last block of each axis may be shorter."""
+        return cls.from_dense(
+            mask, uniform_offsets(q_length, block_q, mask.device), uniform_offsets(kv_length, block_kv, mask.device)
+        )
+
+    @property
+    def q_length(self) -> int:
+        """Number of query positions; reads one number back from the device."""
+        return int(self.q_offsets[0, 0, -1])
+
+    @property
+    def kv_length(self) -> int:
+        """Number of key positions; reads one number back from the device."""
+        return int(self.kv_offsets[0, 0, -1])
+
+    def to_dense(self) -> Bool[Tensor, "b h nq nk"]:
+        """Return the mask of visited blocks."""
+        blocks = self.kv_offsets.shape[-1] - 1
+        valid = torch.arange(self.indices.shape[-1], device=self.indices.device) < self.counts[..., None]
+        batch, heads, rows, _ = torch.broadcast_shapes(valid.shape, self.indices.shape)
+        # One spare column takes the entries past each row's count, which may hold anything.
+        target = torch.where(valid, self.indices, blocks).long().expand(batch, heads, rows, -1)
+        mask = torch.zeros(batch, heads, rows, blocks + 1, dtype=torch.bool, device=self.indices.device)
+        return mask.scatter_(-1, target, True)[..., :blocks]
+
+    def pairs(self) -> Float[Tensor, "b h"]:
+        """Return the number of query-key pairs that are computed, for each head."""
+        q_sizes, kv_sizes = self.q_offsets.diff().double(), self.kv_offsets.diff().double()
+        visited = (self.to_dense() * kv_sizes[..., None, :]).sum(-1)
+        return (visited * q_sizes).sum(-1)
+
+    @property
+    def density(self) -> float:
+        """Computed query-key pairs as a share of all pairs, over all heads."""
+        return (self.pairs() / (self.q_length * self.kv_length)).mean().item()
+
+    def to_mask(self) -> Bool[Tensor, "b h sq skv"]:
+        """Return the mask of query-key pairs, by position; for tests and small sizes only."""
+        dense = self.to_dense()
+        batch = max(dense.shape[0], self.q_offsets.shape[0], self.kv_offsets.shape[0])
+        heads = max(dense.shape[1], self.q_offsets.shape[1], self.kv_offsets.shape[1])
+        q_block = block_of_position(self.q_offsets, self.q_length).expand(batch, heads, -1)
+        kv_block = block_of_position(self.kv_offsets, self.kv_length).expand(batch, heads, -1)
+        rows = dense.expand(batch, heads, -1, -1).gather(2, q_block[..., None].expand(-1, -1, -1, dense.shape[-1]))
+        return rows.gather(3, kv_block[..., None, :].expand(-1, -1, self.q_length, -1))
+
+    def to_flex(self) -> BlockMask:
+        """Return FlexAttention's BlockMask; ValueError unless all blocks but the last are of one size."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        sizes = [uniform_size(offsets) for offsets in (self.q_offsets, self.kv_offsets)]
+        if None in sizes:
+            raise ValueError("FlexAttention needs blocks of one size, shared by all heads; these differ")
+        mask = self.to_dense()
+        order = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True).to(torch.int32)
+        nothing = torch.zeros_like(self.counts).expand(mask.shape[:3]).contiguous()
+        return BlockMask.from_kv_blocks(
+            nothing,
+            torch.zeros_like(order),
+            mask.sum(-1, dtype=torch.int32),
+            order,
+            BLOCK_SIZE=(sizes[0], sizes[1]),  # type: ignore[arg-type]
+            seq_lengths=(self.q_length, self.kv_length),
+        )
+
+    def draw(self, batch: int = 0, head: int = 0, width: int = 64) -> str:
+        """Return the map of one head as text, darker where more of its blocks are visited."""
+        mask = self.to_dense()
+        mask = mask[min(batch, mask.shape[0] - 1), min(head, mask.shape[1] - 1)].float()
+        size = (min(width // 2, mask.shape[0]), min(width, mask.shape[1]))
+        shades = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], size)[0, 0]
+        return "\n".join("".join(" ░▒▓█"[min(4, int(x * 4.999))] for x in row) for row in shades.tolist())
+
+
+def uniform_offsets(length: int, block: int, device: torch.device | str = "cpu") -> Int[Tensor, " n1"]:
+    """Return the boundaries of blocks of `block` tokens, the last one shorter where it must be."""
+    count = -(-length // block)
+    return (torch.arange(count + 1, device=device, dtype=torch.int32) * block).clamp(max=length)
+
+
+def uniform_size(offsets: Int[Tensor, "b h n1"]) -> int | None:
+    """Return the size of all blocks but the last, or None when they differ."""
+    if offsets.shape[:2] != (1, 1):
+        return None
+    sizes = offsets[0, 0].diff()
+    first = int(sizes[0])
+    return first if bool((sizes[:-1] == first).all()) and int(sizes[-1]) <= first else None
+
+
+def block_of_position(offsets: Int[Tensor, "b h n1"], length: int) -> Int[Tensor, "b h s"]:
+    """Return the number of the block that each position lies in."""
+    positions = torch.arange(length, device=offsets.device, dtype=torch.int32)
+    positions = positions.expand(*offsets.shape[:2], length).contiguous()
+    return torch.searchsorted(offsets[..., 1:].contiguous(), positions, right=True)

@@ -1,0 +1,48 @@
+"""The C++ kernel: AMX for bf16, otherwise float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_kernels import _extension
+from sparse_kernels.block_map import BlockMap
+
+MAX_HEAD_DIM = 256
+
+
+def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
+    """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
+    if q.device.type != "cpu":
+        return f"the tensors are on {q.device}, not on the CPU"
+    if q.shape[3] > MAX_HEAD_DIM:
+        return f"head_dim is {q.shape[3]}, at most {MAX_HEAD_DIM} is supported"
+    return _extension.load()
+
+
+def forward(
+    q: Float[Tensor, "b h sq d"],
+    k: Float[Tensor, "b hkv skv d"],
+    v: Float[Tensor, "b hkv skv d"],
+    block_map: BlockMap,
+    q_order: Int[Tensor, "b1 h1 sq"] | None,
+    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    scale: float,
+    instructions: str = "",
+) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
+    """Return the output and the natural-log LSE; `instructions` forces an instruction set, for tests."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    return torch.ops.sparse_kernels.block_sparse_attention_cpu(
+        q,
+        k,
+        v,
+        block_map.counts.contiguous(),
+        block_map.indices.contiguous(),
+        block_map.q_offsets.contiguous(),
+        block_map.kv_offsets.contiguous(),
+        None if q_order is None else q_order.contiguous(),
+        None if kv_order is None else kv_order.contiguous(),
+        scale,
+        instructions,
+    )

@@ -1,0 +1,81 @@
+"""The definition of block-sparse attention: torch only, differentiable, any device; one matrix product a block row."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_kernels.block_map import BlockMap
+
+
+def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
+    """Return None: the reference runs everything."""
+    return None
+
+
+def forward(
+    q: Float[Tensor, "b h sq d"],
+    k: Float[Tensor, "b hkv skv d"],
+    v: Float[Tensor, "b hkv skv d"],
+    block_map: BlockMap,
+    q_order: Int[Tensor, "b1 h1 sq"] | None,
+    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    scale: float,
+) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
+    """Return the output and the natural-log LSE, both in the callers' row order."""
+    batch, heads = q.shape[:2]
+    if block_map.q_length != q.shape[2] or block_map.kv_length != k.shape[2]:
+        raise ValueError(
+            f"q_offsets and kv_offsets must end at the sequence lengths {q.shape[2]} and {k.shape[2]}, "
+            f"got {block_map.q_length} and {block_map.kv_length}"
+        )
+    mask = block_map.to_dense()
+    outs, lses = [], []
+    for b in range(batch):
+        for h in range(heads):
+            kv_head = h * k.shape[1] // heads
+            rows, columns = (_pick(order, b, h) for order in (q_order, kv_order))
+            head_q, head_k, head_v = q[b, h], k[b, kv_head], v[b, kv_head]
+            out, lse = _attend_head(
+                head_q if rows is None else head_q[rows],
+                head_k if columns is None else head_k[columns],
+                head_v if columns is None else head_v[columns],
+                *(_share(field, b, h) for field in (mask, block_map.q_offsets, block_map.kv_offsets)),
+                scale,
+            )
+            if rows is not None:
+                inverse = torch.argsort(rows)
+                out, lse = out[inverse], lse[inverse]
+            outs.append(out)
+            lses.append(lse)
+    shape = (batch, heads, q.shape[2])
+    return torch.stack(outs).view(*shape, -1).to(q.dtype), torch.stack(lses).view(shape)
+
+
+def _share(x: Tensor, batch: int, head: int) -> Tensor:
+    return x[min(batch, x.shape[0] - 1), min(head, x.shape[1] - 1)]
+
+
+def _pick(order: Tensor | None, batch: int, head: int) -> Tensor | None:
+    return None if order is None else _share(order, batch, head)
+
+
+def _attend_head(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, q_offsets: Tensor, kv_offsets: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    q_ends, kv_ends = q_offsets.tolist(), kv_offsets.tolist()
+    outs, lses = [], []
+    for i in range(len(q_ends) - 1):
+        rows = q[q_ends[i] : q_ends[i + 1]].float()
+        blocks = mask[i].nonzero().flatten().tolist()
+        keys = [slice(kv_ends[j], kv_ends[j + 1]) for j in blocks]
+        if not any(part.stop > part.start for part in keys):
+            outs.append(rows * 0)
+            lses.append(torch.full((len(rows),), -torch.inf, device=q.device))
+            continue
+        scores = rows @ torch.cat([k[part] for part in keys]).float().T * scale
+        lse = scores.logsumexp(-1)
+        outs.append((scores - lse[:, None]).exp() @ torch.cat([v[part] for part in keys]).float())
+        lses.append(lse)
+    return torch.cat(outs), torch.cat(lses)

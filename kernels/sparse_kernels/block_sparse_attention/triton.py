@@ -1,0 +1,298 @@
+"""Block-sparse attention forward as one Triton kernel (online softmax after Dao, arXiv 2307.08691).
+
+Names: p_ pointers, b_ block values, i_ indices, capitals are compile-time constants. Scores are in log2 units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Int32, Int64
+from torch import Tensor
+
+from sparse_kernels.block_map import BlockMap
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+
+class LaunchConfig(NamedTuple):
+    """Tile shape and compiler options of one launch."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int | bool]:
+        """Compiler options; fused multiply-add is asked for by name because Triton's default for it changes."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
+    """Says why the Triton kernel cannot take these tensors, or None when it can."""
+    if triton is None:
+        return "triton is not installed (pip install triton)"
+    dtypes, sizes = [x.dtype for x in (q, k, v)], [x.shape[-1] for x in (q, k, v)]
+    if dtypes[0] not in (torch.float16, torch.bfloat16, torch.float32) or len(set(dtypes)) > 1:
+        return f"the Triton kernel takes one of float16, bfloat16, float32 for q, k and v, given {dtypes}"
+    if sizes[0] % 16 or not 16 <= sizes[0] <= 256 or len(set(sizes)) > 1:
+        return f"the Triton kernel takes one head_dim, a multiple of 16 up to 256, given {sizes}"
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return "the Triton kernel has no backward pass; call it under torch.no_grad() or use backend='reference'"
+    interpreted = not isinstance(block_sparse_attention_fwd_kernel, triton.JITFunction)
+    tensors = (q, k, v, block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
+    if not interpreted and not all(tensor.is_cuda for tensor in tensors):
+        return f"the Triton kernel needs CUDA tensors, given {sorted({str(tensor.device) for tensor in tensors})}"
+    return None
+
+
+def forward(
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h_kv t d"],
+    v: Float[Tensor, "b h_kv t d"],
+    block_map: BlockMap,
+    q_order: Int64[Tensor, "#b #h s"] | None,
+    kv_order: Int64[Tensor, "#b #h t"] | None,
+    scale: float,
+) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
+    """Attention over the listed blocks: the output and the natural-log LSE, both in the callers' row order."""
+    fields = (block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
+    return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale)
+
+
+def launch_config(
+    head_dim: int,
+    itemsize: int,
+    block_sizes: tuple[float, float],
+    *,
+    gathered: bool,
+    shared_memory: int,
+    asynchronous_mma: bool,
+) -> LaunchConfig:
+    """Tile shape for mean (query, key) block sizes in rows and the shared memory of one thread block in bytes.
+
+    `gathered`: key rows go through an order. `asynchronous_mma`: the device multiplies from shared memory (Hopper on).
+    """
+    block_d = triton.next_power_of_2(head_dim)
+    # The accumulator has to stay in registers; float32 products run without tensor cores, which takes more of them.
+    if itemsize == 4:
+        block_m, block_n, num_warps = 32, 32 if block_d <= 64 else 16, 4 if block_d <= 64 else 8
+    else:
+        block_m = 64 if block_sizes[0] <= 64 or block_d == 256 else 128
+        block_n = 64 if asynchronous_mma or block_d <= 64 else 32
+        block_n = 128 if asynchronous_mma and block_d <= 64 and block_m == 128 and block_sizes[1] > 64 else block_n
+        num_warps = 8 if block_m == 128 or block_d == 256 else 4
+
+    def needed(buffers: int) -> int:
+        return block_d * itemsize * (block_m + 2 * block_n * buffers)
+
+    buffers = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory), 1)
+    # The compiler shares its stages evenly between the order and the rows the order points to.
+    return LaunchConfig(block_m, block_n, block_d, num_warps, 2 * buffers - 1 if gathered else buffers)
+
+
+def query_tiles(
+    counts: Int32[Tensor, "b h nq"], q_offsets: Int32[Tensor, "#b #h nq+1"], q_len: int, block_m: int
+) -> Int32[Tensor, "b h tiles 4"]:
+    """Cuts query blocks into tiles of at most block_m rows: (query block, first row, end row, count), longest first.
+
+    The number of tiles is bounded from shapes alone, so nothing waits for the device; surplus tiles have no rows.
+    """
+    pieces = (q_offsets.diff(dim=-1) + (block_m - 1)) // block_m
+    ends = pieces.cumsum(-1)
+    number = torch.arange(pieces.shape[-1] + q_len // block_m, device=counts.device)
+    number = number.expand(*ends.shape[:2], -1)
+    block = torch.searchsorted(ends, number.contiguous(), right=True).clamp_(max=pieces.shape[-1] - 1)
+    # A surplus tile lands behind the last piece of the last block: its first row is not below its end row.
+    first = q_offsets.gather(-1, block) + (number - (ends - pieces).gather(-1, block)) * block_m
+    end = q_offsets.gather(-1, block + 1)
+
+    heads = torch.broadcast_shapes(counts.shape[:2], q_offsets.shape[:2])
+    block, first, end = (tile.expand(*heads, -1) for tile in (block, first, end))
+    count = counts.expand(*heads, -1).gather(-1, block)
+    launch_order = torch.where(first < end, count, -1).argsort(dim=-1, descending=True, stable=True)
+    return torch.stack([tile.gather(-1, launch_order) for tile in (block, first, end, count)], dim=-1).to(torch.int32)
+
+
+def _jit(function: Callable) -> Any:
+    return function if triton is None else triton.jit(function)
+
+
+@_jit
+def _key_block_border(p_index, p_kv_offsets, valid):
+    """Positions at which one listed key block begins and ends."""
+    i_block = tl.load(p_index, mask=valid, other=0)
+    return tl.load(p_kv_offsets + i_block), tl.load(p_kv_offsets + i_block + 1)
+
+
+@_jit
+def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
+    """Loop length: every listed key block is walked in pieces of BLOCK_N, an empty one takes one masked step."""
+    steps = 0
+    for start in range(0, count, 128):
+        i_entry = start + tl.arange(0, 128)
+        valid = i_entry < count
+        i_block = tl.load(p_index + i_entry, mask=valid, other=0)
+        size = tl.load(p_kv_offsets + i_block + 1) - tl.load(p_kv_offsets + i_block)
+        pieces = tl.maximum((size + BLOCK_N - 1) // BLOCK_N, 1)
+        steps += tl.sum(tl.where(valid, pieces, 0))
+    return steps
+
+
+@_jit
+def block_sparse_attention_fwd_kernel(
+    p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_kv_offsets, p_q_order, p_kv_order,
+    q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, kv_offset_strides, q_order_strides,
+    kv_order_strides, q_len, heads_per_kv_head, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    i_b, i_h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
+    p_tile = p_tiles + i_b * tile_strides[0] + i_h * tile_strides[1] + tl.program_id(0) * 4
+    i_block, first, end, count = tl.load(p_tile), tl.load(p_tile + 1), tl.load(p_tile + 2), tl.load(p_tile + 3)
+    if first >= end:
+        return
+
+    i_d = tl.arange(0, BLOCK_D)
+    in_head = i_d < HEAD_DIM
+    i_position = first + tl.arange(0, BLOCK_M)
+    in_tile = i_position < end
+    if p_q_order is None:
+        i_row = i_position.to(tl.int64)
+    else:
+        p_q_order += i_b * q_order_strides[0] + i_h * q_order_strides[1]
+        i_row = tl.load(p_q_order + i_position, mask=in_tile, other=0)
+    q_mask = in_tile[:, None] & in_head[None, :]
+    p_q += i_b * q_strides[0] + i_h * q_strides[1]
+    b_q = tl.load(p_q + i_row[:, None] * q_strides[2] + i_d[None, :], mask=q_mask, other=0.0)
+
+    i_h_kv = i_h // heads_per_kv_head
+    p_k += i_b * k_strides[0] + i_h_kv * k_strides[1]
+    p_v += i_b * v_strides[0] + i_h_kv * v_strides[1]
+    p_index = p_indices + i_b * index_strides[0] + i_h * index_strides[1] + i_block.to(tl.int64) * index_strides[2]
+    p_kv_offsets += i_b * kv_offset_strides[0] + i_h * kv_offset_strides[1]
+    if p_kv_order is not None:
+        p_kv_order += i_b * kv_order_strides[0] + i_h * kv_order_strides[1]
+
+    # The lowest finite float instead of -inf: a fully masked step then gives exp2(-inf) = 0 and never inf - inf.
+    b_max = tl.full([BLOCK_M], -3.4e38, tl.float32)
+    b_sum = tl.zeros([BLOCK_M], tl.float32)
+    b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    i_entry = 0
+    start, stop = _key_block_border(p_index, p_kv_offsets, count > 0)
+    for _ in range(_count_steps(p_index, p_kv_offsets, count, BLOCK_N)):
+        i_key = start + tl.arange(0, BLOCK_N)
+        in_block = i_key < stop
+        if p_kv_order is None:
+            i_key_row = i_key.to(tl.int64)
+        else:
+            i_key_row = tl.load(p_kv_order + i_key, mask=in_block, other=0)
+        kv_mask = in_block[:, None] & in_head[None, :]
+        b_k = tl.load(p_k + i_key_row[:, None] * k_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
+        b_v = tl.load(p_v + i_key_row[:, None] * v_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
+
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
+        b_score = tl.where(in_block[None, :], b_score, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
+        b_weight = tl.exp2(b_score - b_new_max[:, None])
+        b_decay = tl.exp2(b_max - b_new_max)
+        b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
+        b_out = tl.dot(b_weight.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=PRECISION)
+        b_max = b_new_max
+
+        # One flat loop over pieces of all listed blocks keeps loads pipelined across block borders.
+        start += BLOCK_N
+        leaves = start >= stop
+        i_entry += leaves.to(tl.int32)
+        next_start, next_stop = _key_block_border(p_index + i_entry, p_kv_offsets, leaves & (i_entry < count))
+        start = tl.where(leaves, next_start, start)
+        stop = tl.where(leaves, next_stop, stop)
+
+    b_empty = b_sum == 0.0
+    b_sum = tl.where(b_empty, 1.0, b_sum)
+    b_lse = tl.where(b_empty, float("-inf"), (b_max + tl.log2(b_sum)) * 0.6931471805599453)
+    b_out = b_out / b_sum[:, None]
+    p_out += i_b * out_strides[0] + i_h * out_strides[1]
+    tl.store(p_out + i_row[:, None] * out_strides[2] + i_d[None, :], b_out.to(p_out.dtype.element_ty), mask=q_mask)
+    tl.store(p_lse + (i_b * tl.num_programs(1) + i_h) * q_len + i_row, b_lse, mask=in_tile)
+
+
+def _broadcast_strides(tensor: Tensor | None, count: int = 2) -> tuple[int, ...]:
+    if tensor is None:
+        return (0,) * count
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))[:count]
+
+
+def _empty_outputs(q: Float[Tensor, "b h s d"]) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
+    out = torch.empty_like(q)  # keeps a transposed layout, so the way back to b s h d stays a view
+    if out.stride(-1) != 1:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _device_config(q: Tensor, block_sizes: tuple[float, float], gathered: bool) -> LaunchConfig:
+    if not q.is_cuda:  # interpreter
+        shared_memory, asynchronous_mma = 163 * 1024, False
+    else:
+        device = torch.cuda.get_device_properties(q.device)
+        shared_memory, asynchronous_mma = device.shared_memory_per_block_optin, device.major in (9, 10)
+    return launch_config(
+        q.shape[-1],
+        q.element_size(),
+        block_sizes,
+        gathered=gathered,
+        shared_memory=shared_memory,
+        asynchronous_mma=asynchronous_mma,
+    )
+
+
+@torch.library.custom_op(
+    "sparse_kernels::block_sparse_attention_triton",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, Tensor kv_offsets, "
+    "Tensor? q_order, Tensor? kv_order, float scale) -> (Tensor, Tensor)",
+)
+def block_sparse_attention_triton(
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h_kv t d"],
+    v: Float[Tensor, "b h_kv t d"],
+    counts: Int32[Tensor, "#b #h nq"],
+    indices: Int32[Tensor, "#b #h nq m"],
+    q_offsets: Int32[Tensor, "#b #h nq+1"],
+    kv_offsets: Int32[Tensor, "#b #h nk+1"],
+    q_order: Int[Tensor, "#b #h s"] | None,
+    kv_order: Int[Tensor, "#b #h t"] | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The custom operator behind forward: BlockMap fields as plain tensors, one graph node under torch.compile."""
+    out, lse = _empty_outputs(q)
+    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
+    q_order, kv_order = (order if order is None else order.contiguous() for order in (q_order, kv_order))
+    indices, kv_offsets = indices.contiguous(), kv_offsets.contiguous()
+    b, h, q_len, head_dim = q.shape
+    block_sizes = (q_len / counts.shape[-1], k.shape[2] / (kv_offsets.shape[-1] - 1))
+    config = _device_config(q, block_sizes, kv_order is not None)
+    with torch.cuda.device_of(q):
+        tiles = query_tiles(counts, q_offsets, q_len, config.block_m)
+        block_sparse_attention_fwd_kernel[(tiles.shape[2], h, b)](
+            q, k, v, out, lse, tiles, indices, kv_offsets, q_order, kv_order,
+            q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], _broadcast_strides(tiles),
+            _broadcast_strides(indices, 3), _broadcast_strides(kv_offsets), _broadcast_strides(q_order),
+            _broadcast_strides(kv_order), q_len, h // k.shape[1], scale * math.log2(math.e),
+            HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            PRECISION="ieee", **config.options(),
+        )  # fmt: skip
+    return out, lse
+
+
+@block_sparse_attention_triton.register_fake
+def _fake_outputs(q: Float[Tensor, "b h s d"], *_: object) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(q)

@@ -1,0 +1,122 @@
+// Block-sparse attention in float32 registers, for any vector width: bf16 and fp16 are widened while packing.
+// Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
+#include "vector.h"
+
+#define VECTORS 2
+static constexpr int32_t PANEL = VECTORS * LANES;
+static constexpr int32_t CHUNK = 128;  // keys between two softmax passes: scores stay in the second-level cache
+static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
+
+static inline int32_t padded(int32_t head_dim) { return (head_dim + PANEL - 1) / PANEL * PANEL; }
+
+// acc += a (R rows, stride lda) times b (depth rows of PANEL floats, stride ldb)
+template <int R>
+static inline __attribute__((always_inline)) void multiply(
+    vf (&acc)[R][VECTORS], const float* a, int64_t lda, const float* b, int64_t ldb, int32_t depth) {
+#pragma GCC unroll 4
+  for (int32_t k = 0; k < depth; k++) {
+    vf row[VECTORS];
+    for (int v = 0; v < VECTORS; v++) row[v] = load(b + k * ldb + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      vf x = broadcast(a[r * lda + k]);
+      for (int v = 0; v < VECTORS; v++) acc[r][v] += x * row[v];
+    }
+  }
+}
+
+template <int R>
+static void score_rows(const float* q, int32_t width, const float* keys, float* scores, int64_t ld) {
+  vf acc[R][VECTORS] = {};
+  multiply<R>(acc, q, width, keys, PANEL, width);
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < VECTORS; v++) store(scores + r * ld + v * LANES, acc[r][v]);
+}
+
+template <int R>
+static void value_rows(
+    const float* weights, int64_t ld, const float* const* values, int32_t panels, int32_t width, float* out) {
+  for (int32_t x = 0; x < width; x += PANEL) {
+    vf acc[R][VECTORS];
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < VECTORS; v++) acc[r][v] = load(out + r * width + x + v * LANES);
+    for (int32_t i = 0; i < panels; i++) multiply<R>(acc, weights + i * PANEL, ld, values[i] + x, width, PANEL);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < VECTORS; v++) store(out + r * width + x + v * LANES, acc[r][v]);
+  }
+}
+
+// Call f with the number of rows as a compile-time constant: full register tiles first, then what is left.
+template <int R, class F>
+static inline void for_rows(int32_t rows, int32_t first, F f) {
+  if constexpr (R > 0) {
+    for (; rows - first >= R; first += R) f.template operator()<R>(first);
+    for_rows<R - 1>(rows, first, f);
+  }
+}
+
+static void pack(const PanelJob& job) {
+  const int32_t width = padded(job.head_dim);
+  float* keys = static_cast<float*>(job.packed_keys);
+  float* values = static_cast<float*>(job.packed_values);
+  float row[512];
+  for (int32_t j = 0; j < PANEL; j++) {
+    if (j < job.valid) {
+      read_row(job.values, job.first_row + j, job.head_dim, width, 1.0f, values + static_cast<int64_t>(j) * width);
+      read_row(job.keys, job.first_row + j, job.head_dim, width, 1.0f, row);
+    } else {
+      memset(values + static_cast<int64_t>(j) * width, 0, width * sizeof(float));
+      memset(row, 0, width * sizeof(float));
+    }
+    for (int32_t x = 0; x < width; x++) keys[x * PANEL + j] = row[x];
+  }
+}
+
+static size_t panel_bytes(int32_t head_dim) { return static_cast<size_t>(padded(head_dim)) * PANEL * sizeof(float); }
+
+static size_t scratch_bytes(int32_t head_dim) {
+  return static_cast<size_t>(TILE_ROWS) * (2 * padded(head_dim) + CHUNK + 2) * sizeof(float);
+}
+
+static void attend(const TileJob& job) {
+  const int32_t width = padded(job.head_dim);
+  float* q = reinterpret_cast<float*>(job.scratch);
+  float* out = q + static_cast<int64_t>(TILE_ROWS) * width;
+  float* scores = out + static_cast<int64_t>(TILE_ROWS) * width;
+  float* m = scores + TILE_ROWS * CHUNK;
+  float* sum = m + TILE_ROWS;
+  for (int32_t r = 0; r < job.rows; r++) {
+    read_row(job.queries, job.first_row + r, job.head_dim, width, job.scale, q + static_cast<int64_t>(r) * width);
+    m[r] = -__builtin_inff();
+    sum[r] = 0;
+  }
+  memset(out, 0, static_cast<size_t>(job.rows) * width * sizeof(float));
+  const int64_t bytes = static_cast<int64_t>(panel_bytes(job.head_dim));
+  for (int32_t begin = 0; begin < job.panel_count; begin += CHUNK_PANELS) {
+    const int32_t panels = job.panel_count - begin < CHUNK_PANELS ? job.panel_count - begin : CHUNK_PANELS;
+    const float* values[CHUNK_PANELS];
+    for (int32_t i = 0; i < panels; i++) {
+      const int32_t panel = job.panels[begin + i];
+      const float* keys = reinterpret_cast<const float*>(job.packed_keys + panel * bytes);
+      values[i] = reinterpret_cast<const float*>(job.packed_values + panel * bytes);
+      for_rows<ROWS>(job.rows, 0, [&]<int R>(int32_t r) {
+        score_rows<R>(q + static_cast<int64_t>(r) * width, width, keys, scores + r * CHUNK + i * PANEL, CHUNK);
+      });
+      if (job.valid[panel] < PANEL)
+        for (int32_t r = 0; r < job.rows; r++) hide_padding(scores + r * CHUNK + i * PANEL, job.valid[panel], PANEL);
+    }
+    for (int32_t r = 0; r < job.rows; r++)
+      softmax_row(scores + r * CHUNK, panels * PANEL, m[r], sum[r], out + static_cast<int64_t>(r) * width, width);
+    for_rows<ROWS>(job.rows, 0, [&]<int R>(int32_t r) {
+      value_rows<R>(scores + r * CHUNK, CHUNK, values, panels, width, out + static_cast<int64_t>(r) * width);
+    });
+  }
+  finish_rows(job, out, width, m, sum);
+}
+
+static bool can_run() { return CAN_RUN; }
+static void nothing() {}
+
+extern "C" const Kernel KERNEL = {
+    NAME, PANEL, can_run, panel_bytes, scratch_bytes, nothing, nothing, pack, attend,
+};

@@ -1,0 +1,170 @@
+// Vectors of LANES floats through the compiler's vector extension: one source for SSE, AVX2 and AVX-512.
+// Included once by each kernel's object file, which is compiled for its own instruction set; everything is
+// static, so that no function compiled for a newer set can be linked into an older one's path.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernel.h"
+
+#ifndef LANES
+#error "define LANES"
+#endif
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+
+static inline vf load(const float* p) {
+  vf x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+static inline void store(float* p, vf x) { memcpy(p, &x, sizeof x); }
+static inline vf broadcast(float x) { return x - (vf){}; }
+
+static inline float horizontal_max(vf x) {
+  float best = x[0];
+  for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
+  return best;
+}
+static inline float horizontal_sum(vf x) {
+  float sum = x[0];
+  for (int i = 1; i < LANES; i++) sum += x[i];
+  return sum;
+}
+
+// 2^x to 8e-8 relative; below -126 it gives 2^-126, NaN stays NaN.
+static inline vf exp2_vector(vf x) {
+  const vf low = broadcast(-126.0f), magic = broadcast(12582912.0f);  // 1.5 * 2^23 rounds to an integer
+  x = x < low ? low : x;
+  vf shifted = x + magic;
+  vf f = x - (shifted - magic);
+  vf p = broadcast(1.3276471e-3f);
+  p = p * f + 9.6755410e-3f;
+  p = p * f + 5.5507131e-2f;
+  p = p * f + 2.4022120e-1f;
+  p = p * f + 6.9314694e-1f;
+  p = p * f + 1.0f;
+  return (vf)((vi)p + ((vi)shifted << 23));
+}
+
+static inline float exp2_scalar(float x) { return exp2_vector(broadcast(x))[0]; }
+
+static inline float read_element(const void* data, int64_t index, Element element) {
+  if (element == FLOAT32) return static_cast<const float*>(data)[index];
+  uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  uint32_t wide;
+  if (element == BFLOAT16) {
+    wide = static_cast<uint32_t>(bits) << 16;
+  } else {
+    uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, fraction = bits & 0x3ffu;
+    if (exponent == 31) {
+      wide = sign | 0x7f800000u | fraction << 13;
+    } else if (exponent) {
+      wide = sign | (exponent + 112) << 23 | fraction << 13;
+    } else {  // zero or subnormal: fraction * 2^-24
+      float value = static_cast<float>(fraction) * 5.9604644775390625e-8f;
+      memcpy(&wide, &value, 4);
+      wide |= sign;
+    }
+  }
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
+static inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;  // NaN
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline uint16_t to_float16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: let the float adder round to multiples of 2^-24
+    float scaled;
+    memcpy(&scaled, &magnitude, 4);
+    scaled += 0.5f;
+    uint32_t rounded;
+    memcpy(&rounded, &scaled, 4);
+    return static_cast<uint16_t>(sign | (rounded - 0x3f000000u));
+  }
+  uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1);
+  return static_cast<uint16_t>(sign | rounded >> 13);
+}
+
+static inline int64_t row_offset(const Rows& rows, int64_t row) {
+  return (rows.order ? rows.order[row] : row) * rows.stride;
+}
+
+// Read one row as floats times `scale`, filled with zeros up to `width`.
+static inline void read_row(const Rows& rows, int64_t row, int32_t head_dim, int32_t width, float scale, float* to) {
+  int64_t offset = row_offset(rows, row);
+  if (rows.element == FLOAT32) {
+    const float* from = static_cast<const float*>(rows.data) + offset;
+    for (int32_t x = 0; x < head_dim; x++) to[x] = from[x] * scale;
+  } else {
+    for (int32_t x = 0; x < head_dim; x++) to[x] = read_element(rows.data, offset + x, rows.element) * scale;
+  }
+  for (int32_t x = head_dim; x < width; x++) to[x] = 0;
+}
+
+static inline void write_row(const TileJob& job, int64_t row, const float* from, float scale) {
+  int64_t offset = (job.queries.order ? job.queries.order[row] : row) * job.out_stride;
+  if (job.queries.element == FLOAT32) {
+    float* to = static_cast<float*>(job.out) + offset;
+    for (int32_t x = 0; x < job.head_dim; x++) to[x] = from[x] * scale;
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(job.out) + offset;
+  for (int32_t x = 0; x < job.head_dim; x++) {
+    to[x] = job.queries.element == BFLOAT16 ? to_bfloat16(from[x] * scale) : to_float16(from[x] * scale);
+  }
+}
+
+// Online softmax over one row of `columns` new scores (in units of log2), a multiple of LANES: the scores become
+// weights relative to the running maximum `m`, `sum` and the output row grow accordingly. The maximum is raised
+// only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
+static inline void softmax_row(float* scores, int32_t columns, float& m, float& sum, float* out, int32_t width) {
+  vf best = load(scores);
+  for (int32_t j = LANES; j < columns; j += LANES) {
+    vf x = load(scores + j);
+    best = x > best ? x : best;
+  }
+  float top = horizontal_max(best);
+  if (top > m + 8.0f) {
+    float shrink = exp2_scalar(m - top);  // 0 in effect for the first block, where m is -infinity
+    sum *= shrink;
+    for (int32_t x = 0; x < width; x += LANES) store(out + x, load(out + x) * shrink);
+    m = top;
+  }
+  const vf maximum = broadcast(m);
+  vf total = {};
+  for (int32_t j = 0; j < columns; j += LANES) {
+    vf p = exp2_vector(load(scores + j) - maximum);
+    store(scores + j, p);
+    total += p;
+  }
+  sum += horizontal_sum(total);
+}
+
+// Keys that only fill up a panel get no weight.
+static inline void hide_padding(float* scores, int32_t valid, int32_t panel) {
+  for (int32_t j = valid; j < panel; j++) scores[j] = -3e38f;
+}
+
+static inline void finish_rows(const TileJob& job, const float* out, int32_t width, const float* m, const float* sum) {
+  for (int32_t r = 0; r < job.rows; r++) {
+    int64_t row = job.first_row + r;
+    bool empty = job.panel_count == 0;
+    write_row(job, row, out + static_cast<int64_t>(r) * width, empty ? 0.0f : 1.0f / sum[r]);
+    float lse = empty ? -__builtin_inff() : (m[r] + __builtin_log2f(sum[r])) * 0.69314718055994531f;
+    job.lse[job.queries.order ? job.queries.order[row] : row] = lse;
+  }
+}
