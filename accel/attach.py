@@ -112,7 +112,7 @@ def attn_processors(transformer: nn.Module, method: str | Method = "sparse-vdit"
     return _processors(transformer, session)
 
 
-def _transformers(pipe_or_transformer: Any) -> list[nn.Module]:
+def _transformers(pipe_or_transformer: Any) -> list[Any]:
     if isinstance(pipe_or_transformer, nn.Module):
         return [pipe_or_transformer]
     found = [getattr(pipe_or_transformer, name, None) for name in ("transformer", "transformer_2")]

@@ -115,9 +115,7 @@ def generate(
     return Generation(_decode(pipeline, latents), report | {"seconds": seconds} | _sparsity(records), records)
 
 
-def _warm_up(
-    pipeline: Any, method: Any, call: dict[str, Any], seed: int, report_step: Callable[[str], None]
-) -> None:
+def _warm_up(pipeline: Any, method: Any, call: dict[str, Any], seed: int, report_step: Callable[[str], None]) -> None:
     """Run both ways shortly, so that neither is timed while it compiles, builds or allocates."""
     short_call = call | {"num_inference_steps": WARMUP_STEPS}
     _denoise(pipeline, short_call, seed, "dense warm-up", report_step)
@@ -144,9 +142,7 @@ def _call_arguments(
         "guidance_scale": guidance_scale,
     }
     call = {**loaded.defaults, **{name: value for name, value in given.items() if value is not None}}
-    check_geometry(
-        loaded.pipeline, call["num_frames"], call["height"], call["width"], call["num_inference_steps"]
-    )
+    check_geometry(loaded.pipeline, call["num_frames"], call["height"], call["width"], call["num_inference_steps"])
     if not 0 <= seed < SEED_LIMIT:
         raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")
     return seed, {"prompt": prompt, **call}

@@ -68,7 +68,7 @@ class PatternSearch:
 
         out = scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale)
         modes, columns = self.method.choose(call, out)
-        self.notes[call.progress.step, call.layer] = modes
+        self.notes[call.progress.step, call.layer] = modes[0]
         if is_dense(call, self.method.dense_steps, self.method.dense_layers):
             return Computed(out)
         return Computed(execute(call, self.method._plan(call, modes, columns))[0])

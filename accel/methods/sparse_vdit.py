@@ -66,26 +66,27 @@ class SparseVDiT:
             if "columns" not in memory.values:
                 memory.values["columns"] = rank_columns(call.q, call.k, call.scale, call.geometry)
             memory.values["modes"] = modes
-            memory.values["plan"] = self._plan(call, modes, memory.values["columns"])
+            memory.values["plan"] = self._plan(call, [modes], memory.values["columns"])
         return memory.values["plan"]
 
-    def _plan(self, call: AttentionCall, modes: list[str], columns: Int[Tensor, "h s"]) -> Sparse:
+    def _plan(self, call: AttentionCall, modes: list[list[str]], columns: Int[Tensor, "b h s"]) -> Sparse:
         return head_mode_plan(modes, columns, call.geometry, self.density, self.block, call.q.device)
 
-    def choose(self, call: AttentionCall, out: Float[Tensor, "b h s d"]) -> tuple[list[str], Int[Tensor, "h s"]]:
-        """Return each head's mode and column ranking, given the full output of the call."""
+    def choose(
+        self, call: AttentionCall, out: Float[Tensor, "b h s d"]
+    ) -> tuple[list[list[str]], Int[Tensor, "b h s"]]:
+        """Return each sample's and head's mode and column ranking, given the full output of the call."""
         columns = rank_columns(call.q, call.k, call.scale, call.geometry)
-        heads = out.shape[1]
         losses = []
         for mode in CANDIDATES:
-            plan = _sampled(self._plan(call, [mode] * heads, columns))
-            error = _relative_error(call, plan, out) if mode != "skip" else torch.ones(heads, device=out.device)
-            losses.append(error + self.penalty * (0.0 if mode == "skip" else self.density))
+            if mode == "skip":
+                losses.append(torch.ones(out.shape[:2], device=out.device))
+                continue
+            plan = _sampled(self._plan(call, [[mode] * out.shape[1]], columns))
+            losses.append(_relative_error(call, plan, out) + self.penalty * self.density)
         best, choice = torch.stack(losses).min(0)
-        full = best > self.tolerance
-        return [
-            "full" if keep else CANDIDATES[index] for keep, index in zip(full.tolist(), choice.tolist(), strict=True)
-        ], columns
+        choice = torch.where(best > self.tolerance, -1, choice).tolist()
+        return [["full" if index < 0 else CANDIDATES[index] for index in heads] for heads in choice], columns
 
 
 def _sampled(plan: Sparse) -> Sparse:
@@ -96,9 +97,9 @@ def _sampled(plan: Sparse) -> Sparse:
     return Sparse(block_map, plan.q_order, plan.kv_order)
 
 
-def _relative_error(call: AttentionCall, plan: Sparse, out: Float[Tensor, "b h s d"]) -> Float[Tensor, " h"]:
-    """Return each head's squared error over its squared output, on the rows that the plan computes."""
+def _relative_error(call: AttentionCall, plan: Sparse, out: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h"]:
+    """Return each sample's and head's squared error over its squared output, on the rows that the plan computes."""
     approximation, lse = execute(call, plan)
     rows = lse.isfinite()[..., None]
-    error = ((approximation - out).float().square() * rows).sum((0, 2, 3))
-    return error / (out.float().square() * rows).sum((0, 2, 3)).clamp(min=1e-12)
+    error = ((approximation - out).float().square() * rows).sum((2, 3))
+    return error / (out.float().square() * rows).sum((2, 3)).clamp(min=1e-12)

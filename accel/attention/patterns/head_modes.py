@@ -18,26 +18,36 @@ MODES = ("full", "skip", "diagonal", "multi-diagonal", "stripe")
 
 
 def head_mode_plan(
-    modes: list[str], columns: Int[Tensor, "h s"], geometry: Geometry, density: float, block: int, device: torch.device
+    modes: list[list[str]],
+    columns: Int[Tensor, "b h s"],
+    geometry: Geometry,
+    density: float,
+    block: int,
+    device: torch.device,
 ) -> Sparse:
-    """Return one plan in which head h follows modes[h]; `columns` ranks each head's keys for the stripe mode."""
+    """Return one plan in which head h of sample b follows modes[b][h]; `columns` ranks its keys for stripes.
+
+    A single list of modes, or a single sample of columns, serves the whole batch.
+    """
     offsets = uniform_offsets(geometry.tokens, block)
     blocks = len(offsets) - 1
     identity, transposed = native(geometry), token_major(geometry)
+    batch, heads = max(len(modes), len(columns)), len(modes[0])
+    names = [modes[min(b, len(modes) - 1)][h] for b in range(batch) for h in range(heads)]
+    ranked = columns.cpu().expand(batch, -1, -1).reshape(batch * heads, -1)
+    orders = {"multi-diagonal": (transposed, transposed)}
     masks, q_orders, kv_orders = [], [], []
-    for head, mode in enumerate(modes):
-        masks.append(_mode_mask(mode, blocks, density))
-        q_orders.append(transposed if mode == "multi-diagonal" else identity)
-        kv_orders.append({"multi-diagonal": transposed, "stripe": columns[head].cpu()}.get(mode, identity))
-    mask = torch.stack(masks)[None]
-    stripes = torch.tensor([mode == "stripe" for mode in modes])
-    kept = keep_text(mask, geometry, offsets, offsets)
-    skipped = torch.tensor([mode == "skip" for mode in modes])
-    # Stripe heads have text among their ranked columns; skipped heads have nothing at all.
-    mask = torch.where((stripes | skipped)[:, None, None], mask, kept)
-    block_map = BlockMap.from_dense(mask.to(device), offsets, offsets)
-    q_order = torch.stack(q_orders)[None].to(device)
-    return Sparse(block_map, q_order, torch.stack(kv_orders)[None].to(device))
+    for name, stripe in zip(names, ranked, strict=True):
+        mask = _mode_mask(name, blocks, density)
+        # Stripe heads have text among their ranked columns; skipped heads have nothing at all.
+        masks.append(mask if name in ("stripe", "skip") else keep_text(mask, geometry, offsets, offsets))
+        q_order, kv_order = orders.get(name, (identity, stripe if name == "stripe" else identity))
+        q_orders.append(q_order)
+        kv_orders.append(kv_order)
+    mask, q_order, kv_order = (
+        torch.stack(parts).unflatten(0, (batch, heads)).to(device) for parts in (masks, q_orders, kv_orders)
+    )
+    return Sparse(BlockMap.from_dense(mask, offsets, offsets), q_order, kv_order)
 
 
 def _mode_mask(mode: str, blocks: int, density: float) -> Bool[Tensor, "n n"]:
@@ -52,11 +62,11 @@ def _mode_mask(mode: str, blocks: int, density: float) -> Bool[Tensor, "n n"]:
 
 def rank_columns(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], scale: float, geometry: Geometry, rows: int = 128
-) -> Int[Tensor, "h s"]:
+) -> Int[Tensor, "b h s"]:
     """Return the keys of each head by falling softmax mass over evenly spaced query rows, text first."""
     chosen = torch.linspace(0, q.shape[2] - 1, rows, device=q.device).long()
-    weights = (q[:, :, chosen].float() @ k.float().transpose(-1, -2) * scale).softmax(-1).sum((0, 2))
+    weights = (q[:, :, chosen].float() @ k.float().transpose(-1, -2) * scale).softmax(-1).sum(2)
     if geometry.text_length:
         start = 0 if geometry.text_position == "first" else geometry.video_tokens
-        weights[:, start : start + geometry.text_length] = torch.inf
+        weights[..., start : start + geometry.text_length] = torch.inf
     return weights.argsort(-1, descending=True)

@@ -9,8 +9,8 @@ from accel.attention.call import Geometry
 
 
 def keep_text(
-    mask: Bool[Tensor, "b h nq nk"], geometry: Geometry, q_offsets: Int[Tensor, " nq1"], kv_offsets: Int[Tensor, " nk1"]
-) -> Bool[Tensor, "b h nq nk"]:
+    mask: Bool[Tensor, "*b nq nk"], geometry: Geometry, q_offsets: Int[Tensor, " nq1"], kv_offsets: Int[Tensor, " nk1"]
+) -> Bool[Tensor, "*b nq nk"]:
     """Return the mask with every block row and column that holds text switched on (AdaSpa, section 4; all peers)."""
     if geometry.text_length == 0:
         return mask

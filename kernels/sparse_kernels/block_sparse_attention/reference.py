@@ -41,7 +41,9 @@ def forward(
                 head_q if rows is None else head_q[rows],
                 head_k if columns is None else head_k[columns],
                 head_v if columns is None else head_v[columns],
-                *(_share(field, b, h) for field in (mask, block_map.q_offsets, block_map.kv_offsets)),
+                _share(mask, b, h),
+                _share(block_map.q_offsets, b, h),
+                _share(block_map.kv_offsets, b, h),
                 scale,
             )
             if rows is not None:

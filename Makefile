@@ -1,0 +1,60 @@
+# make demo | test | lint | bench | app | clean. Needs Python 3.10+, nothing else; everything lands in .venv.
+# A machine without an NVIDIA driver gets the CPU build of torch, any other the default build of PyPI (CUDA on Linux).
+# Choose yourself: make demo TORCH=torch==2.11.0 TORCH_INDEX=https://download.pytorch.org/whl/cu126
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+PROMPT ?= a large red circle moves left on a white background
+OUTPUT ?= out/demo
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
+
+.PHONY: demo test lint bench app clean system-packages
+
+demo: .venv/installed
+	$(BIN)/accel generate "$(PROMPT)" --compare --output $(OUTPUT)
+
+test: .venv/installed-dev system-packages lint
+	$(BIN)/python -m pytest -q
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
+
+app: .venv/installed-dev
+	$(BIN)/python -m demos.app
+
+# The index is asked for torch alone (--no-deps), so that one that cannot be reached costs one failed look-up.
+.venv/torch: Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
+	touch $@
+
+.venv/installed: pyproject.toml .venv/torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable ".[demo,dev]"
+	touch $@
+
+# The browser test skips itself where Chromium is missing and cannot be installed.
+system-packages:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || $(MAKE) --no-print-directory install-chromium \
+		|| echo "chromium is missing and was not installed; the browser test will be skipped"
+
+.PHONY: install-chromium
+install-chromium: SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
+install-chromium:
+	@command -v apt-get >/dev/null
+	$(SUDO) apt-get update -qq
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver
+
+clean:
+	rm -rf .venv out build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""shapes-wan: the embedded text-to-video model, its data generator, training and evaluation."""

@@ -1,0 +1,28 @@
+"""Checkpoints that survive being stopped while they are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_checkpoint(folder: Path, step: int, **parts: Any) -> None:
+    """Write the `state_dict` of every part to `folder/checkpoint.pt`, replacing the old one at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "checkpoint.tmp"
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
+    os.replace(temporary, folder / "checkpoint.pt")
+
+
+def load_checkpoint(folder: Path, **parts: Any) -> int:
+    """Restore every part from `folder/checkpoint.pt` and return its step; 0 when there is none."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]

@@ -1,0 +1,106 @@
+"""The parts of shapes-wan and the WanPipeline folder they are saved as."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES
+
+TEXT_DIM = 128
+# (frames, height, width) of the videos of each training stage; latents are 4x shorter and 8x smaller.
+GEOMETRIES = {"coarse": (13, 64, 64), "medium": (29, 128, 128), "full": (29, 256, 256)}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token for each word that a caption can hold."""
+    words = {"a", "and", "on", "background", *SHAPES, *COLORS, *BACKGROUNDS, *SIZES}
+    words |= {word for motion in MOTIONS for word in motion.split()}
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(behavior="removed")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """Return an untrained two-layer UMT5 encoder."""
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary,
+            d_model=TEXT_DIM,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            relative_attention_num_buckets=16,
+            dropout_rate=0.0,
+        )
+    )
+
+
+def build_transformer(z_dim: int) -> WanTransformer3DModel:
+    """Return the untrained transformer: patch 1, so that attention is most of its work as in large models."""
+    return WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=4,
+        attention_head_dim=64,
+        in_channels=z_dim,
+        out_channels=z_dim,
+        text_dim=TEXT_DIM,
+        freq_dim=256,
+        ffn_dim=1536,
+        num_layers=5,
+        cross_attn_norm=True,
+        rope_max_seq_len=128,
+    )
+
+
+def embed_captions(
+    tokenizer: PreTrainedTokenizerFast, text_encoder: UMT5EncoderModel, captions: list[str], length: int
+) -> torch.Tensor:
+    """Return embeddings (batch length dim), zero after each caption's end as WanPipeline makes them."""
+    tokens = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
+        text_encoder.device
+    )
+    states = text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    return states * tokens.attention_mask[..., None]
+
+
+def save_pipeline(
+    folder: Path,
+    transformer: WanTransformer3DModel,
+    vae: AutoencoderKLWan,
+    text_encoder: UMT5EncoderModel,
+    shift: float = 3.0,
+) -> None:
+    """Write a folder that `WanPipeline.from_pretrained` loads, weights in float16, replacing what was there."""
+    pipeline = WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        transformer=transformer,
+    ).to(torch.float16)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

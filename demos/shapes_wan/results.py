@@ -1,0 +1,84 @@
+"""The results of an evaluation: a JSON file that a later run goes on with, and what it says altogether."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from accel.pipelines import InputError
+
+TARGETS = {"color": 95.0, "motion": 90.0, "shape": 80.0}  # percent of actors
+ALLOWED_LOSS = 3.0  # points that the sparse method may lie below dense
+WAYS = ("dense", "sparse")
+
+
+@dataclass
+class Results:
+    """Settings, and for each prompt what came out in each way ("dense", "sparse")."""
+
+    file: Path
+    settings: dict[str, Any]
+    prompts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def resume(self) -> None:
+        """Read what an earlier run left; InputError if it had other settings."""
+        if not self.file.is_file():
+            return
+        earlier = json.loads(self.file.read_text())
+        different = [name for name, value in self.settings.items() if earlier["settings"].get(name) != value]
+        if different:
+            raise InputError(f"{self.file} has another {', '.join(different)}; give another --output or delete it")
+        self.prompts = earlier["prompts"]
+
+    def save(self) -> None:
+        """Replace the file at once."""
+        content = {"settings": self.settings, "summary": self.summary(), "prompts": self.prompts}
+        temporary = self.file.with_name(self.file.name + ".tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(self.file)
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Return, for each way, percentages over actors, the mean likeness to dense and the median seconds."""
+        chosen = {way: [ways[way] for ways in self.prompts.values() if way in ways] for way in WAYS}
+        return {way: _summarize(rows) for way, rows in chosen.items() if rows}
+
+    def table(self) -> Table:
+        """Return the summary, each percentage with the target that it meets or misses."""
+        summary = self.summary()
+        table = Table("way", *(f"{name} %" for name in TARGETS), "PSNR dB", "SSIM", "seconds")
+        for way, numbers in summary.items():
+            cells = [_judged(way, name, summary) for name in TARGETS]
+            rest = [_number(numbers[name], digits) for name, digits in (("psnr_db", 2), ("ssim", 4), ("seconds", 1))]
+            table.add_row(way, *cells, *rest)
+        actors = sum(len(ways["dense"]["verdicts"]) for ways in self.prompts.values())
+        table.caption = f"{len(self.prompts)} prompts, {actors} actors; PSNR and SSIM to dense of the same seed"
+        return table
+
+
+def _summarize(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    verdicts = [verdict for row in rows for verdict in row["verdicts"]]
+    summary: dict[str, float | None] = {
+        name: 100 * statistics.mean(verdict[name] for verdict in verdicts) for name in TARGETS
+    }
+    for name, average in (("psnr_db", statistics.mean), ("ssim", statistics.mean), ("seconds", statistics.median)):
+        values = [row[name] for row in rows if name in row]
+        summary[name] = average(values) if values else None
+    return summary
+
+
+def _judged(way: str, name: str, summary: dict[str, dict[str, float | None]]) -> str:
+    value = summary[way][name] or 0.0
+    if way == "dense":
+        target, words = TARGETS[name], f">= {TARGETS[name]:.0f}"
+    else:
+        target, words = (summary["dense"][name] or 0.0) - ALLOWED_LOSS, f"dense - {ALLOWED_LOSS:.0f}"
+    return f"{value:.1f} ({words}: {'met' if value >= target - 1e-9 else 'missed'})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

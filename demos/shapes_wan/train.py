@@ -1,0 +1,135 @@
+"""Train the transformer and the text encoder of shapes-wan on pools of latents, one stage a geometry."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
+from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_transformer, embed_captions
+from demos.shapes_wan.muon import Muon
+
+
+class Generator(nn.Module):
+    """The trained parts, as one module: captions and noisy latents in, velocity out."""
+
+    def __init__(self, z_dim: int):
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        self.text_encoder = build_text_encoder(len(self.tokenizer))
+        self.transformer = build_transformer(z_dim)
+
+    def forward(self, latents: Tensor, sigma: Tensor, captions: list[str], text_length: int) -> Tensor:
+        """Return the velocity (batch c t h w) that leads from data to noise."""
+        text = embed_captions(self.tokenizer, self.text_encoder, captions, text_length)
+        return self.transformer(latents, sigma * 1000, text, return_dict=False)[0]
+
+
+def flow_matching_loss(
+    model: Generator, latents: Tensor, captions: list[str], shift: float, text_length: int
+) -> Tensor:
+    """Return the rectified-flow loss at logit-normal noise levels, moved up by `shift` (SD3, section 3.1)."""
+    uniform = torch.sigmoid(torch.randn(len(latents), device=latents.device))
+    sigma = shift * uniform / (1 + (shift - 1) * uniform)
+    noise = torch.randn_like(latents)
+    level = sigma.view(-1, 1, 1, 1, 1)
+    velocity = model(latents + level * (noise - latents), sigma, captions, text_length)
+    return (velocity - (noise - latents)).square().mean()
+
+
+def make_optimizers(model: Generator, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the blocks' matrices and AdamW for everything else."""
+    hidden = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [Muon(hidden, learning_rate), torch.optim.AdamW(rest, learning_rate, (0.9, 0.98), weight_decay=0.0)]
+
+
+def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 40) -> float:
+    """Rise for `warmup` steps, stay, and fall towards zero over the last `decay` share of the steps."""
+    return min(1, (step + 1) / warmup, (steps - step) / max(1, decay * steps))
+
+
+class Pools:
+    """All shards of one geometry, in random order, each latent normalised per channel."""
+
+    def __init__(self, folder: Path, geometry: str, seed: int):
+        self.folder, self.geometry, self.random = folder, geometry, random.Random(seed)
+        self.order: list[tuple[Tensor, str]] = []
+        stats = torch.load(folder / "stats.pt")
+        self.mean, self.std = (stats[name].view(-1, 1, 1, 1) for name in ("mean", "std"))
+
+    def batch(self, size: int, drop_caption: float) -> tuple[Tensor, list[str]]:
+        """Return latents (size c t h w) and captions, some of them emptied for guidance."""
+        while len(self.order) < size:
+            for path in sorted(self.folder.glob(f"{self.geometry}-*.pt")):  # new shards join every epoch
+                pool = torch.load(path, weights_only=True)
+                self.order += list(zip(pool["latents"], pool["captions"], strict=True))
+            self.random.shuffle(self.order)
+        chosen = [self.order.pop() for _ in range(size)]
+        latents = torch.stack([(latent.float() - self.mean) / self.std for latent, _ in chosen])
+        return latents, ["" if self.random.random() < drop_caption else caption for _, caption in chosen]
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="checkpoint folder of this stage")],
+    geometry: str = "coarse",
+    latents: Annotated[Path, typer.Option(help="folder of the pools")] = Path("runs/latents"),
+    start_from: Annotated[Path | None, typer.Option(help="checkpoint folder of the stage before")] = None,
+    steps: int = 3000,
+    batch: int = 16,
+    learning_rate: float = 2e-3,
+    decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
+    shift: float = 2.0,
+    drop_caption: float = 0.1,
+    long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,
+    ema_decay: float = 0.995,
+    threads: int = 2,
+    device: str = "cpu",
+) -> None:
+    """Train, with a checkpoint every 50 steps from which the same command goes on."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    z_dim = len(torch.load(latents / "stats.pt")["mean"])
+    model = Generator(z_dim).to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    if start_from is not None:
+        load_checkpoint(start_from, model=model, average=average)
+    optimizers = make_optimizers(model, learning_rate)
+    names = ["muon", "adamw"]
+    first = load_checkpoint(output, model=model, average=average, **dict(zip(names, optimizers, strict=True)))
+    pools, choice = Pools(latents, geometry, seed=first), random.Random(first)
+    torch.manual_seed(first)
+    start, recent = time.perf_counter(), []
+    for step in range(first, steps):
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
+        videos, captions = pools.batch(batch, drop_caption)
+        text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
+        loss = flow_matching_loss(model, videos.to(device), captions, shift, text_length)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        keep = min(ema_decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+        recent.append(loss.item())
+        if step % 20 == 19:
+            mean = sum(recent) / len(recent)
+            print(f"step {step + 1} loss {mean:.4f} {time.perf_counter() - start:.0f} s", flush=True)
+            recent.clear()
+        if step % 50 == 49 or step + 1 == steps:
+            parts = dict(zip(names, optimizers, strict=True))
+            save_checkpoint(output, step + 1, model=model, average=average, **parts)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,237 @@
+"""Selection rules, orders, patterns, scores and schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
+from accel.attention.execute import execute, sampled_recall
+from accel.attention.orders.grid import native, tile_sizes, tiles, token_major, with_text
+from accel.attention.patterns.band import band
+from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
+from accel.attention.patterns.text import keep_text
+from accel.attention.plan import Computed, Dense, Sparse
+from accel.attention.schedule import dense_step_count, is_dense
+from accel.attention.scores import block_mass
+from accel.attention.selection import blocks_for_density, select_blocks
+from accel.methods.adaspa import AdaSpa
+from accel.methods.sparse_vdit import SparseVDiT
+from accel.search import PatternTable
+from accel.statistics import CallRecord, summarize
+
+GEOMETRY = Geometry(3, 4, 5)
+
+
+def make_call(
+    step: int = 0, steps: int = 10, geometry: Geometry = GEOMETRY, heads: int = 4, seed: int = 0
+) -> AttentionCall:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(3, 1, heads, geometry.tokens, 16, generator=generator).unbind()
+    return AttentionCall(q * 2, k * 2, v, 0, 2, geometry, Progress(step, steps, "cond"))
+
+
+# The field's boundary conventions, on scores whose sum is 1: .4 .3 .2 .1
+SCORES = torch.tensor([0.2, 0.4, 0.1, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (dict(top_k=2), [1, 3]),
+        (dict(top_k=0), [1]),  # at least one
+        (dict(top_k=0, at_least=0), []),
+        (dict(top_p=0.3), [1]),  # the entry that crosses the share is kept
+        (dict(top_p=0.41), [1, 3]),
+        (dict(top_p=0.4), [1]),  # reached exactly: the next is not needed
+        (dict(top_p=1.0), [0, 1, 2, 3]),
+        (dict(top_p=0.0), [1]),
+        (dict(threshold=0.3), [1, 3]),  # at the threshold is kept
+        (dict(threshold=9.0, at_least=2), [1, 3]),
+        (dict(top_k=1, top_p=0.65), [1, 3]),  # the union
+        (dict(top_k=torch.tensor([3])), [0, 1, 3]),
+    ],
+)
+def test_selection_rules(rule: dict, kept: list[int]) -> None:
+    mask = select_blocks(SCORES, **rule)
+    assert mask.nonzero().flatten().tolist() == kept
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    assert select_blocks(torch.ones(2, 5), top_k=2).tolist() == [[True, True, False, False, False]] * 2
+
+
+def test_selection_needs_a_rule() -> None:
+    with pytest.raises(ValueError, match="at least one of top_k, top_p, threshold"):
+        select_blocks(SCORES)
+
+
+def test_blocks_for_density_never_is_zero() -> None:
+    assert [blocks_for_density(d, 10) for d in (0.0, 0.24, 0.26, 1.0)] == [1, 2, 3, 10]
+
+
+def test_token_major_puts_one_pixels_frames_together() -> None:
+    order = token_major(GEOMETRY)
+    assert order[:6].tolist() == [0, 20, 40, 1, 21, 41]
+    assert torch.equal(order.sort().values, native(GEOMETRY))
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_orders_leave_text_in_place(position: str) -> None:
+    geometry = Geometry(3, 4, 5, position, 7)
+    order = token_major(geometry)
+    text = torch.arange(7) if position == "first" else torch.arange(60, 67)
+    assert torch.equal(order[:7] if position == "first" else order[-7:], text)
+    assert torch.equal(order.sort().values, torch.arange(67))
+    assert torch.equal(with_text(torch.arange(60), geometry), torch.arange(67))
+
+
+def test_tiles_are_contiguous_and_ragged_at_the_border() -> None:
+    tile = (2, 3, 2)
+    order, sizes = tiles(GEOMETRY, tile), tile_sizes(GEOMETRY, tile)
+    assert sizes.sum() == 60 and len(sizes) == 2 * 2 * 3
+    t, y, x = order // 20, order % 20 // 5, order % 5
+    number = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    assert torch.equal((t // 2 * 2 + y // 3) * 3 + x // 2, number)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.25, 0.5, 1.0])
+def test_band_has_the_density_asked_for(density: float) -> None:
+    mask = band(100, density)
+    assert mask.diagonal().all() and torch.equal(mask, mask.T)
+    assert mask.float().mean().item() == pytest.approx(density, abs=0.015)
+
+
+def test_text_rows_and_columns_are_always_on() -> None:
+    geometry = Geometry(1, 4, 4, "last", 5)
+    offsets = torch.tensor([0, 8, 14, 21])
+    mask = keep_text(torch.zeros(1, 1, 3, 3, dtype=torch.bool), geometry, offsets, offsets)
+    assert mask[0, 0].tolist() == [[False, False, True], [False, False, True], [True, True, True]]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_block_mass_equals_the_summed_softmax(ordered: bool) -> None:
+    call = make_call()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1)) if ordered else None
+    scores = call.q @ call.k.transpose(-1, -2) * call.scale
+    mass = block_mass(call.q, call.k, scores.logsumexp(-1), call.scale, 16, 32, order, order)
+    weights = scores.softmax(-1)
+    if order is not None:
+        weights = weights[:, :, order][..., order]
+    padded = torch.nn.functional.pad(weights, (0, 4, 0, 4)).unflatten(-1, (2, 32)).unflatten(2, (4, 16))
+    assert torch.allclose(mass, padded.sum((3, 5)), atol=1e-5)
+    assert torch.allclose(mass.sum((-1, -2)), torch.full((1, 4), 60.0), atol=1e-3)
+
+
+def test_dense_step_count_rounds_up() -> None:
+    assert [dense_step_count(share, 12) for share in (0, 0.25, 0.2, 1)] == [0, 3, 3, 12]
+    assert dense_step_count(0.1, 10) == 1
+    assert is_dense(make_call(0), 0.1, 0) and not is_dense(make_call(1), 0.1, 0) and is_dense(make_call(9), 0.1, 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_head_mode_equals_its_brute_force(mode: str) -> None:
+    call = make_call()
+    columns = rank_columns(call.q, call.k, call.scale, GEOMETRY)
+    plan = head_mode_plan([[mode] * 4], columns, GEOMETRY, 0.4, 16, call.q.device)
+    out, lse = execute(call, plan)
+    block = torch.arange(60) // 16
+    place = torch.arange(60).view(3, 20).T.flatten().argsort() // 16  # the token's block in token-major order
+    for head in range(4):
+        stripe = torch.zeros(60, dtype=torch.bool).index_fill(0, columns[0, head, :32], True)
+        mask = {
+            "full": torch.ones(60, 60, dtype=torch.bool),
+            "skip": torch.zeros(60, 60, dtype=torch.bool),
+            "diagonal": band(4, 0.4)[block[:, None], block],
+            "multi-diagonal": band(4, 0.4)[place[:, None], place],
+            "stripe": stripe.expand(60, 60),
+        }[mode]
+        scores = (call.q[0, head] @ call.k[0, head].T * call.scale).masked_fill(~mask, -torch.inf)
+        expected = scores.softmax(-1).nan_to_num(0) @ call.v[0, head]
+        assert torch.allclose(out[0, head], expected, atol=2e-6)
+
+
+def test_heads_of_all_kinds_share_one_launch() -> None:
+    call = make_call(heads=5)
+    columns = rank_columns(call.q, call.k, call.scale, GEOMETRY)
+    together = execute(call, head_mode_plan([list(MODES)], columns, GEOMETRY, 0.4, 16, call.q.device))[0]
+    for head, mode in enumerate(MODES):
+        alone = execute(call, head_mode_plan([[mode] * 5], columns, GEOMETRY, 0.4, 16, call.q.device))[0]
+        assert torch.equal(together[:, head], alone[:, head])
+
+
+def test_sampled_recall_is_the_kept_mass() -> None:
+    call = make_call()
+    plan = head_mode_plan([["full"] * 4], torch.zeros(1, 4, 60, dtype=torch.long), GEOMETRY, 1.0, 16, call.q.device)
+    assert sampled_recall(call, execute(call, plan)[1]).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_adaspa_schedule_and_rule() -> None:
+    method = AdaSpa(density=0.5, dense_steps=0.3, block=16, refresh=(0.6,), head_adaptive=False)
+    memory = LayerMemory()
+    kinds = []
+    for step in range(10):
+        plan = method.plan(make_call(step, seed=step), memory)
+        kinds.append(type(plan))
+        if step in (2, 5):
+            first = memory.values["plan"]
+        if step == 6:  # the later search uses the LSE of the first and today's q and k
+            call = make_call(6, seed=6)
+            mass = block_mass(call.q, call.k, memory.values["lse"], call.scale, 16, 16)
+            assert torch.equal(plan.block_map.to_dense(), select_blocks(mass, top_k=2))
+            assert plan is not first
+        if step == 5:
+            assert plan is first
+    assert kinds == [Dense, Dense, Computed] + [Sparse] * 7
+    assert memory.nbytes() > 0
+
+
+def test_adaspa_moves_density_from_good_to_bad_heads() -> None:
+    method = AdaSpa(density=0.2, block=16)
+    mass = torch.full((1, 4, 10, 10), 0.01)
+    mass[0, 0, :, 0] = mass[0, 2, :, 3] = 5.0  # two heads whose mass sits in one column
+    kept = method._select(mass).sum(-1)[0, :, 0].tolist()
+    assert kept == [1, 3, 1, 3]
+    assert AdaSpa(density=1.0)._select(mass).all()
+
+
+def test_sparse_vdit_picks_the_pattern_that_fits() -> None:
+    geometry = Geometry(4, 4, 8)
+    call = make_call(0, 10, geometry, heads=3)
+    t, pixel = torch.arange(128) // 32, torch.arange(128) % 32
+    near = -(torch.arange(128)[:, None] - torch.arange(128)).abs() * 2.0
+    same_pixel = -(pixel[:, None] - pixel).abs() * 8.0 - (t[:, None] - t).abs() * 0.01
+    column = torch.zeros(128, 128).index_fill(1, torch.tensor([5, 50, 99]), 30.0)
+    # Keys are unit vectors, so that queries spell out the score matrix row by row.
+    scores = torch.stack([near, same_pixel, column])[None]
+    k = torch.eye(128).expand(1, 3, 128, 128)
+    v = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
+    call = AttentionCall(scores * 128**0.5, k, v, 0, 1, geometry, call.progress)
+    out = (scores.softmax(-1)) @ v
+    method = SparseVDiT(density=0.4, block=16)
+    assert method.choose(call, out)[0] == [["diagonal", "multi-diagonal", "stripe"]]
+    assert SparseVDiT(density=0.4, block=16, tolerance=0.0).choose(call, out)[0] == [["full"] * 3]
+
+
+def test_pattern_table_round_trip(tmp_path) -> None:
+    table = PatternTable("tiny", (3, 4, 5), [[["full", "skip", "stripe", "diagonal"]] * 2] * 5)
+    table.save(tmp_path / "table.json")
+    assert PatternTable.load(tmp_path / "table.json") == table
+    plan = SparseVDiT(block=16, table=table).plan(make_call(5), LayerMemory())
+    assert isinstance(plan, Sparse) and plan.block_map.counts[0, 1].sum() == 0
+    assert not table.fits(make_call(0, geometry=Geometry(3, 4, 6)))
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a pattern table"):
+        PatternTable.load(tmp_path / "bad.json")
+
+
+def test_summary_of_records() -> None:
+    shape = (1, 2, 60, 16)
+    records = [
+        CallRecord(0, 2, 0, "cond", "dense", 1.0, 0.5, None, shape),
+        CallRecord(1, 2, 0, "cond", "sparse", 0.2, 0.25, 0.9, shape),
+    ]
+    facts = summarize(records)
+    assert facts["density"] == 0.2 and facts["density_overall"] == 0.6 and facts["recall"] == 0.9
+    assert facts["dense_steps"] == 1 and facts["attention_seconds"] == 0.75
+    assert summarize([])["density"] is None

@@ -1,0 +1,150 @@
+"""The command line: written files and table, and one line with exit code 2 for every bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from diffusers import WanTransformer3DModel
+from typer.testing import CliRunner
+
+from accel import pipelines
+from accel.cli import app
+from demos.shapes_wan.model import TEXT_DIM, build_text_encoder, build_tokenizer, save_pipeline
+from demos.shapes_wan.train_vae import Z_DIM, build_vae
+
+PROMPT = "a red circle moves left"
+DEFAULTS = {"num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A real WanPipeline folder with random weights and small defaults."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=Z_DIM,
+        out_channels=Z_DIM,
+        text_dim=TEXT_DIM,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        rope_max_seq_len=32,
+    )
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    save_pipeline(folder, transformer, build_vae(), build_text_encoder(len(build_tokenizer())))
+    (folder / "generation.json").write_text(json.dumps(DEFAULTS))
+    return str(folder)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["generate", PROMPT, *arguments])
+
+
+def assert_refused(result: Result, message: str, output: Path) -> None:
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0] and result.stderr.endswith(lines[0] + "\n")
+    assert "Traceback" not in result.output
+    assert not output.exists()
+
+
+def test_comparison_prints_a_table_and_writes_files(model: str, tmp_path: Path):
+    result = run("--model", model, "--compare", "--density", "0.5", "--output", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    for label in ("speed-up", "attention speed-up", "density", "recall", "PSNR", "SSIM", "dense steps"):
+        assert label in result.stdout
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"dense.mp4", "sparse.mp4", "side_by_side.mp4", "report.json", "report.png"}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["method_options"]["density"] == 0.5 and report["prompt"] == PROMPT
+    assert all(str(tmp_path / "out" / name) in result.stdout.replace("\n", "") for name in names)
+
+
+@pytest.mark.parametrize("method", ["sparse-vdit", "adaspa", "dense"])
+def test_generation_writes_one_video(model: str, tmp_path: Path, method: str):
+    result = run("--model", model, "--method", method, "--steps", "2", "--output", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"video.mp4", "report.json"}
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["method"] == method and report["steps"] == 2 and report["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "magic"], "unknown method 'magic'; accepted: dense, sparse-vdit, adaspa"),
+        (["--density", "1.5"], "density must be above 0 and at most 1, got 1.5"),
+        (["--dense-steps", "-1"], "dense_steps must lie between 0 and 1, got -1.0"),
+        (["--method", "dense", "--compare"], "method dense has nothing to compare"),
+        (["--model", "/no/such/folder"], "model folder '/no/such/folder' does not exist"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--dtype", "int4"], "unknown dtype 'int4'"),
+        (["--threads", "0"], "threads is 0; it must be at least 1"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--frames", "6"], "frames is 6; this model makes 4n + 1: nearest is 5 or 9"),
+        (["--height", "40"], "height is 40; this model makes multiples of 16: nearest is 32 or 48"),
+        (["--width", "-16"], "width is -16; this model makes multiples of 16: nearest is 16"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_bad_input_is_one_line(model: str, tmp_path: Path, arguments: list[str], message: str):
+    output = tmp_path / "out"
+    given = arguments if "--model" in arguments else ["--model", model, *arguments]
+    assert_refused(run(*given, "--output", str(output)), message, output)
+
+
+def test_model_that_is_no_video_pipeline(tmp_path: Path):
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "unet": ["diffusers", "UNet"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    output = tmp_path / "out"
+    assert_refused(run("--model", str(tmp_path), "--output", str(output)), "has no video transformer", output)
+
+
+def test_weights_that_are_nan(model: str, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "model")
+    transformer = WanTransformer3DModel.from_pretrained(tmp_path / "model" / "transformer")
+    with torch.no_grad():
+        transformer.patch_embedding.weight.fill_(torch.nan)
+    transformer.save_pretrained(tmp_path / "model" / "transformer")
+    output = tmp_path / "out"
+    message = "transformer weight patch_embedding.weight holds NaN or Inf"
+    assert_refused(run("--model", str(tmp_path / "model"), "--output", str(output)), message, output)
+
+
+def test_unwritable_output_is_found_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipelines, "load_pipeline", pytest.fail)
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "out"
+    assert_refused(run("--output", str(output)), "cannot be written", output)
+
+
+def test_absent_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipelines, "embedded_folder", lambda: tmp_path)
+    assert_refused(run("--output", str(tmp_path / "out")), "is not in this installation", tmp_path / "out")
+
+
+def test_info_names_backends_versions_and_model():
+    result = CliRunner().invoke(app, ["info"])
+    assert result.exit_code == 0, result.output
+    for word in ("device", "torch", torch.__version__, "backend reference on cpu", "CPU kernel", "embedded model"):
+        assert word in result.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from accel.cli import app; "
+        "result = CliRunner().invoke(app, ['generate', '--help']); assert result.exit_code == 0; "
+        "print(sorted({'torch', 'diffusers', 'matplotlib', 'imageio'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"

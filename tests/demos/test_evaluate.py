@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import pytest
+from typer.testing import CliRunner
+
+from accel.compare import Generation
+from accel.pipelines import InputError, load_pipeline
+from demos.shapes_wan import evaluate
+from demos.shapes_wan.results import Results
+from demos.shapes_wan.scenes import held_out_scenes
+
+
+def test_a_second_run_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, method, scenes = load_pipeline(str(tiny_model), "cpu"), evaluate._method("sparse-vdit", 0.5, 0.3), []
+    made: list[str] = []
+
+    def counted(*arguments: Any, **options: Any) -> Generation:
+        made.append(arguments[1])
+        return generate(*arguments, **options)
+
+    generate = evaluate.generate
+    monkeypatch.setattr(evaluate, "generate", counted)
+    scenes = held_out_scenes()
+    evaluate.run(loaded, method, scenes[:2], 0, 2, tmp_path)
+    results = evaluate.run(loaded, method, scenes[:3], 0, 2, tmp_path)
+    assert made == [scene.caption for scene in scenes[:3] for _ in ("dense", "sparse")]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert list(content["prompts"]) == [scene.caption for scene in scenes[:3]]
+    assert content["summary"]["sparse"]["psnr_db"] > 10
+    assert len(content["prompts"][scenes[0].caption]["sparse"]["verdicts"]) == len(scenes[0].actors)
+    assert results.table().row_count == 2
+    assert imageio.imread(tmp_path / "contact_sheet.png").std() > 10
+    assert not list(tmp_path.rglob("*.tmp"))
+    with pytest.raises(InputError, match="another seed; give another --output"):
+        evaluate.run(loaded, method, scenes[:3], 1, 2, tmp_path)
+
+
+def test_targets_are_met_or_missed(tmp_path: Path) -> None:
+    def row(right: int, **likeness: float) -> dict[str, Any]:
+        verdicts = [{"color": True, "motion": number < right, "shape": number < 8} for number in range(10)]
+        return {"seconds": 1.0, "verdicts": verdicts, **likeness}
+
+    results = Results(tmp_path / "results.json", {})
+    results.prompts["a red circle"] = {"dense": row(9), "sparse": row(8, psnr_db=30.0, ssim=0.9)}
+    columns = [list(column.cells) for column in results.table().columns]
+    assert columns[1] == ["100.0 (>= 95: met)", "100.0 (dense - 3: met)"]
+    assert columns[2] == ["90.0 (>= 90: met)", "80.0 (dense - 3: missed)"]
+    assert columns[3] == ["80.0 (>= 80: met)", "80.0 (dense - 3: met)"]
+    assert columns[4] == ["-", "30.00"]
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    app = evaluate.typer.Typer()
+    app.command()(evaluate.main)
+    for arguments, message in (
+        (["--method", "magic"], "unknown method 'magic'"),
+        (["--model", str(tmp_path / "absent")], "does not exist"),
+    ):
+        result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
+        assert result.exit_code == 2
+        assert message in result.stderr and "Traceback" not in result.output
+        assert not (tmp_path / "out").exists()
