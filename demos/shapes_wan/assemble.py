@@ -30,9 +30,9 @@ def main(
     """Write the averaged weights, in float16, and the default call arguments."""
     stats = torch.load(latents / "stats.pt")
     autoencoder = build_vae(stats["mean"].tolist(), stats["std"].tolist())
-    load_checkpoint(vae, vae=autoencoder)
+    load_checkpoint(vae, required=True, vae=autoencoder)
     average = Generator(len(stats["mean"]))
-    step = load_checkpoint(stage, average=average)
+    step = load_checkpoint(stage, required=True, average=average)
     save_pipeline(output, average.transformer, autoencoder, average.text_encoder, shift)
     frames, height, width = GEOMETRIES[geometry]
     defaults = {"num_frames": frames, "height": height, "width": width, "num_inference_steps": steps}

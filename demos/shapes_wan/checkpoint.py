@@ -17,10 +17,12 @@ def save_checkpoint(folder: Path, step: int, **parts: Any) -> None:
     os.replace(temporary, folder / "checkpoint.pt")
 
 
-def load_checkpoint(folder: Path, **parts: Any) -> int:
-    """Restore every part from `folder/checkpoint.pt` and return its step; 0 when there is none."""
+def load_checkpoint(folder: Path, required: bool = False, **parts: Any) -> int:
+    """Restore every part from `folder/checkpoint.pt` and return its step; 0, or an error, when there is none."""
     path = folder / "checkpoint.pt"
     if not path.exists():
+        if required:
+            raise FileNotFoundError(f"{path} does not exist; give the --output folder of an earlier training")
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in parts.items():

@@ -45,7 +45,7 @@ def main(
     """Encode shards of videos; a shard that is there already is kept."""
     torch.set_num_threads(threads)
     model = build_vae().to(device).eval()
-    load_checkpoint(vae, vae=model)
+    load_checkpoint(vae, required=True, vae=model)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "stats.pt").exists():
         latents = encode_pool(model, geometry, 200, seed=0)["latents"].float()

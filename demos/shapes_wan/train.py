@@ -101,7 +101,7 @@ def main(
     model = Generator(z_dim).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     if start_from is not None:
-        load_checkpoint(start_from, model=model, average=average)
+        load_checkpoint(start_from, required=True, model=model, average=average)
     optimizers = make_optimizers(model, learning_rate)
     names = ["muon", "adamw"]
     first = load_checkpoint(output, model=model, average=average, **dict(zip(names, optimizers, strict=True)))

@@ -83,7 +83,7 @@ def main(
     torch.manual_seed(0)
     vae = build_vae().to(device)
     if start_from is not None:
-        load_checkpoint(start_from, vae=vae)
+        load_checkpoint(start_from, required=True, vae=vae)
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)

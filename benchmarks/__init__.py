@@ -1,0 +1,1 @@
+"""Measurements: every module prints a table and writes JSON rows."""

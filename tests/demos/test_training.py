@@ -1,0 +1,96 @@
+"""The data generator and the training loops of shapes-wan, run for a few steps on tiny data."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from demos.shapes_wan import assemble, latents, train, train_vae
+from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
+from demos.shapes_wan.model import build_tokenizer
+from demos.shapes_wan.muon import Muon, orthogonalize
+from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, held_out_scenes, render, sample_scene
+
+
+def test_held_out_captions_are_never_drawn() -> None:
+    held_out = frozenset(scene.caption for scene in held_out_scenes())
+    assert len(held_out) == 24
+    generator = random.Random(0)
+    assert not any(sample_scene(generator, held_out).caption in held_out for _ in range(2000))
+
+
+def test_every_word_of_a_caption_is_a_token() -> None:
+    tokenizer, generator = build_tokenizer(), random.Random(0)
+    for _ in range(300):
+        tokens = tokenizer(sample_scene(generator).caption).input_ids
+        assert tokenizer.unk_token_id not in tokens and tokens[-1] == tokenizer.eos_token_id and len(tokens) <= 24
+
+
+def test_actors_move_as_the_caption_says() -> None:
+    scene = next(scene for scene in held_out_scenes() if len(scene.actors) == 1 and "left" in scene.caption)
+    video = render(scene, 5, 64, 64, random.Random(0))
+    color = torch.tensor(COLORS[scene.actors[0].color]).view(3, 1, 1, 1) / 127.5 - 1
+    inside = (video - color).abs().amax(0) < 0.05
+    columns = [frame.nonzero()[:, 1].float().mean().item() for frame in inside]
+    assert columns == sorted(columns, reverse=True) and columns[0] - columns[-1] == pytest.approx(0.48 * 64, abs=2)
+    background = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1) / 127.5 - 1
+    assert torch.allclose(video[:, :, 0, 0], background.expand(3, 5))
+
+
+def test_a_window_shows_a_part_of_the_same_picture() -> None:
+    scene = held_out_scenes()[0]
+    whole = render(scene, 3, 64, 64, random.Random(1))
+    part = render(scene, 3, 32, 32, random.Random(1), window=(0.5, 1, 0, 0.5))
+    assert torch.allclose(part, whole[:, :, 32:, :32], atol=1e-4)
+
+
+def test_orthogonalize_makes_singular_values_near_one() -> None:
+    for shape in ((2, 16, 64), (1, 64, 16)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+        assert values.max() < 1.3 and values.min() > 0.3
+
+
+def test_muon_descends() -> None:
+    weight = torch.nn.Parameter(torch.zeros(8, 4))
+    target = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    optimizer = Muon([weight], lr=0.3)
+    losses = []
+    for _ in range(40):
+        loss = (weight - target).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert load_checkpoint(tmp_path, model=second) == 0
+    with pytest.raises(FileNotFoundError, match="earlier training"):
+        load_checkpoint(tmp_path, required=True, model=second)
+    save_checkpoint(tmp_path, 7, model=first)
+    assert load_checkpoint(tmp_path, model=second) == 7 and torch.equal(first.weight, second.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import WanPipeline
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    vae, pools, stage = tmp_path / "vae", tmp_path / "latents", tmp_path / "coarse"
+    train_vae.main(vae, steps=2, image_steps=1, batch=1)
+    latents.main(vae, pools, "coarse", count=4, shards=1, threads=threads)
+    train.main(stage, "coarse", pools, steps=1, batch=2)
+    train.main(stage, "coarse", pools, steps=2, batch=2, long_text=1.0)
+    assert torch.load(stage / "checkpoint.pt", weights_only=True)["step"] == 2
+    assemble.main(stage, vae, pools, tmp_path / "model", "coarse", steps=2)
+    pipeline = WanPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    video = pipeline("a red circle moves left", num_frames=13, height=64, width=64, num_inference_steps=2).frames[0]
+    assert video.shape == (13, 64, 64, 3)
