@@ -11,9 +11,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
 
-.PHONY: demo test lint bench app clean system-packages
+.PHONY: demo test lint bench app clean compiler system-packages apt
 
-demo: .venv/installed
+demo: .venv/installed compiler
 	$(BIN)/accel generate "$(PROMPT)" --compare --output $(OUTPUT)
 
 test: .venv/installed-dev system-packages lint
@@ -24,10 +24,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: .venv/installed
+bench: .venv/installed compiler
 	$(BIN)/python -m benchmarks
 
-app: .venv/installed-dev
+app: .venv/installed-dev compiler
 	$(BIN)/python -m demos.app
 
 # The index is asked for torch alone (--no-deps), so that one that cannot be reached costs one failed look-up.
@@ -44,17 +44,20 @@ app: .venv/installed-dev
 	$(PIP) --editable ".[demo,dev]"
 	touch $@
 
-# The browser test skips itself where Chromium is missing and cannot be installed.
-system-packages:
-	@{ command -v chromium && command -v chromedriver; } >/dev/null || $(MAKE) --no-print-directory install-chromium \
-		|| echo "chromium is missing and was not installed; the browser test will be skipped"
+# Debian packages are installed where they are missing and may be: without g++ attention runs on a slow fallback and says
+# so, without Chromium the browser test is skipped.
+compiler:
+	@command -v g++ >/dev/null || $(MAKE) --no-print-directory apt PACKAGES=g++ || echo "g++ is missing and was not installed"
 
-.PHONY: install-chromium
-install-chromium: SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
-install-chromium:
+system-packages: compiler
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+		|| $(MAKE) --no-print-directory apt PACKAGES="chromium chromium-driver" || echo "chromium is missing and was not installed"
+
+apt: SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
+apt:
 	@command -v apt-get >/dev/null
 	$(SUDO) apt-get update -qq
-	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(PACKAGES)
 
 clean:
 	rm -rf .venv out build *.egg-info .pytest_cache .ruff_cache
