@@ -15,7 +15,7 @@ RECALL_ROWS = 16
 
 def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
     """Return the attention output and the LSE over the kept keys."""
-    out, lse = block_sparse_attention(
+    return block_sparse_attention(
         call.q,
         call.k,
         call.v,
@@ -25,7 +25,6 @@ def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"]
         scale=call.scale,
         return_lse=True,
     )
-    return out, lse
 
 
 def sampled_recall(call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Float[Tensor, ""]:

@@ -44,12 +44,12 @@ def flow_matching_loss(
     return (velocity - (noise - latents)).square().mean()
 
 
-def make_optimizers(model: Generator, learning_rate: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Generator, learning_rate: float) -> tuple[Muon, torch.optim.AdamW]:
     """Return Muon for the blocks' matrices and AdamW for everything else."""
     hidden = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [Muon(hidden, learning_rate), torch.optim.AdamW(rest, learning_rate, (0.9, 0.98), weight_decay=0.0)]
+    return Muon(hidden, learning_rate), torch.optim.AdamW(rest, learning_rate, (0.9, 0.98), weight_decay=0.0)
 
 
 def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 40) -> float:
@@ -102,21 +102,20 @@ def main(
     average = copy.deepcopy(model).requires_grad_(False)
     if start_from is not None:
         load_checkpoint(start_from, required=True, model=model, average=average)
-    optimizers = make_optimizers(model, learning_rate)
-    names = ["muon", "adamw"]
-    first = load_checkpoint(output, model=model, average=average, **dict(zip(names, optimizers, strict=True)))
+    muon, adamw = make_optimizers(model, learning_rate)
+    first = load_checkpoint(output, model=model, average=average, muon=muon, adamw=adamw)
     pools, choice = Pools(latents, geometry, seed=first), random.Random(first)
     torch.manual_seed(first)
     start, recent = time.perf_counter(), []
     for step in range(first, steps):
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
         videos, captions = pools.batch(batch, drop_caption)
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
         loss = flow_matching_loss(model, videos.to(device), captions, shift, text_length)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in (muon, adamw):
             optimizer.step()
             optimizer.zero_grad()
         keep = min(ema_decay, (step + 1) / (step + 10))
@@ -127,8 +126,7 @@ def main(
             print(f"step {step + 1} loss {mean:.4f} {time.perf_counter() - start:.0f} s", flush=True)
             recent.clear()
         if step % 50 == 49 or step + 1 == steps:
-            parts = dict(zip(names, optimizers, strict=True))
-            save_checkpoint(output, step + 1, model=model, average=average, **parts)
+            save_checkpoint(output, step + 1, model=model, average=average, muon=muon, adamw=adamw)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from types import ModuleType
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,22 @@ from sparse_kernels.block_map import BlockMap
 
 BACKENDS = ("cpu", "triton", "flex", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *,
+    q_order: Tensor | None = None, kv_order: Tensor | None = None, scale: float | None = None,
+    return_lse: Literal[False] = False, backend: str | None = None,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *,
+    q_order: Tensor | None = None, kv_order: Tensor | None = None, scale: float | None = None,
+    return_lse: Literal[True], backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def block_sparse_attention(
