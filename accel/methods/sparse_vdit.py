@@ -32,8 +32,8 @@ class SparseVDiT:
     for itself at its last dense step.
     """
 
-    density: float = 0.25
-    dense_steps: float = 0.2
+    density: float = 0.2
+    dense_steps: float = 0.15
     dense_layers: int = 0
     block: int = 64
     penalty: float = 0.5

@@ -36,9 +36,9 @@ def forward(
     if kv_order is not None:
         k, v = (x.repeat_interleave(group, 1) if kv_order.shape[1] > 1 else x for x in (k, v))
         k, v = (_gather(x, kv_order) for x in (k, v))
-    # `torch.compile` keeps its own cache: wrapping anew each call costs a lookup.
-    compiled = torch.compile(flex_attention, dynamic=False)
-    out, aux = compiled(
+    # Compiled for the CPU, FlexAttention gives no LSE (torch 2.13): there it runs eagerly, right but slow.
+    attend = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
+    out, aux = attend(
         q if q_order is None else _gather(q, q_order),
         k,
         v,
