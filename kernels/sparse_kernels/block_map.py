@@ -109,18 +109,25 @@ class BlockMap:
         """Return FlexAttention's BlockMask; ValueError unless all blocks but the last are of one size."""
         from torch.nn.attention.flex_attention import BlockMask
 
-        sizes = [uniform_size(offsets) for offsets in (self.q_offsets, self.kv_offsets)]
-        if None in sizes:
+        block_q, block_kv = uniform_size(self.q_offsets), uniform_size(self.kv_offsets)
+        if block_q is None or block_kv is None:
             raise ValueError("FlexAttention needs blocks of one size, shared by all heads; these differ")
         mask = self.to_dense()
         order = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True).to(torch.int32)
         nothing = torch.zeros_like(self.counts).expand(mask.shape[:3]).contiguous()
+        batch, heads = mask.shape[:2]
+
+        # The compiled kernel reads the lists alone; run eagerly, FlexAttention knows nothing but this function.
+        def visited(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            return mask[b % batch, h % heads, q // block_q, kv // block_kv]
+
         return BlockMask.from_kv_blocks(
             nothing,
             torch.zeros_like(order),
             mask.sum(-1, dtype=torch.int32),
             order,
-            BLOCK_SIZE=(sizes[0], sizes[1]),  # type: ignore[arg-type]
+            BLOCK_SIZE=(block_q, block_kv),
+            mask_mod=visited,
             seq_lengths=(self.q_length, self.kv_length),
         )
 
