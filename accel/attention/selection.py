@@ -35,8 +35,3 @@ def select_blocks(
     if threshold is not None:
         keep |= ranked >= threshold
     return torch.zeros_like(keep).scatter_(-1, order, keep)
-
-
-def blocks_for_density(density: float, blocks: int) -> int:
-    """Return how many of `blocks` equal blocks make up a density, at least one."""
-    return max(1, min(blocks, round(density * blocks)))

@@ -13,7 +13,7 @@ from accel.attention.execute import execute
 from accel.attention.orders.grid import tiles
 from accel.attention.patterns.text import keep_text
 from accel.attention.plan import Computed, Dense, Plan, Sparse
-from accel.attention.schedule import dense_step_count, is_dense
+from accel.attention.schedule import dense_step_count
 from accel.attention.scores import block_mass
 from accel.attention.selection import select_blocks
 from accel.methods.checks import check_common
@@ -47,8 +47,6 @@ class AdaSpa:
         if call.layer < self.dense_layers or call.progress.step < search_step:
             return Dense()
         if "lse" not in memory.values:
-            if call.progress.step > search_step and is_dense(call, self.dense_steps, self.dense_layers):
-                return Dense()
             out, memory.values["lse"] = execute(call, _everything(call, self.block))
             memory.values["plan"] = self._search(call, memory.values["lse"])
             memory.values["searched"] = call.progress.step
@@ -67,9 +65,8 @@ class AdaSpa:
         order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)
         mass = block_mass(call.q, call.k, lse, call.scale, self.block, self.block, order, order)
         offsets = uniform_offsets(call.geometry.tokens, self.block)
-        mask = self._select(mass)
-        if self.tile is None or call.geometry.text_position != "first":
-            mask = keep_text(mask, call.geometry, offsets, offsets)
+        # Every order leaves text where it is, so its blocks are those of the native order.
+        mask = keep_text(self._select(mass), call.geometry, offsets, offsets)
         shared = None if order is None else order[None, None]
         return Sparse(BlockMap.from_dense(mask, offsets, offsets), shared, shared)
 

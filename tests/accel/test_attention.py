@@ -7,14 +7,14 @@ import torch
 
 from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.execute import execute, sampled_recall
-from accel.attention.orders.grid import native, tile_sizes, tiles, token_major, with_text
+from accel.attention.orders.grid import native, tiles, token_major, with_text
 from accel.attention.patterns.band import band
 from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
 from accel.attention.patterns.text import keep_text
 from accel.attention.plan import Computed, Dense, Sparse
 from accel.attention.schedule import dense_step_count, is_dense
 from accel.attention.scores import block_mass
-from accel.attention.selection import blocks_for_density, select_blocks
+from accel.attention.selection import select_blocks
 from accel.methods.adaspa import AdaSpa
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.search import PatternTable
@@ -66,10 +66,6 @@ def test_selection_needs_a_rule() -> None:
         select_blocks(SCORES)
 
 
-def test_blocks_for_density_never_is_zero() -> None:
-    assert [blocks_for_density(d, 10) for d in (0.0, 0.24, 0.26, 1.0)] == [1, 2, 3, 10]
-
-
 def test_token_major_puts_one_pixels_frames_together() -> None:
     order = token_major(GEOMETRY)
     assert order[:6].tolist() == [0, 20, 40, 1, 21, 41]
@@ -87,12 +83,22 @@ def test_orders_leave_text_in_place(position: str) -> None:
 
 
 def test_tiles_are_contiguous_and_ragged_at_the_border() -> None:
-    tile = (2, 3, 2)
-    order, sizes = tiles(GEOMETRY, tile), tile_sizes(GEOMETRY, tile)
-    assert sizes.sum() == 60 and len(sizes) == 2 * 2 * 3
+    order = tiles(GEOMETRY, (2, 3, 2))
     t, y, x = order // 20, order % 20 // 5, order % 5
-    number = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    assert torch.equal((t // 2 * 2 + y // 3) * 3 + x // 2, number)
+    number = (t // 2 * 2 + y // 3) * 3 + x // 2
+    assert torch.equal(number, number.sort().values) and torch.equal(order.sort().values, native(GEOMETRY))
+
+
+@pytest.mark.parametrize("tile", [None, (2, 2, 2)])
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_adaspa_never_cuts_text_off(tile: tuple[int, int, int] | None, position: str) -> None:
+    geometry = Geometry(4, 4, 8, position, 16)
+    method = AdaSpa(density=0.1, dense_steps=0.1, block=16, tile=tile)
+    memory = LayerMemory()
+    method.plan(make_call(0, geometry=geometry), memory)
+    mask = memory.values["plan"].block_map.to_dense()
+    text = 0 if position == "first" else -1
+    assert mask[..., text].all() and mask[..., text, :].all() and not mask.all()
 
 
 @pytest.mark.parametrize("density", [0.05, 0.25, 0.5, 1.0])

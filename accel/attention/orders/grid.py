@@ -41,14 +41,5 @@ def tiles(geometry: Geometry, tile: tuple[int, int, int]) -> Int[Tensor, " s"]:
     return with_text(torch.argsort(number.flatten(), stable=True), geometry)
 
 
-def tile_sizes(geometry: Geometry, tile: tuple[int, int, int]) -> Int[Tensor, " n"]:
-    """Return the number of video tokens in each tile, in the order of `tiles`."""
-    sizes = [
-        torch.tensor([min(size, n - start) for start in range(0, n, size)])
-        for n, size in zip(_grid(geometry), tile, strict=True)
-    ]
-    return (sizes[0][:, None, None] * sizes[1][:, None] * sizes[2]).flatten()
-
-
 def _grid(geometry: Geometry) -> tuple[int, int, int]:
     return geometry.frames, geometry.height, geometry.width
