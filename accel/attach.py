@@ -38,6 +38,10 @@ class Handle:
         """Return how much the method remembers at this moment, in bytes; nothing between generations."""
         return sum(session.memory_bytes() for session in self._sessions)
 
+    def peak_memory_bytes(self) -> int:
+        """Return the most that the method remembered between two steps of the latest generation, in bytes."""
+        return sum(session.peak_memory_bytes for session in self._sessions)
+
     def summary(self) -> str:
         """Return a few lines on the method, what it is attached to and what the latest generation did."""
         method = self._sessions[0].method

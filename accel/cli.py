@@ -124,7 +124,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _generate(loaded: Any, method: Any | None, prompt: str, output: Path, options: dict[str, Any]) -> None:
-    from accel.compare import generate
+    from accel.generation import generate
     from accel.report import write_generation
 
     generation = generate(loaded, prompt, method, **options)

@@ -32,7 +32,8 @@ from sparse_kernels import backend_reasons
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from accel.compare import Comparison, Generation
+    from accel.compare import Comparison
+    from accel.generation import Generation
 
 FRAMES_PER_SECOND = 16
 LABEL_HEIGHT = 32

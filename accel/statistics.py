@@ -10,6 +10,7 @@ from dataclasses import dataclass
 class CallRecord:
     """One self-attention call: `kind` is dense, refresh or sparse; `seconds` covers planning and attention.
 
+    `plan_seconds` is the part of it that decided what to compute; in a refresh that includes the full attention.
     `recall` is the softmax mass on the kept keys (sampled rows), `shape` is (batch, heads, tokens, head_dim).
     """
 
@@ -22,6 +23,7 @@ class CallRecord:
     seconds: float
     recall: float | None
     shape: tuple[int, int, int, int]
+    plan_seconds: float = 0.0
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -30,7 +32,10 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def summarize(records: Sequence[CallRecord]) -> dict[str, float | int | None]:
-    """Return counts, densities (over sparse calls, and over all), recall and seconds of a generation."""
+    """Return counts, densities (over sparse calls, and over all), recall and seconds of a generation.
+
+    `planning_share` is the share of the sparse calls' time that went into planning.
+    """
     sparse = [record for record in records if record.kind == "sparse"]
     return {
         "calls": len(records),
@@ -39,5 +44,10 @@ def summarize(records: Sequence[CallRecord]) -> dict[str, float | int | None]:
         "density": mean([record.density for record in sparse]),
         "density_overall": mean([record.density for record in records]),
         "recall": mean([record.recall for record in sparse if record.recall is not None]),
+        "planning_share": _share([record.plan_seconds for record in sparse], [record.seconds for record in sparse]),
         "attention_seconds": sum(record.seconds for record in records),
     }
+
+
+def _share(part: Sequence[float], whole: Sequence[float]) -> float | None:
+    return sum(part) / sum(whole) if sum(whole) else None

@@ -14,8 +14,8 @@ RECALL_ROWS = 16
 
 
 def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
-    """Return the attention output and the LSE over the kept keys."""
-    return block_sparse_attention(
+    """Return the attention output, corrected if the plan says so, and the LSE over the kept keys."""
+    out, lse = block_sparse_attention(
         call.q,
         call.k,
         call.v,
@@ -25,6 +25,7 @@ def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"]
         scale=call.scale,
         return_lse=True,
     )
+    return (out if plan.correction is None else plan.correction(call, out, lse)), lse
 
 
 def sampled_recall(call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Float[Tensor, ""]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from accel.attention.call import AttentionCall
 from sparse_kernels import BlockMap
 
 
@@ -23,6 +25,16 @@ class Computed:
     out: Float[Tensor, "b h s d"]
 
 
+class Correction(Protocol):
+    """What is done about the keys that were not computed."""
+
+    def __call__(
+        self, call: AttentionCall, out: Float[Tensor, "b h s d"], lse: Float[Tensor, "b h s"]
+    ) -> Float[Tensor, "b h s d"]:
+        """Return the corrected output; `lse` is that of the kept keys, in the callers' row order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sparse:
     """Visit the blocks of `block_map`, after bringing queries and keys in their orders.
@@ -34,6 +46,7 @@ class Sparse:
     block_map: BlockMap
     q_order: Int[Tensor, "b1 h1 s"] | None = None
     kv_order: Int[Tensor, "b1 h1 s"] | None = None
+    correction: Correction | None = None
 
     @cached_property
     def density(self) -> float:

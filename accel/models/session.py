@@ -30,6 +30,7 @@ class Session:
         self._memories: dict[tuple[int, str, Geometry], LayerMemory] = defaultdict(LayerMemory)
         self._finished = False
         self._warned: set[str] = set()
+        self.peak_memory_bytes = 0
 
     def begin_call(self, geometry: Geometry | None, progress: Progress | None) -> None:
         """Note grid and progress of the transformer call that starts; a step back starts a new generation."""
@@ -47,10 +48,13 @@ class Session:
             self._memories.clear()
             self._records = []
             self._finished = False
+            self.peak_memory_bytes = 0
+        self._note_memory()
         self.geometry, self.progress = geometry, progress
 
     def end_generation(self) -> None:
         """Drop what the layers remember; the records stay readable until the next generation starts."""
+        self._note_memory()
         self._memories.clear()
         self._finished = True
         self.progress = None
@@ -59,13 +63,21 @@ class Session:
     def records(self) -> list[CallRecord]:
         """One record for each attention call of the latest generation."""
         return [
-            dataclasses.replace(record, seconds=watch.seconds(), recall=None if recall is None else recall.item())
+            dataclasses.replace(
+                record,
+                seconds=watch.seconds(),
+                plan_seconds=watch.seconds(lap=0),
+                recall=None if recall is None else recall.item(),
+            )
             for record, recall, watch in self._records
         ]
 
     def memory_bytes(self) -> int:
         """Return the size of all that the layers remember now, in bytes."""
         return sum(memory.nbytes() for memory in self._memories.values())
+
+    def _note_memory(self) -> None:
+        self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory_bytes())
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dense: Any) -> Tensor:
         """Return the attention (b s h d) of one self-attention call; `dense()` runs what the pipeline would have."""
@@ -79,6 +91,7 @@ class Session:
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layer, self.layers, self.geometry, self.progress
         )
         plan = self.method.plan(call, self._memories[layer, self.progress.branch, self.geometry])
+        watch.lap()
         density, recall, kind = 1.0, None, "dense"
         if isinstance(plan, Sparse):
             attended, lse = execute(call, plan)
@@ -88,7 +101,7 @@ class Session:
             out, kind = plan.out.transpose(1, 2), "refresh"
         else:
             out = dense()
-        watch.stop()
+        watch.lap()
         self._note(call, kind, density, recall, watch)
         return out
 

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class Stopwatch:
-    """Starts when made and stops at `stop`; on CUDA it records events, so that nothing waits for the device."""
+    """Starts when made and takes a time at each `lap`; on CUDA these are events, so that nothing waits for it."""
 
     def __init__(self, x: Tensor):
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if x.is_cuda else None
-        self._start = time.perf_counter()
-        self._stop = self._start
-        if self._events:
-            self._events[0].record()
+        self._cuda = x.is_cuda
+        self._marks: list[Any] = []
+        self.lap()
 
-    def stop(self) -> None:
-        """Mark the end."""
-        self._stop = time.perf_counter()
-        if self._events:
-            self._events[1].record()
+    def lap(self) -> None:
+        """Take a time."""
+        if self._cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self._marks.append(mark)
 
-    def seconds(self) -> float:
-        """Return the time between start and stop; on CUDA this waits for the device."""
-        if self._events:
-            self._events[1].synchronize()
-            return self._events[0].elapsed_time(self._events[1]) / 1000
-        return self._stop - self._start
+    def seconds(self, lap: int = -1) -> float:
+        """Return the time from the start to a lap, by default the last one; on CUDA this waits for the device."""
+        first, last = self._marks[0], self._marks[1:][lap]
+        if self._cuda:
+            last.synchronize()
+            return first.elapsed_time(last) / 1000
+        return last - first

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 
-from accel.compare import Generation, generate
+from accel.generation import Generation, generate
 from accel.methods import by_name
 from accel.metrics import psnr, ssim
 from accel.pipelines import InputError, LoadedPipeline, load_pipeline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_transformer, embed_captions
 from demos.shapes_wan.muon import Muon
+from demos.shapes_wan.subset import at_positions, choose, take
 
 
 class Generator(nn.Module):
@@ -85,6 +87,9 @@ def main(
     start_from: Annotated[Path | None, typer.Option(help="checkpoint folder of the stage before")] = None,
     steps: int = 3000,
     batch: int = 16,
+    tokens: Annotated[
+        tuple[int, int, int], typer.Option(help="latent frames, rows and columns kept of each video; 0: all")
+    ] = (0, 0, 0),
     learning_rate: float = 2e-3,
     decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
     shift: float = 2.0,
@@ -112,7 +117,11 @@ def main(
             group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
         videos, captions = pools.batch(batch, drop_caption)
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
-        loss = flow_matching_loss(model, videos.to(device), captions, shift, text_length)
+        grid = tuple(videos.shape[2:])
+        kept = choose(grid, tuple(count or size for count, size in zip(tokens, grid, strict=True)), choice)
+        with at_positions(model.transformer.rope, grid, kept) if any(tokens) else nullcontext():
+            part = take(videos, kept).to(device)
+            loss = flow_matching_loss(model, part, captions, shift, text_length)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adamw):

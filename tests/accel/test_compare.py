@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
-from accel.compare import Comparison, compare, generate
+from accel.compare import Comparison, compare
+from accel.generation import generate
 from accel.methods import by_name
 from accel.pipelines import InputError, LoadedPipeline
 from demos.shapes_wan.model import TEXT_DIM, build_text_encoder, build_tokenizer
@@ -26,7 +27,7 @@ DEFAULTS = {
 }
 KEYS = """model method method_options prompt seed tokens frames height width steps guidance_scale dtype device threads
 torch diffusers dense_seconds sparse_seconds speedup attention_dense_seconds attention_sparse_seconds attention_speedup
-density density_overall recall psnr_db ssim dense_steps date sparse_backend"""
+density density_overall recall psnr_db ssim dense_steps planning_share memory_bytes date sparse_backend"""
 
 
 @pytest.fixture(scope="module")

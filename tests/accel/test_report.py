@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from accel import report
-from accel.compare import Comparison, Generation
+from accel.compare import Comparison
+from accel.generation import Generation
 from accel.pipelines import InputError
 from accel.report import prepare_output, write_comparison, write_generation
 from accel.statistics import CallRecord

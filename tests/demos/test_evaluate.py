@@ -8,7 +8,7 @@ import imageio.v3 as imageio
 import pytest
 from typer.testing import CliRunner
 
-from accel.compare import Generation
+from accel.generation import Generation
 from accel.pipelines import InputError, load_pipeline
 from demos.shapes_wan import evaluate
 from demos.shapes_wan.results import Results

@@ -1,0 +1,166 @@
+"""One video made by a pipeline, densely or with a method, and the time of its denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import Unpack
+
+from accel import disable, enabled
+from accel.metrics import synchronized_time
+from accel.pipelines import InputError, LoadedPipeline, check_geometry, transformers
+from accel.report import facts
+from accel.statistics import CallRecord, summarize
+
+# Called with the share of the work that is done, in [0, 1], and what was done last.
+ProgressFunction = Callable[[float, str], None]
+SEED_LIMIT = 2**63
+
+
+class CallOptions(TypedDict, total=False):
+    """What can be asked of a generation; None or absent stands for the model's default, seed 0."""
+
+    steps: int | None
+    seed: int
+    frames: int | None
+    height: int | None
+    width: int | None
+    guidance_scale: float | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One video in [0, 1], the facts about its making, and its attention calls (none if it was dense)."""
+
+    frames: Float[np.ndarray, "t h w 3"]
+    report: dict[str, Any]
+    records: list[CallRecord]
+
+
+def generate(
+    loaded: LoadedPipeline,
+    prompt: str,
+    method: Any | None = None,
+    *,
+    progress: ProgressFunction | None = None,
+    **options: Unpack[CallOptions],
+) -> Generation:
+    """Make one video with a method object, or densely if it is None; seconds are of the denoising loop, not warm."""
+    seed, call = call_arguments(loaded, prompt, **options)
+    pipeline = loaded.pipeline
+    report_step = step_counter(progress, call["num_inference_steps"])
+    report = facts(loaded, method, call, seed)
+    disable(pipeline)
+    if method is None:
+        latents, seconds = denoise(pipeline, call, seed, "dense", report_step)
+        return Generation(decode(pipeline, latents), report | {"seconds": seconds}, [])
+    with enabled(pipeline, method) as handle:
+        latents, seconds = denoise(pipeline, call, seed, "sparse", report_step)
+        records, memory = handle.stats(), {"memory_bytes": handle.peak_memory_bytes()}
+    report |= {"seconds": seconds, **_sparsity(records), **memory}
+    return Generation(decode(pipeline, latents), report, records)
+
+
+def call_arguments(
+    loaded: LoadedPipeline,
+    prompt: str,
+    steps: int | None = None,
+    seed: int = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    guidance_scale: float | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Return the checked seed and arguments of the pipeline's call."""
+    given = {
+        "num_inference_steps": steps,
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "guidance_scale": guidance_scale,
+    }
+    call = {**loaded.defaults, **{name: value for name, value in given.items() if value is not None}}
+    check_geometry(loaded.pipeline, call["num_frames"], call["height"], call["width"], call["num_inference_steps"])
+    if not 0 <= seed < SEED_LIMIT:
+        raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")
+    return seed, {"prompt": prompt, **call}
+
+
+def denoise(
+    pipeline: Any, call: dict[str, Any], seed: int, label: str, report_step: Callable[[str], None]
+) -> tuple[Float[Tensor, "1 c t h w"], float]:
+    """Return the final latents and the seconds from the first transformer call to the end of the last step."""
+    clock: list[float] = []
+    device = transformers(pipeline)[0].device
+
+    def start(module: torch.nn.Module, arguments: tuple) -> None:
+        if not clock:
+            clock.extend([synchronized_time(device)] * 2)
+
+    def step_end(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        clock[1] = synchronized_time(device)
+        report_step(f"{label} step {step + 1} of {call['num_inference_steps']}")
+        return tensors
+
+    hooks = [transformer.register_forward_pre_hook(start) for transformer in transformers(pipeline)]
+    # A generator on the CPU gives the same noise on every device.
+    generator = torch.Generator("cpu").manual_seed(seed)
+    try:
+        with _progress_label(pipeline, label):
+            output = pipeline(**call, generator=generator, output_type="latent", callback_on_step_end=step_end)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return output.frames, clock[1] - clock[0]
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latents: Float[Tensor, "1 c t h w"]) -> Float[np.ndarray, "t h w 3"]:
+    """Return the video of normalised latents in [0, 1], as WanPipeline decodes it."""
+    vae = pipeline.vae
+    latents = latents.to(vae.device, vae.dtype)
+    if not latents.isfinite().all():
+        dtype = transformers(pipeline)[0].dtype
+        raise InputError(f"the generated latents hold NaN or Inf in {dtype}; try --dtype float32")
+    mean, std = (
+        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    video = vae.decode(latents * std + mean, return_dict=False)[0]
+    return pipeline.video_processor.postprocess_video(video.float(), output_type="np")[0]
+
+
+def step_counter(progress: ProgressFunction | None, total: int) -> Callable[[str], None]:
+    """Return what is called with a message after each of `total` steps, and passes on the share that is done."""
+    done = 0
+
+    def report_step(message: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(min(done / total, 1.0), message)
+
+    return report_step
+
+
+def _sparsity(records: list[CallRecord]) -> dict[str, float | int | None]:
+    summary = summarize(records)
+    return {name: summary[name] for name in ("density", "density_overall", "recall", "dense_steps", "planning_share")}
+
+
+@contextmanager
+def _progress_label(pipeline: Any, label: str) -> Iterator[None]:
+    """Name diffusers' own progress bar for the time of one run."""
+    before = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(**{"desc": label, **before})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**before)
