@@ -1,9 +1,11 @@
-"""The command line: `accel generate` makes and compares videos, `accel info` says what this machine can run."""
+"""The command line: `accel generate` makes and compares videos, `accel bench` compares methods, `accel info` tells
+what this machine can run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,12 @@ import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+BENCH_PROMPTS = (
+    "a red circle moves left",
+    "a large blue square moves up on a white background",
+    "a small yellow triangle moves right and a large purple circle stays still on a gray background",
+)
 
 app = typer.Typer(
     help="Faster video diffusion by sparse attention.", no_args_is_help=True, pretty_exceptions_show_locals=False
@@ -49,6 +57,49 @@ def generate(
         loaded = load_pipeline(model, device, dtype)
         options = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
         (_compare if compare else _generate)(loaded, chosen, prompt, output, options)
+
+
+@app.command()
+def bench(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="what the videos show; default: three of one shape")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="pipeline folder or Hugging Face id; default: the embedded shapes-wan")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="names of methods, with commas between them; default: all")] = "",
+    densities: Annotated[str, typer.Option(help="measured densities of the sparse calls to compare at")] = "0.2,0.3",
+    dense_steps: Annotated[str, typer.Option(help="shares of the steps, from the first, kept dense")] = "0,0.2",
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from 0")] = 3,
+    steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
+    frames: Annotated[int | None, typer.Option(help="frames of the video")] = None,
+    height: Annotated[int | None, typer.Option(help="height in pixels")] = None,
+    width: Annotated[int | None, typer.Option(help="width in pixels")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="rows; a run goes on where one stopped")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of speed-up over likeness")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")] = None,
+) -> None:
+    """Compare methods with the dense pipeline and each other, on the same videos at equal measured density."""
+    with _one_line_errors():
+        from accel.bench import Rows, cases, run_bench
+        from accel.methods import METHODS
+        from accel.pipelines import load_pipeline
+        from accel.report import prepare_output
+
+        names = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
+        chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps))
+        _set_threads(threads)
+        for file in filter(None, (json_file, plot)):
+            prepare_output(file.parent)
+        rows = Rows(json_file)
+        loaded = load_pipeline(model, device, dtype)
+        loaded.pipeline.set_progress_bar_config(disable=True)
+        options: Any = dict(steps=steps, frames=frames, height=height, width=width)
+        report = partial(typer.echo, err=True)
+        run_bench(loaded, chosen, prompts or BENCH_PROMPTS, range(seeds), rows, options, report)
+        _print_bench(rows.rows, plot)
 
 
 @app.command()
@@ -141,6 +192,36 @@ def _compare(loaded: Any, method: Any, prompt: str, output: Path, options: dict[
     written = write_comparison(comparison, output)
     Console().print(_report_table(comparison.report))
     _print_written(written)
+
+
+def _shares(name: str, text: str) -> list[float]:
+    from accel.pipelines import InputError
+
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}; give numbers with commas between them, like 0.2,0.3") from error
+
+
+def _print_bench(rows: list[dict[str, Any]], plot: Path | None) -> None:
+    from rich.console import Console
+
+    from accel.bench import means
+
+    columns = {"density": "density", "recall": "recall", "speedup": "speed-up", "attention_speedup": "attention"}
+    columns |= {"planning_share": "planning", "psnr_db": "PSNR", "ssim": "SSIM"}
+    summary = means(rows, list(columns))
+    table = _table("method", "dense", *columns.values())
+    table.columns[0].no_wrap = True
+    for row in summary:
+        numbers = ("-" if row[name] is None else f"{row[name]:.3g}" for name in columns)
+        table.add_row(row["method"], f"{row['dense_share']:g}", *numbers)
+    Console().print(table)
+    if plot is not None:
+        from accel.pareto import draw_pareto
+
+        draw_pareto(summary, plot)
+        _print_written([plot])
 
 
 def _report_table(report: dict[str, Any]) -> Table:

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from accel import pipelines
 from accel.cli import app
-from demos.shapes_wan.model import TEXT_DIM, build_text_encoder, build_tokenizer, save_pipeline
-from demos.shapes_wan.train_vae import Z_DIM, build_vae
+from tests.tiny_wan import save_tiny
 
 PROMPT = "a red circle moves left"
 DEFAULTS = {"num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 1.0}
@@ -26,24 +25,7 @@ DEFAULTS = {"num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 3
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A real WanPipeline folder with random weights and small defaults."""
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=Z_DIM,
-        out_channels=Z_DIM,
-        text_dim=TEXT_DIM,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-    )
-    folder = tmp_path_factory.mktemp("cli") / "tiny"
-    save_pipeline(folder, transformer, build_vae(), build_text_encoder(len(build_tokenizer())))
-    (folder / "generation.json").write_text(json.dumps(DEFAULTS))
-    return str(folder)
+    return str(save_tiny(tmp_path_factory.mktemp("cli") / "tiny", **DEFAULTS))
 
 
 def run(*arguments: str) -> Result:

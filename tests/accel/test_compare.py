@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
 from accel.compare import Comparison, compare
 from accel.generation import generate
 from accel.methods import by_name
 from accel.pipelines import InputError, LoadedPipeline
-from demos.shapes_wan.model import TEXT_DIM, build_text_encoder, build_tokenizer
-from demos.shapes_wan.train_vae import Z_DIM, build_vae
+from demos.shapes_wan.train_vae import Z_DIM
+from tests.tiny_wan import tiny_pipeline
 
 PROMPT = "a red circle moves left"
 DEFAULTS = {
@@ -32,31 +31,7 @@ density density_overall recall psnr_db ssim dense_steps planning_share memory_by
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedPipeline:
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=Z_DIM,
-        out_channels=Z_DIM,
-        text_dim=TEXT_DIM,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-    )
-    pipeline = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=build_text_encoder(len(tokenizer)).eval(),
-        # Other than zero and one, so that decoding must normalise.
-        vae=build_vae(mean=[0.3] * Z_DIM, std=[1.5] * Z_DIM).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        transformer=transformer.eval(),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return LoadedPipeline(pipeline, "tiny", DEFAULTS)
+    return LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
 
 
 @pytest.fixture(scope="module")

@@ -12,30 +12,13 @@ from diffusers import WanTransformer3DModel
 
 from accel import pipelines
 from accel.pipelines import InputError, check_geometry, load_pipeline, video_tokens
-from demos.shapes_wan.model import TEXT_DIM, build_text_encoder, build_tokenizer, save_pipeline
-from demos.shapes_wan.train_vae import Z_DIM, build_vae
+from tests.tiny_wan import save_tiny
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real WanPipeline folder with random weights."""
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=Z_DIM,
-        out_channels=Z_DIM,
-        text_dim=TEXT_DIM,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-    )
-    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
-    save_pipeline(folder, transformer, build_vae(), build_text_encoder(len(build_tokenizer())))
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("pipelines") / "tiny")
 
 
 def write_index(folder: Path, **entries: object) -> Path:

@@ -1,0 +1,175 @@
+"""Methods against each other on the same videos: one dense run a prompt and seed, then every method and density."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel.compare import contrast, warm_up
+from accel.generation import CallOptions, Generation, call_arguments, generate
+from accel.methods import METHODS, Method, by_name
+from accel.pipelines import InputError, LoadedPipeline
+
+# Each further generation halves the distance to the density asked for at least; three bring it within TOLERANCE.
+TRIALS = 3
+TOLERANCE = 0.05
+KEPT = """model method density_asked density_option dense_share prompt seed tokens steps dense_steps dtype device
+threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup attention_dense_seconds
+attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall recall psnr_db ssim"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps."""
+
+    method: str
+    density: float
+    dense_steps: float
+
+
+def cases(methods: Iterable[str], densities: Iterable[float], dense_steps: Iterable[float]) -> list[Case]:
+    """Return every combination; InputError names a method that is not known or a share that cannot be."""
+    methods = list(methods)
+    for name in methods:
+        if name not in METHODS:
+            raise InputError(f"unknown method {name!r}; accepted: {', '.join(METHODS)}")
+    made = [Case(*values) for values in itertools.product(methods, densities, dense_steps)]
+    for case in made:
+        try:
+            by_name(case.method, density=case.density, dense_steps=case.dense_steps)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return made
+
+
+class Rows:
+    """The rows of a benchmark in a JSON file, written one by one; a second run adds what is missing."""
+
+    def __init__(self, file: Path | None):
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+        if file is not None and file.is_file():
+            try:
+                self.rows = json.loads(file.read_text())
+            except ValueError as error:
+                raise InputError(f"{file} is not JSON: {error}; move it away or give another --json") from error
+
+    def find(self, case: Case, prompt: str, seed: int) -> dict[str, Any] | None:
+        """Return the row of a case, prompt and seed, if it is there."""
+        wanted = (case.method, case.density, case.dense_steps, prompt, seed)
+        names = ("method", "density_asked", "dense_share", "prompt", "seed")
+        return next((row for row in self.rows if tuple(row[name] for name in names) == wanted), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row and write the file."""
+        self.rows.append(row)
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_name(self.file.name + ".tmp")
+        temporary.write_text(json.dumps([_finite(row) for row in self.rows], indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, self.file)
+
+
+def run_bench(
+    loaded: LoadedPipeline,
+    chosen: Sequence[Case],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    rows: Rows,
+    options: CallOptions,
+    report: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Fill `rows`; each row's seconds are warm, and dense runs just before the sparse ones of its prompt and seed."""
+    calibrated: dict[Case, float] = {}
+    for prompt, seed in itertools.product(prompts, seeds):
+        missing = [case for case in chosen if rows.find(case, prompt, seed) is None]
+        if not missing:
+            continue
+        call_options: CallOptions = {**options, "seed": seed}
+        report(f"dense, seed {seed}: {prompt}")
+        dense = _warm_dense(loaded, prompt, call_options, calibrated, missing, report)
+        for case in missing:
+            report(f"{case.method} at density {case.density:g}, {case.dense_steps:g} dense, seed {seed}: {prompt}")
+            rows.add(_row(loaded, case, calibrated[case], dense, prompt, call_options))
+
+
+def _warm_dense(
+    loaded: LoadedPipeline,
+    prompt: str,
+    options: CallOptions,
+    calibrated: dict[Case, float],
+    missing: Sequence[Case],
+    report: Callable[[str], None],
+) -> Generation:
+    """Calibrate and warm up the cases met for the first time, then make the dense video."""
+    seed, call = call_arguments(loaded, prompt, **options)
+    for case in missing:
+        if case not in calibrated:
+            report(f"calibrating {case.method} to density {case.density:g}")
+            calibrated[case] = calibrate(loaded, case, prompt, options)
+            warm_up(loaded, method_of(case, case.density), call, seed, lambda message: None)
+    return generate(loaded, prompt, **options)
+
+
+def method_of(case: Case, density: float) -> Method:
+    """Return the method object of a case with its density option set to `density`."""
+    return by_name(case.method, density=density, dense_steps=case.dense_steps)
+
+
+def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOptions) -> float:
+    """Return the density option with which the measured density of the sparse calls is the one asked for.
+
+    Methods keep text, whole clusters or a full head beyond their budget: only measured densities compare.
+    """
+    option = case.density
+    for _ in range(TRIALS):
+        report = generate(loaded, prompt, method_of(case, option), **options).report
+        measured = report["density"]
+        if measured is None or abs(measured / case.density - 1) <= TOLERANCE:
+            break
+        option = min(1.0, max(option * case.density / measured, case.density / 8))
+    return option
+
+
+def _row(
+    loaded: LoadedPipeline, case: Case, option: float, dense: Generation, prompt: str, options: CallOptions
+) -> dict[str, Any]:
+    sparse = generate(loaded, prompt, method_of(case, option), **options)
+    report = contrast(loaded, dense, sparse).report
+    report |= dataclasses.asdict(case) | {"density": sparse.report["density"]}
+    report |= {"density_asked": case.density, "density_option": option, "dense_share": case.dense_steps}
+    report["dense_steps"] = sparse.report["dense_steps"]
+    return {name: report[name] for name in KEPT.split()}
+
+
+def means(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one row a case: its mean of each named figure, and over how many generations."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["density_asked"], row["dense_share"]), []).append(row)
+    return [
+        {"method": method, "density_asked": density, "dense_share": share, "count": len(group)}
+        | {name: _mean([row[name] for row in group]) for name in names}
+        for (method, density, share), group in groups.items()
+    ]
+
+
+def _mean(values: Sequence[float | str | None]) -> float | None:
+    numbers = [float(value) for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    # JSON knows no infinity, which is the PSNR of identical videos.
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,103 @@
+"""Methods compared on a tiny real pipeline: equal density, rows that a second run adds to, table and picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from accel import bench
+from accel.bench import Case, Rows, cases, means, run_bench
+from accel.cli import app
+from accel.pareto import frontier
+from accel.pipelines import InputError, LoadedPipeline
+from tests.tiny_wan import save_tiny, tiny_pipeline
+
+PROMPT = "a red circle moves left"
+DEFAULTS = {
+    "num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 1.0,
+    "max_sequence_length": 16,
+}  # fmt: skip
+CASES = cases(["sparse-vdit", "adaspa"], [0.5], [0.0, 0.4])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedPipeline:
+    return LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+
+
+@pytest.fixture(scope="module")
+def file(loaded: LoadedPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("bench") / "rows.json"
+    run_bench(loaded, CASES, [PROMPT], [0, 1], Rows(file), {})
+    return file
+
+
+def test_every_case_has_a_row_for_every_video(file: Path):
+    rows = json.loads(file.read_text())
+    assert len(rows) == 2 * len(CASES)
+    found = {(row["method"], row["density_asked"], row["dense_share"], row["seed"]) for row in rows}
+    assert found == {(case.method, case.density, case.dense_steps, seed) for case in CASES for seed in (0, 1)}
+    for row in rows:
+        assert row["speedup"] == pytest.approx(row["dense_seconds"] / row["sparse_seconds"])
+        assert row["dense_steps"] == (2 if row["dense_share"] else 1), "both need one full step to search in"
+        assert 10 < float(row["psnr_db"]) and 0 < row["recall"] <= 1.001 and 0 < row["planning_share"] < 1
+
+
+def test_measured_density_is_the_one_asked_for(loaded: LoadedPipeline):
+    case = Case("adaspa", 0.5, 0.4)
+    option = bench.calibrate(loaded, case, PROMPT, {})
+    report = bench.generate(loaded, PROMPT, bench.method_of(case, option)).report
+    # 192 tokens are three blocks of 64: densities come in thirds.
+    assert abs(report["density"] - 0.5) <= 1 / 3 / 2 + 1e-6
+
+
+def test_second_run_makes_only_what_is_missing(loaded: LoadedPipeline, file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench, "generate", pytest.fail)
+    run_bench(loaded, CASES, [PROMPT], [0, 1], Rows(file), {})
+
+
+def test_means_are_over_prompts_and_seeds():
+    rows = [
+        {"method": "a", "density_asked": 0.5, "dense_share": 0.0, "speedup": speedup, "psnr_db": psnr}
+        for speedup, psnr in ((1.0, "inf"), (2.0, 30.0))
+    ]
+    (mean,) = means(rows, ("speedup", "psnr_db"))
+    assert mean["speedup"] == 1.5 and mean["psnr_db"] == float("inf") and mean["count"] == 2
+
+
+def test_frontier_drops_what_is_worse_in_both():
+    assert frontier([(30, 1.5), (25, 1.4), (20, 2.0), (35, 1.1)]) == [(20, 2.0), (30, 1.5), (35, 1.1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["magic"], [0.5], [0.0]), "unknown method 'magic'"),
+        ((["adaspa"], [1.5], [0.0]), "density must be above 0"),
+        ((["adaspa"], [0.5], [-1.0]), "dense_steps must lie between"),
+    ],
+)
+def test_bad_cases(arguments: tuple, message: str):
+    with pytest.raises(InputError, match=message):
+        cases(*arguments)
+
+
+def test_file_that_is_no_json(tmp_path: Path):
+    (tmp_path / "rows.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        Rows(tmp_path / "rows.json")
+
+
+def test_command_prints_a_table_and_draws(tmp_path: Path):
+    model = save_tiny(tmp_path / "tiny", **DEFAULTS | {"num_frames": 5, "height": 32, "width": 32})
+    arguments = ["bench", PROMPT, "--model", str(model), "--methods", "adaspa", "--densities", "1", "--seeds", "1"]
+    output = ["--dense-steps", "0", "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "pareto.png")]
+    result = CliRunner().invoke(app, [*arguments, *output])
+    assert result.exit_code == 0, result.output
+    assert "adaspa" in result.stdout and (tmp_path / "pareto.png").stat().st_size > 10_000
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 1
+    refused = CliRunner().invoke(app, [*arguments[:-4], "--densities", "many"])
+    assert refused.exit_code == 2 and "error: densities is 'many'; give numbers" in refused.stderr
