@@ -1,6 +1,7 @@
 """Run every benchmark in its quick form: `python -m benchmarks`."""
 
-from benchmarks.attention import main
+from benchmarks import attention, kmeans, scores
 
 if __name__ == "__main__":
-    main(quick=True)
+    for benchmark in (attention, kmeans, scores):
+        benchmark.main(quick=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall
 from accel.attention.plan import Sparse
-from sparse_kernels import block_sparse_attention
+from sparse_kernels import BlockMap, block_sparse_attention
 
 RECALL_ROWS = 16
 
@@ -26,6 +26,13 @@ def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"]
         return_lse=True,
     )
     return (out if plan.correction is None else plan.correction(call, out, lse)), lse
+
+
+def full_attention(call: AttentionCall, block: int = 64) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
+    """Return dense attention and its LSE, which SDPA keeps to itself, by a plan of all blocks."""
+    count = -(-call.q.shape[2] // block)
+    mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=call.q.device)
+    return execute(call, Sparse(BlockMap.uniform(mask, block, block, call.q.shape[2], call.k.shape[2])))
 
 
 def sampled_recall(call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Float[Tensor, ""]:

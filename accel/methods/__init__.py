@@ -8,9 +8,20 @@ from typing import Any, Protocol
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.plan import Plan
 from accel.methods.adaspa import AdaSpa
+from accel.methods.re_ttention import ReTtention
 from accel.methods.sparse_vdit import SparseVDiT
+from accel.methods.svg2 import SVG2
+from accel.methods.svg_ear import SVGEAR
+from accel.methods.xattention import XAttention
 
-METHODS = {"sparse-vdit": SparseVDiT, "adaspa": AdaSpa}
+METHODS = {
+    "sparse-vdit": SparseVDiT,
+    "adaspa": AdaSpa,
+    "re-ttention": ReTtention,
+    "xattention": XAttention,
+    "svg2": SVG2,
+    "svg-ear": SVGEAR,
+}
 
 
 class Method(Protocol):

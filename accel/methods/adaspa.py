@@ -9,15 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.execute import execute
+from accel.attention.execute import full_attention
 from accel.attention.orders.grid import tiles
 from accel.attention.patterns.text import keep_text
 from accel.attention.plan import Computed, Dense, Plan, Sparse
 from accel.attention.schedule import dense_step_count
-from accel.attention.scores import block_mass
 from accel.attention.selection import select_blocks
 from accel.methods.checks import check_common
-from sparse_kernels import BlockMap
+from sparse_kernels import BlockMap, block_mass
 from sparse_kernels.block_map import uniform_offsets
 
 
@@ -47,7 +46,7 @@ class AdaSpa:
         if call.layer < self.dense_layers or call.progress.step < search_step:
             return Dense()
         if "lse" not in memory.values:
-            out, memory.values["lse"] = execute(call, _everything(call, self.block))
+            out, memory.values["lse"] = full_attention(call, self.block)
             memory.values["plan"] = self._search(call, memory.values["lse"])
             memory.values["searched"] = call.progress.step
             return Computed(out)
@@ -62,13 +61,12 @@ class AdaSpa:
         return any(searched < step <= call.progress.step for step in steps)
 
     def _search(self, call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Sparse:
-        order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)
-        mass = block_mass(call.q, call.k, lse, call.scale, self.block, self.block, order, order)
-        offsets = uniform_offsets(call.geometry.tokens, self.block)
+        order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)[None, None]
+        offsets = uniform_offsets(call.geometry.tokens, self.block, call.q.device)
+        mass = block_mass(call.q, call.k, lse, offsets, offsets, q_order=order, kv_order=order, scale=call.scale)
         # Every order leaves text where it is, so its blocks are those of the native order.
         mask = keep_text(self._select(mass), call.geometry, offsets, offsets)
-        shared = None if order is None else order[None, None]
-        return Sparse(BlockMap.from_dense(mask, offsets, offsets), shared, shared)
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets), order, order)
 
     def _select(self, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
         blocks = mass.shape[-1]
@@ -87,11 +85,3 @@ class AdaSpa:
         count = (recall > 0.8).sum(-1, keepdim=True).clamp(max=heads // 2)
         rank = recall.argsort(-1, descending=True).argsort(-1)
         return ((rank >= heads - count).float() - (rank < count).float())[..., None, None]
-
-
-def _everything(call: AttentionCall, block: int) -> Sparse:
-    """Return the plan that keeps all blocks: dense attention that also yields the LSE."""
-    offsets = uniform_offsets(call.geometry.tokens, block, call.q.device)
-    count = len(offsets) - 1
-    mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=call.q.device)
-    return Sparse(BlockMap.from_dense(mask, offsets, offsets))

@@ -1,8 +1,7 @@
-"""Train on a part of each video's tokens: far cheaper than whole videos, and at the positions of whole videos.
+"""Train on some frames of each video: far cheaper than whole videos, and at the places of whole videos.
 
 Dropping tokens while a diffusion transformer learns, and giving it all of them at the end, is the idea of
-Zheng et al., "Fast Training of Diffusion Models with Masked Transformers" (2023). Here the part is a grid (chosen
-frames x rows x columns), dense in a window and sparse elsewhere, so that fine texture and layout are both seen.
+Zheng et al., "Fast Training of Diffusion Models with Masked Transformers" (2023).
 """
 
 from __future__ import annotations
@@ -10,54 +9,41 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Kept = tuple[Int[Tensor, " frames"], Int[Tensor, " rows"], Int[Tensor, " columns"]]
+Frames = Int[Tensor, " frames"]
 
 
-def choose_axis(length: int, count: int, generator: random.Random) -> Int[Tensor, " count"]:
-    """Return `count` of `length` places in order: half of them a run about the middle, the rest spread evenly."""
-    if not 0 < count <= length:
-        raise ValueError(f"between 1 and {length} of {length} places can be kept, got {count}")
-    run = count // 2
-    start = round(min(max(generator.gauss(0.5, 0.2) * length - run / 2, 0), length - run))
-    others = np.delete(np.arange(length), np.arange(start, start + run))
-    spread = (np.arange(count - run) + generator.random()) * len(others) / (count - run)
-    return torch.from_numpy(np.sort(np.append(others[spread.astype(int)], np.arange(start, start + run))))
+def choose_frames(length: int, count: int, generator: random.Random) -> Frames:
+    """Return `count` of `length` frames in order: first and last, a run about half as long, and others at random.
 
-
-def choose(grid: tuple[int, int, int], counts: tuple[int, int, int], generator: random.Random) -> Kept:
-    """Return the kept frames, rows and columns of a latent grid."""
-    frames, rows, columns = (
-        choose_axis(length, min(count, length), generator) for length, count in zip(grid, counts, strict=True)
-    )
-    return frames, rows, columns
-
-
-def take(
-    latents: Float[Tensor, "batch channels t h w"], kept: Kept
-) -> Float[Tensor, "batch channels frames rows columns"]:
-    """Return the kept part of latents."""
-    frames, rows, columns = kept
-    return latents[:, :, frames][:, :, :, rows][..., columns]
+    The ends stay, because rotary embedding tells only distances: a frame's time shows in how far it is from them.
+    """
+    if not 2 <= count <= length:
+        raise ValueError(f"between 2 and {length} of {length} frames can be kept, got {count}")
+    inner = list(range(1, length - 1))
+    run = (count - 1) // 2
+    start = generator.randrange(len(inner) - run + 1)
+    kept = inner[start : start + run]
+    rest = generator.sample(sorted(set(inner) - set(kept)), count - 2 - run)
+    return torch.tensor(sorted([0, *kept, *rest, length - 1]))
 
 
 @contextmanager
-def at_positions(rope: nn.Module, grid: tuple[int, int, int], kept: Kept) -> Iterator[None]:
-    """Let a Wan transformer with patch size 1 see the kept part of `grid` at its places in the whole grid."""
-    frames, rows, columns = (axis.to(rope.freqs_cos.device) for axis in kept)
+def at_frames(rope: Any, length: int, frames: Frames) -> Iterator[None]:
+    """Let a Wan transformer with patch size 1 see latents that hold only `frames` at their places among `length`."""
+    frames = frames.to(rope.freqs_cos.device)
 
     def whole(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0].new_empty(1).expand(1, 1, *grid),)
+        batch, channels, _, height, width = inputs[0].shape
+        return (inputs[0].new_empty(1).expand(batch, channels, length, height, width),)
 
     def part(module: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return tuple(
-            table.unflatten(1, grid)[:, frames][:, :, rows][:, :, :, columns].flatten(1, 3) for table in output
-        )
+        return tuple(table.unflatten(1, (length, -1))[:, frames].flatten(1, 2) for table in output)
 
     handles = [rope.register_forward_pre_hook(whole), rope.register_forward_hook(part)]
     try:
@@ -65,3 +51,9 @@ def at_positions(rope: nn.Module, grid: tuple[int, int, int], kept: Kept) -> Ite
     finally:
         for handle in handles:
             handle.remove()
+
+
+def kept_grid(frames: Frames, length: int, latents: Float[Tensor, "batch channels frames h w"]) -> list[Tensor]:
+    """Return the places of the kept frames, of the rows and of the columns, each in [-1, 1]."""
+    axes = [(frames, length), *((torch.arange(size), size) for size in latents.shape[3:])]
+    return [axis * (2 / max(1, size - 1)) - 1 for axis, size in axes]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import random
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_transformer, embed_captions
 from demos.shapes_wan.muon import Muon
-from demos.shapes_wan.subset import Kept, at_positions, choose, take
+from demos.shapes_wan.reader import Reader
+from demos.shapes_wan.subset import at_frames, choose_frames, kept_grid
 
 
 class Generator(nn.Module):
@@ -53,28 +54,28 @@ class Locator(nn.Module):
     noise, which the denoising loss alone teaches slowly, and without it no shape knows where to be.
     """
 
-    def __init__(self, transformer: nn.Module):
+    def __init__(self, transformer: WanTransformer3DModel):
         super().__init__()
-        self.read = nn.Linear(transformer.config.num_attention_heads * transformer.config.attention_head_dim, 3)
+        config: Any = transformer.config
+        self.read = nn.Linear(config.num_attention_heads * config.attention_head_dim, 3)
         self.states: Tensor | None = None
         transformer.blocks[len(transformer.blocks) // 2].register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.states = output
 
-    def loss(self, grid: tuple[int, int, int], kept: Kept) -> Tensor:
+    def loss(self, axes: list[Tensor]) -> Tensor:
         """Return the mean squared error of (frame, row, column), each in [-1, 1], in the latest forward pass."""
-        axes = [axis * (2 / max(1, size - 1)) - 1 for axis, size in zip(kept, grid, strict=True)]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
         assert self.states is not None
         return (self.read(self.states) - places.to(self.states.device)).square().mean()
 
 
-def make_optimizers(model: Generator, locator: Locator, learning_rate: float) -> tuple[Muon, torch.optim.AdamW]:
+def make_optimizers(model: Generator, helpers: list[nn.Module], learning_rate: float) -> tuple[Muon, torch.optim.AdamW]:
     """Return Muon for the blocks' matrices and AdamW for everything else."""
     hidden = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in hidden}
-    rest = [p for p in (*model.parameters(), *locator.parameters()) if id(p) not in chosen]
+    rest = [p for p in (p for module in (model, *helpers) for p in module.parameters()) if id(p) not in chosen]
     return Muon(hidden, learning_rate), torch.optim.AdamW(rest, learning_rate, (0.9, 0.98), weight_decay=0.0)
 
 
@@ -111,13 +112,11 @@ def main(
     start_from: Annotated[Path | None, typer.Option(help="checkpoint folder of the stage before")] = None,
     steps: int = 3000,
     batch: int = 16,
-    tokens: Annotated[
-        tuple[int, int, int], typer.Option(help="latent frames, rows and columns kept of each video; 0: all")
-    ] = (0, 0, 0),
+    frames: Annotated[int, typer.Option(help="latent frames kept of each video; 0: all")] = 0,
     learning_rate: float = 2e-3,
     decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
     shift: float = 2.0,
-    locate: Annotated[float, typer.Option(help="weight of the auxiliary task of telling each token's place")] = 0.3,
+    auxiliary: Annotated[float, typer.Option(help="weight of the auxiliary tasks of reading and locating")] = 0.3,
     drop_caption: float = 0.1,
     long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,
     ema_decay: float = 0.995,
@@ -130,11 +129,11 @@ def main(
     z_dim = len(torch.load(latents / "stats.pt")["mean"])
     model = Generator(z_dim).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
-    locator = Locator(model.transformer).to(device)
+    locator, reader = Locator(model.transformer).to(device), Reader(model.tokenizer).to(device)
     if start_from is not None:
         load_checkpoint(start_from, required=True, model=model, average=average)
-    muon, adamw = make_optimizers(model, locator, learning_rate)
-    parts = dict(model=model, average=average, locator=locator, muon=muon, adamw=adamw)
+    muon, adamw = make_optimizers(model, [locator, reader], learning_rate)
+    parts: dict[str, Any] = dict(model=model, average=average, locator=locator, reader=reader, muon=muon, adamw=adamw)
     first = load_checkpoint(output, **parts)
     pools, choice = Pools(latents, geometry, seed=first), random.Random(first)
     torch.manual_seed(first)
@@ -144,23 +143,25 @@ def main(
             group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
         videos, captions = pools.batch(batch, drop_caption)
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
-        grid = tuple(videos.shape[2:])
-        kept = choose(grid, tuple(count or size for count, size in zip(tokens, grid, strict=True)), choice)
-        with at_positions(model.transformer.rope, grid, kept) if any(tokens) else nullcontext():
-            part = take(videos, kept).to(device)
+        length = videos.shape[2]
+        kept = choose_frames(length, min(frames or length, length), choice)
+        with at_frames(model.transformer.rope, length, kept):
+            part = videos[:, :, kept].to(device)
             loss = flow_matching_loss(model, part, captions, shift, text_length)
-        place_loss = locator.loss(grid, kept)
-        (loss + locate * place_loss).backward()
+        place_loss = locator.loss(kept_grid(kept, length, part))
+        read_loss = reader.loss(model.text_encoder, choice)
+        (loss + auxiliary * (place_loss + read_loss)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adamw):
             optimizer.step()
             optimizer.zero_grad()
         keep = min(ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
-        recent.append((loss.item(), place_loss.item()))
+        recent.append((loss.item(), place_loss.item(), read_loss.item()))
         if step % 20 == 19:
-            mean, place = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-            print(f"step {step + 1} loss {mean:.4f} place {place:.4f} {time.perf_counter() - start:.0f} s", flush=True)
+            means = [sum(column) / len(recent) for column in zip(*recent, strict=True)]
+            said = " ".join(f"{name} {mean:.4f}" for name, mean in zip(("loss", "place", "read"), means, strict=True))
+            print(f"step {step + 1} {said} {time.perf_counter() - start:.0f} s", flush=True)
             recent.clear()
         if step % 50 == 49 or step + 1 == steps:
             save_checkpoint(output, step + 1, **parts)

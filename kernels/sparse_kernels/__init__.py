@@ -1,6 +1,17 @@
 """Kernels of sparse attention; tensors are laid out b h s d (batch, head, token, channel)."""
 
 from sparse_kernels.block_map import BlockMap
+from sparse_kernels.block_scores import antidiagonal_scores, block_mass, pooled
 from sparse_kernels.block_sparse_attention import backend_reasons, block_sparse_attention
+from sparse_kernels.kmeans import Clusters, kmeans
 
-__all__ = ["BlockMap", "backend_reasons", "block_sparse_attention"]
+__all__ = [
+    "BlockMap",
+    "Clusters",
+    "antidiagonal_scores",
+    "backend_reasons",
+    "block_mass",
+    "block_sparse_attention",
+    "kmeans",
+    "pooled",
+]

@@ -20,25 +20,35 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 
 
-def _vector(name: str, lanes: int, rows: int, test: str) -> list[str]:
-    return [f"-DKERNEL=kernel_{name}", f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}"]
+# These are built on torch's headers; each knows whether the x86 kernels are there.
+SCHEDULERS = ("attention", "block_scores", "kmeans")
+
+
+def _vector(name: str, lanes: int, rows: int, test: str, *flags: str) -> dict[str, tuple[str, list[str]]]:
+    """Return the attention and the reducing kernel of one instruction set."""
+    common = [f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}", *flags]
+    return {
+        name: ("attention_vector.cpp", [f"-DKERNEL=kernel_{name}", *common]),
+        f"reduce_{name}": ("reduce_vector.cpp", [f"-DKERNEL=reducer_{name}", *common]),
+    }
 
 
 def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
     """Return object file -> (source, flags); one object for each instruction set."""
+    x86 = machine in ("x86_64", "AMD64")
     units = {
-        "portable": ("attention_vector.cpp", _vector("portable", 4, 3, "true")),
+        **{name: (f"{name}.cpp", ["-DX86"] if x86 else []) for name in SCHEDULERS},
+        **_vector("portable", 4, 3, "true"),
         "amx_emulated": ("attention_amx.cpp", ["-DEMULATE"]),
     }
-    if machine not in ("x86_64", "AMD64"):
-        return {"attention": ("attention.cpp", []), **units}
+    if not x86:
+        return units
     avx2 = '__builtin_cpu_supports("avx2")&&__builtin_cpu_supports("fma")'
     avx512 = '__builtin_cpu_supports("avx512f")&&__builtin_cpu_supports("avx512bw")&&__builtin_cpu_supports("avx512vl")'
     return {
-        "attention": ("attention.cpp", ["-DX86"]),
         **units,
-        "avx2": ("attention_vector.cpp", [*_vector("avx2", 8, 6, avx2), "-mavx2", "-mfma"]),
-        "avx512": ("attention_vector.cpp", [*_vector("avx512", 16, 12, avx512), *AVX512]),
+        **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
+        **_vector("avx512", 16, 12, avx512, *AVX512),
         "amx": ("attention_amx.cpp", [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]),
     }
 
@@ -101,7 +111,7 @@ def _compile(compiler: str, units: dict[str, tuple[str, list[str]]], folder: Pat
     def one(name: str) -> str:
         source, flags = units[name]
         output = str(folder / f"{name}.o")
-        headers = include if name == "attention" else []
+        headers = include if name in SCHEDULERS else []
         command = [compiler, *common, *headers, *flags, "-c", str(SOURCES / source), "-o", output]
         subprocess.run(command, capture_output=True, text=True, check=True)
         return output
@@ -118,6 +128,17 @@ def _register_fake() -> None:
     @torch.library.register_fake("sparse_kernels::block_sparse_attention_cpu")
     def _(q: torch.Tensor, k: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+    @torch.library.register_fake("sparse_kernels::kmeans_cpu")
+    def _(x: torch.Tensor, centroids: torch.Tensor, *rest: object) -> tuple[torch.Tensor, ...]:
+        labels, sizes = x.new_empty(x.shape[:3], dtype=torch.int32), x.new_empty(centroids.shape[:3], dtype=torch.int32)
+        offsets = x.new_empty((*sizes.shape[:2], sizes.shape[2] + 1), dtype=torch.int32)
+        return labels, torch.empty_like(centroids), sizes, torch.empty_like(labels, dtype=torch.int64), offsets
+
+    @torch.library.register_fake("sparse_kernels::block_mass_cpu")
+    def _(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        blocks = [offsets.shape[-1] - 1 for offsets in rest[:2]]
+        return q.new_empty((*q.shape[:2], *blocks), dtype=torch.float32)
 
 
 def instruction_set(dtype: torch.dtype) -> str | None:

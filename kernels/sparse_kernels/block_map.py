@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,7 +91,7 @@ class BlockMap:
         visited = (self.to_dense() * kv_sizes[..., None, :]).sum(-1)
         return (visited * q_sizes).sum(-1)
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Computed query-key pairs as a share of all pairs, over all heads."""
         return (self.pairs() / (self.q_length * self.kv_length)).mean().item()

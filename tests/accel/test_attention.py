@@ -13,12 +13,13 @@ from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_colu
 from accel.attention.patterns.text import keep_text
 from accel.attention.plan import Computed, Dense, Sparse
 from accel.attention.schedule import dense_step_count, is_dense
-from accel.attention.scores import block_mass
 from accel.attention.selection import select_blocks
 from accel.methods.adaspa import AdaSpa
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.search import PatternTable
 from accel.statistics import CallRecord, summarize
+from sparse_kernels import block_mass
+from sparse_kernels.block_map import uniform_offsets
 
 GEOMETRY = Geometry(3, 4, 5)
 
@@ -115,20 +116,6 @@ def test_text_rows_and_columns_are_always_on() -> None:
     assert mask[0, 0].tolist() == [[False, False, True], [False, False, True], [True, True, True]]
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-def test_block_mass_equals_the_summed_softmax(ordered: bool) -> None:
-    call = make_call()
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(1)) if ordered else None
-    scores = call.q @ call.k.transpose(-1, -2) * call.scale
-    mass = block_mass(call.q, call.k, scores.logsumexp(-1), call.scale, 16, 32, order, order)
-    weights = scores.softmax(-1)
-    if order is not None:
-        weights = weights[:, :, order][..., order]
-    padded = torch.nn.functional.pad(weights, (0, 4, 0, 4)).unflatten(-1, (2, 32)).unflatten(2, (4, 16))
-    assert torch.allclose(mass, padded.sum((3, 5)), atol=1e-5)
-    assert torch.allclose(mass.sum((-1, -2)), torch.full((1, 4), 60.0), atol=1e-3)
-
-
 def test_dense_step_count_rounds_up() -> None:
     assert [dense_step_count(share, 12) for share in (0, 0.25, 0.2, 1)] == [0, 3, 3, 12]
     assert dense_step_count(0.1, 10) == 1
@@ -183,7 +170,8 @@ def test_adaspa_schedule_and_rule() -> None:
             first = memory.values["plan"]
         if step == 6:  # the later search uses the LSE of the first and today's q and k
             call = make_call(6, seed=6)
-            mass = block_mass(call.q, call.k, memory.values["lse"], call.scale, 16, 16)
+            offsets = uniform_offsets(60, 16)
+            mass = block_mass(call.q, call.k, memory.values["lse"], offsets, offsets)
             assert torch.equal(plan.block_map.to_dense(), select_blocks(mass, top_k=2))
             assert plan is not first
         if step == 5:

@@ -1,33 +1,16 @@
 // Block-sparse attention in float32 registers, for any vector width: bf16 and fp16 are widened while packing.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
-#include "vector.h"
+#include "micro_kernel.h"
 
-#define VECTORS 2
-static constexpr int32_t PANEL = VECTORS * LANES;
 static constexpr int32_t CHUNK = 128;  // keys between two softmax passes: scores stay in the second-level cache
 static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
 
 static inline int32_t padded(int32_t head_dim) { return (head_dim + PANEL - 1) / PANEL * PANEL; }
 
-// acc += a (R rows, stride lda) times b (depth rows of PANEL floats, stride ldb)
-template <int R>
-static inline __attribute__((always_inline)) void multiply(
-    vf (&acc)[R][VECTORS], const float* a, int64_t lda, const float* b, int64_t ldb, int32_t depth) {
-#pragma GCC unroll 4
-  for (int32_t k = 0; k < depth; k++) {
-    vf row[VECTORS];
-    for (int v = 0; v < VECTORS; v++) row[v] = load(b + k * ldb + v * LANES);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      vf x = broadcast(a[r * lda + k]);
-      for (int v = 0; v < VECTORS; v++) acc[r][v] += x * row[v];
-    }
-  }
-}
-
 template <int R>
 static void score_rows(const float* q, int32_t width, const float* keys, float* scores, int64_t ld) {
-  vf acc[R][VECTORS] = {};
+  vf acc[R][VECTORS];
+  clear(acc);
   multiply<R>(acc, q, width, keys, PANEL, width);
   for (int r = 0; r < R; r++)
     for (int v = 0; v < VECTORS; v++) store(scores + r * ld + v * LANES, acc[r][v]);
@@ -43,15 +26,6 @@ static void value_rows(
     for (int32_t i = 0; i < panels; i++) multiply<R>(acc, weights + i * PANEL, ld, values[i] + x, width, PANEL);
     for (int r = 0; r < R; r++)
       for (int v = 0; v < VECTORS; v++) store(out + r * width + x + v * LANES, acc[r][v]);
-  }
-}
-
-// Call f with the number of rows as a compile-time constant: full register tiles first, then what is left.
-template <int R, class F>
-static inline void for_rows(int32_t rows, int32_t first, F f) {
-  if constexpr (R > 0) {
-    for (; rows - first >= R; first += R) f.template operator()<R>(first);
-    for_rows<R - 1>(rows, first, f);
   }
 }
 

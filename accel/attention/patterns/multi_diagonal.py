@@ -1,0 +1,50 @@
+"""Windows around each token's own place, in every frame."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from accel.attention.call import Geometry
+from accel.attention.orders.grid import token_major
+from accel.attention.patterns.text import keep_text
+from accel.attention.plan import Sparse
+from sparse_kernels import BlockMap
+from sparse_kernels.block_map import uniform_offsets
+
+
+def multi_diagonal_plan(
+    geometry: Geometry, window: float, density: float | None, block: int, device: torch.device
+) -> Sparse:
+    """Return the plan in which a token sees int(window * frame_tokens) // 2 places to both sides, in every frame.
+
+    Text is on. Tokens stand in token-major order, where the many diagonals are one band: its blocks hold little
+    else (in frame-major order they would hold several times the window). Given a `density`, the window is the one
+    whose blocks come nearest to it. Source: Re-ttention (arXiv 2505.22918).
+    """
+    offsets = uniform_offsets(geometry.tokens, block, device)
+    gaps = block_gaps(geometry, offsets)
+    half: Tensor | int = int(window * geometry.frame_tokens) // 2
+    if density is not None:
+        half = _nearest_half(gaps, geometry.frame_tokens, offsets.diff().double(), density)
+    order = token_major(geometry).to(device)[None, None]
+    return Sparse(BlockMap.from_dense((gaps <= half)[None, None], offsets, offsets), order, order)
+
+
+def block_gaps(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Int[Tensor, "n n"]:
+    """Return how far apart, within a frame, the nearest tokens of two token-major blocks lie; 0 with text."""
+    start = geometry.text_length if geometry.text_position == "first" else 0
+    # Every place between a block's first and last one has a token in it, so two ends say all.
+    ends = (torch.stack([offsets[:-1], offsets[1:] - 1]) - start).clamp(0, geometry.video_tokens - 1)
+    first, last = ends // geometry.frames
+    gaps = torch.maximum(first - last[:, None], first[:, None] - last).clamp(min=0)
+    text: Bool[Tensor, "n n"] = keep_text(torch.zeros_like(gaps, dtype=torch.bool), geometry, offsets, offsets)
+    return gaps.masked_fill(text, 0)
+
+
+def _nearest_half(gaps: Int[Tensor, "n n"], places: int, sizes: Float[Tensor, " n"], density: float) -> Int[Tensor, ""]:
+    """Return the half window whose share of query-key pairs is nearest to `density`, the smaller of two."""
+    pairs = torch.zeros(places, dtype=torch.float64, device=gaps.device)
+    pairs.index_add_(0, gaps.flatten(), torch.outer(sizes, sizes).flatten())
+    return (pairs.cumsum(0) / sizes.sum() ** 2 - density).abs().argmin()

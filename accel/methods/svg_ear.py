@@ -1,0 +1,77 @@
+"""SVG-EAR (arXiv 2603.08982): SVG2 whose budget goes where centroids err most, and whose rest is compensated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.centroids import centroid_mass, cluster_plan, select_clusters
+from accel.attention.cluster_error import log_centroid_error, route_by_error
+from accel.attention.compensation import compensate
+from accel.attention.orders.clusters import cluster_call, take_rows, video_slice
+from accel.attention.plan import Dense, Plan
+from accel.attention.schedule import is_dense
+from accel.attention.selection import select_blocks
+from accel.methods.checks import check_clusters
+from sparse_kernels import Clusters, pooled
+
+
+@dataclass(frozen=True)
+class SVGEAR:
+    """Compute the pairs of clusters whose centroids err most for their area; centroids answer for the others.
+
+    The budget of a query cluster is what SVG2 would have spent on it, by `top_p` (with twice `least_share`) or by
+    `density`; its heaviest `least_share` of the key clusters are always in. `area_exponent` is the paper's gamma;
+    the other fields are SVG2's. Density counts computed pairs; the centroids add one key for each key cluster.
+    """
+
+    density: float | None = None
+    dense_steps: float = 0.2
+    dense_layers: int = 0
+    top_p: float = 0.9
+    least_share: float = 0.1
+    area_exponent: float = 1.0
+    query_clusters: int | None = None
+    key_clusters: int | None = None
+    first_iterations: int = 50
+    iterations: int = 2
+    cluster_dense_steps: bool = False
+
+    def __post_init__(self) -> None:
+        check_clusters(self)
+
+    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Return dense in the warm-up, else today's clusters, the pairs routed by error, and the compensation."""
+        dense = is_dense(call, self.dense_steps, self.dense_layers)
+        if dense and not (self.cluster_dense_steps and call.layer >= self.dense_layers):
+            return Dense()
+        queries, keys = cluster_call(
+            call, memory, self.query_clusters, self.key_clusters, self.first_iterations, self.iterations
+        )
+        if dense:
+            return Dense()
+        video = video_slice(call.geometry)
+        k, v = (take_rows(x[:, :, video], keys.clusters.order) for x in (call.k, call.v))
+        values = pooled(v, keys.clusters.offsets)
+        error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
+        kept = self._route(call, queries.clusters, keys.clusters, error)
+        return cluster_plan(queries, keys, kept, compensate(queries.clusters, keys.clusters, values, kept))
+
+    def _route(
+        self, call: AttentionCall, queries: Clusters, keys: Clusters, error: Float[Tensor, "b h nq nk"]
+    ) -> Bool[Tensor, "b h nq nk"]:
+        mass = centroid_mass(queries, keys, call.scale)
+        allowed = select_clusters(
+            mass,
+            queries,
+            keys,
+            call.geometry,
+            density=self.density,
+            top_p=self.top_p,
+            least_share=min(1.0, 2 * self.least_share),
+        )
+        guaranteed = select_blocks(mass, top_k=max(1, int(self.least_share * mass.shape[-1]))) & allowed
+        return route_by_error(error, keys.sizes, guaranteed, allowed, self.area_exponent, crossing=self.density is None)

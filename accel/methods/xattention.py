@@ -1,0 +1,79 @@
+"""XAttention (arXiv 2503.16428): the sums of antidiagonals tell which blocks matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.orders.grid import tiles
+from accel.attention.patterns.text import keep_text
+from accel.attention.plan import Dense, Plan, Sparse
+from accel.attention.schedule import is_dense
+from accel.attention.selection import select_blocks
+from accel.methods.checks import check_common
+from sparse_kernels import BlockMap, antidiagonal_scores
+from sparse_kernels.block_map import uniform_offsets
+
+
+@dataclass(frozen=True)
+class XAttention:
+    """Keep the key blocks that cover `threshold` of a query block's estimated mass; published for video: 0.9, stride 8.
+
+    The estimate sums every `stride`-th antidiagonal of a block; padding at the end of the sequence takes no mass.
+    Published: 5 dense steps of 50, a new mask in each step (`every`). A `density` keeps that share of the key
+    blocks of each query block instead, so that methods can be compared at one density. `keep_first` keeps key
+    block 0 as well; the published code does so by the way it fills its index lists, the paper does not say it and
+    the first block of a video is no sink by nature, so it is off. Among blocks of a `density` it counts.
+    `tile` groups tokens by (frames, rows, columns) before they are cut into blocks, as for AdaSpa; published: None.
+    """
+
+    density: float | None = None
+    dense_steps: float = 0.1
+    dense_layers: int = 0
+    block: int = 128
+    stride: int = 8
+    threshold: float = 0.9
+    every: int = 1
+    keep_first: bool = False
+    tile: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_common(self)
+        if self.stride < 1 or self.block % self.stride:
+            raise ValueError(f"stride must divide block {self.block}, got {self.stride}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+        if self.every < 1:
+            raise ValueError(f"every must be 1 or more steps, got {self.every}")
+
+    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Return dense in the warm-up, else the mask of this step or of the last one that made one."""
+        if is_dense(call, self.dense_steps, self.dense_layers):
+            return Dense()
+        if call.progress.step - memory.values.get("estimated", -self.every) >= self.every:
+            memory.values["plan"] = self._estimate(call)
+            memory.values["estimated"] = call.progress.step
+        return memory.values["plan"]
+
+    def _estimate(self, call: AttentionCall) -> Sparse:
+        order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)
+        q, k = (x if order is None else x[:, :, order] for x in (call.q, call.k))
+        scores = antidiagonal_scores(q, k, self.block, self.stride, scale=call.scale)
+        offsets = uniform_offsets(call.geometry.tokens, self.block, call.q.device)
+        # Every order leaves text where it is, so its blocks are those of the native order.
+        mask = keep_text(self._select(scores), call.geometry, offsets, offsets)
+        shared = None if order is None else order[None, None]
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets), shared, shared)
+
+    def _select(self, scores: Float[Tensor, "b h nq nk"]) -> Bool[Tensor, "b h nq nk"]:
+        first = torch.arange(scores.shape[-1], device=scores.device) == 0
+        if self.density is None:
+            kept = select_blocks(scores, top_p=self.threshold)
+            return kept | first if self.keep_first else kept
+        if self.keep_first:
+            scores = scores.masked_fill(first, torch.inf)
+        return select_blocks(scores, top_k=max(1, round(self.density * scores.shape[-1])))

@@ -1,0 +1,115 @@
+"""Time and inertia of a k-means iteration against scikit-learn's Lloyd and faiss, from the same start."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from benchmarks.attention import best_of
+from benchmarks.rows import origin, show
+from sparse_kernels import kmeans
+
+COLUMNS = ("library", "heads", "rows", "head_dim", "clusters", "ms_per_iteration", "speedup", "inertia")
+ITERATIONS = (5, 15)  # the difference between the two leaves out what is done once
+
+Cluster = Callable[[Tensor, Tensor, int], Tensor]  # (rows, start, iterations) -> centroids
+
+
+def make_rows(heads: int, rows: int, head_dim: int, clusters: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return rows around twice as many centres as clusters are asked for, and random rows to start from."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(heads, 2 * clusters, head_dim, generator=generator)
+    chosen = torch.randint(2 * clusters, (heads, rows, 1), generator=generator).expand(-1, -1, head_dim)
+    x = (centres.gather(1, chosen) + torch.randn(heads, rows, head_dim, generator=generator))[None].to(device)
+    return x, x[:, :, torch.randperm(rows, generator=generator)[:clusters].to(device)].clone()
+
+
+def ours(x: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Run all heads in one call."""
+    return kmeans(x, start, iterations=iterations, tolerance=0).centroids
+
+
+def scikit_learn(x: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Run Lloyd's algorithm of scikit-learn, head after head."""
+    cluster = importlib.import_module("sklearn.cluster").KMeans
+    limits = importlib.import_module("threadpoolctl").threadpool_limits
+    options: dict[str, Any] = dict(n_clusters=start.shape[2], n_init=1, max_iter=iterations, tol=0, algorithm="lloyd")
+    with limits(torch.get_num_threads()):
+        heads = [
+            cluster(init=first, **options).fit(rows).cluster_centers_
+            for rows, first in zip(x[0].numpy(), start[0].numpy(), strict=True)
+        ]
+    return torch.from_numpy(np.stack(heads))[None]
+
+
+def faiss(x: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Run faiss, head after head."""
+    library = importlib.import_module("faiss")
+    library.omp_set_num_threads(torch.get_num_threads())
+    heads = []
+    for rows, first in zip(x[0].numpy(), start[0].numpy(), strict=True):
+        trainer = library.Kmeans(
+            x.shape[3], start.shape[2], niter=iterations, min_points_per_centroid=1, max_points_per_centroid=len(rows)
+        )
+        trainer.train(rows, init_centroids=first)
+        heads.append(trainer.centroids.reshape(first.shape))
+    return torch.from_numpy(np.stack(heads))[None]
+
+
+def inertia(x: Tensor, centroids: Tensor) -> float:
+    """Return the mean squared distance of a row to its nearest centroid, one head at a time."""
+    return sum(
+        torch.cdist(rows.double(), means.double()).amin(-1).square().mean().item()
+        for rows, means in zip(x[0], centroids[0].to(x), strict=True)
+    ) / len(x[0])
+
+
+def measure(heads: int, rows: int, head_dim: int, clusters: int, device: str, repeats: int) -> list[dict[str, Any]]:
+    """Return a row for each library that is installed; `speedup` is its time over ours."""
+    x, start = make_rows(heads, rows, head_dim, clusters, device)
+    libraries: dict[str, Cluster] = {"ours": ours}
+    for name, module, cluster in (("scikit-learn", "sklearn", scikit_learn), ("faiss", "faiss", faiss)):
+        if device == "cpu" and importlib.util.find_spec(module) is not None:
+            libraries[name] = cluster
+    times: dict[tuple[str, int], list[float]] = {(name, count): [] for name in libraries for count in ITERATIONS}
+    for _ in range(repeats):  # in turns, so that what else the machine does meets all of them
+        for name, count in times:
+            run = partial(libraries[name], x, start, count)
+            times[name, count].append(best_of(run, device, 1))
+    measured, few, many = [], *ITERATIONS
+    for name, cluster in libraries.items():
+        short, long = (statistics.median(times[name, count]) for count in ITERATIONS)
+        measured.append(
+            origin(device) | {
+                "dtype": "float32", "library": name, "heads": heads, "rows": rows, "head_dim": head_dim,
+                "clusters": clusters, "ms_per_iteration": (long - short) / (many - few) * 1e3,
+                "ms_all": long * 1e3, "iterations": many, "inertia": inertia(x, cluster(x, start, many)),
+            }
+        )  # fmt: skip
+    for row in measured:
+        row["speedup"] = row["ms_per_iteration"] / measured[0]["ms_per_iteration"]
+    return measured
+
+
+def main(
+    device: str = "cpu",
+    quick: Annotated[bool, typer.Option(help="under a minute on two cores")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
+) -> None:
+    """Print a table of times per iteration and write the rows as JSON."""
+    cases = [(4, 8192, 64, 256)] if quick else [(4, 8192, 64, 256), (4, 8192, 128, 256), (2, 32768, 64, 512)]
+    show([row for case in cases for row in measure(*case, device, 5)], COLUMNS, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

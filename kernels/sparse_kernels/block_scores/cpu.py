@@ -1,0 +1,46 @@
+"""The C++ kernel of block mass: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_kernels import _extension
+
+# A product of depth stride * d with a softmax over 1 / stride**2 of the pairs: nearly all its time is torch's own
+# matrix product, which no kernel of ours would shorten.
+from sparse_kernels.block_scores.reference import antidiagonal_scores as antidiagonal_scores
+
+
+def can_run(q: Tensor, k: Tensor) -> str | None:
+    """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
+    if q.device.type != "cpu":
+        return f"q is on {q.device}, not on the CPU"
+    return _extension.load()
+
+
+def block_mass(
+    q: Float[Tensor, "b h sq d"],
+    k: Float[Tensor, "b hkv skv d"],
+    lse: Float[Tensor, "b h sq"],
+    q_offsets: Int[Tensor, "b1 h1 nq1"],
+    kv_offsets: Int[Tensor, "b1 h1 nk1"],
+    q_order: Int[Tensor, "b1 h1 sq"] | None,
+    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    scale: float,
+    instructions: str = "",
+) -> Float[Tensor, "b h nq nk"]:
+    """Return exp(q k scale - lse) summed over blocks; `instructions` forces an instruction set, for tests."""
+    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    return torch.ops.sparse_kernels.block_mass_cpu(
+        q,
+        k,
+        lse.contiguous(),
+        q_offsets.contiguous(),
+        kv_offsets.contiguous(),
+        None if q_order is None else q_order.contiguous(),
+        None if kv_order is None else kv_order.contiguous(),
+        scale,
+        instructions,
+    )

@@ -1,0 +1,97 @@
+"""The definition of the block scores: torch only, any device; a chunk of rows against all keys at a time."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+ROWS = 512  # query rows scored at once: bounds memory, no (s s) tensor ever exists
+
+
+def can_run(q: Tensor, k: Tensor) -> str | None:
+    """Return None: the reference runs everything."""
+    return None
+
+
+def block_mass(
+    q: Float[Tensor, "b h sq d"],
+    k: Float[Tensor, "b hkv skv d"],
+    lse: Float[Tensor, "b h sq"],
+    q_offsets: Int[Tensor, "b1 h1 nq1"],
+    kv_offsets: Int[Tensor, "b1 h1 nk1"],
+    q_order: Int[Tensor, "b1 h1 sq"] | None,
+    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    scale: float,
+) -> Float[Tensor, "b h nq nk"]:
+    """Return exp(q k scale - lse) summed over the rows and keys of each block."""
+    batch, heads = q.shape[:2]
+    mass = []
+    for b in range(batch):
+        for h in range(heads):
+            rows, columns = q[b, h].float() * scale, k[b, h * k.shape[1] // heads].float()
+            order, key_order = (None if x is None else _share(x, b, h) for x in (q_order, kv_order))
+            mass.append(
+                _mass_of_head(
+                    rows if order is None else rows[order],
+                    columns if key_order is None else columns[key_order],
+                    lse[b, h] if order is None else lse[b, h, order],
+                    _share(q_offsets, b, h),
+                    _share(kv_offsets, b, h),
+                )
+            )
+    return torch.stack(mass).unflatten(0, (batch, heads))
+
+
+def _share(x: Tensor, batch: int, head: int) -> Tensor:
+    return x[min(batch, x.shape[0] - 1), min(head, x.shape[1] - 1)]
+
+
+def _mass_of_head(q: Tensor, k: Tensor, lse: Tensor, q_offsets: Tensor, kv_offsets: Tensor) -> Float[Tensor, "nq nk"]:
+    ends = q_offsets.tolist()
+    mass = q.new_zeros(len(ends) - 1, len(kv_offsets) - 1)
+    for i in range(len(ends) - 1):
+        for start in range(ends[i], ends[i + 1], ROWS):
+            rows = slice(start, min(start + ROWS, ends[i + 1]))
+            weights = (k @ q[rows].T - lse[rows]).exp()
+            mass[i] += torch.segment_reduce(weights, "sum", offsets=kv_offsets.long(), axis=0, initial=0).sum(-1)
+    return mass
+
+
+def antidiagonal_scores(
+    q: Float[Tensor, "b h sq d"], k: Float[Tensor, "b hkv skv d"], block: int, stride: int, scale: float, causal: bool
+) -> Float[Tensor, "b h nq nk"]:
+    """Return the softmax over reshaped tokens, summed over blocks of block / stride of them."""
+    batch, heads = q.shape[:2]
+    group = heads // k.shape[1]
+    scores = []
+    for b in range(batch):
+        for h in range(heads):
+            queries = _reshape(q[b, h], block, stride, reverse=True) * (scale / stride)
+            keys = _reshape(k[b, h // group], block, stride, reverse=False)
+            lengths = -(-q.shape[2] // stride), -(-k.shape[2] // stride)
+            scores.append(_antidiagonals_of_head(queries, keys, lengths, block // stride, causal))
+    return torch.stack(scores).unflatten(0, (batch, heads))
+
+
+def _reshape(x: Float[Tensor, "s d"], block: int, stride: int, reverse: bool) -> Float[Tensor, "n sd"]:
+    """Lay every `stride` tokens end to end, after filling up the last block with zeros."""
+    tokens = torch.nn.functional.pad(x.float(), (0, 0, 0, -x.shape[0] % block)).unflatten(0, (-1, stride))
+    return (tokens.flip(1) if reverse else tokens).flatten(1)
+
+
+def _antidiagonals_of_head(
+    q: Float[Tensor, "n sd"], k: Float[Tensor, "m sd"], lengths: tuple[int, int], block: int, causal: bool
+) -> Float[Tensor, "nq nk"]:
+    """Add up the softmax by blocks; `lengths` are the reshaped tokens that are not padding alone."""
+    blocks = []
+    keys = torch.arange(k.shape[0], device=q.device)
+    step = max(1, ROWS // block) * block
+    for start in range(0, q.shape[0], step):
+        rows = q[start : start + step]
+        number = torch.arange(start, start + rows.shape[0], device=q.device)[:, None]
+        hidden = keys >= lengths[1]
+        scores = (rows @ k.T).masked_fill_(hidden | (keys > number) if causal else hidden, -torch.inf)
+        weights = scores.softmax(-1).masked_fill_(number >= lengths[0], 0)
+        blocks.append(weights.unflatten(1, (-1, block)).sum(-1).unflatten(0, (-1, block)).sum(1))
+    return torch.cat(blocks)

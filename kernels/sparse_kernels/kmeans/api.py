@@ -1,0 +1,73 @@
+"""Check the arguments, choose a backend, call it."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_kernels.kmeans.clusters import Clusters
+
+BACKENDS = ("cpu", "triton", "reference")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def kmeans(
+    x: Float[Tensor, "b h n d"],
+    centroids: Float[Tensor, "b h k d"],
+    *,
+    iterations: int,
+    tolerance: float = 1e-4,
+    backend: str | None = None,
+) -> Clusters:
+    """Return the clusters of every head's rows after Lloyd's iterations from `centroids` (SVG2, arXiv 2505.18875).
+
+    Distances are squared Euclidean, in float32; of equal ones the first wins. An empty cluster keeps its centroid.
+    A head stops by itself when none of its centroids moved farther than `tolerance`. With `iterations=0` rows are
+    assigned once and the centroids returned as they came. No n x k matrix ever exists.
+    ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
+    """
+    _check(x, centroids, iterations, tolerance)
+    return _choose(x, centroids, backend).forward(x, centroids, iterations, tolerance)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(BACKENDS)}")
+    return importlib.import_module(f"sparse_kernels.kmeans.{name}")
+
+
+def _choose(x: Tensor, centroids: Tensor, backend: str | None) -> ModuleType:
+    name = backend or ("triton" if x.is_cuda else "cpu")
+    module = _module(name)
+    reason = module.can_run(x, centroids)
+    if reason is None:
+        return module
+    if backend is not None:
+        raise ValueError(f"backend {backend} cannot run this call: {reason}")
+    warnings.warn(f"k-means runs on the slow reference backend, since {name} cannot run: {reason}", stacklevel=4)
+    return _module("reference")
+
+
+def _check(x: Tensor, centroids: Tensor, iterations: int, tolerance: float) -> None:
+    for name, tensor in (("x", x), ("centroids", centroids)):
+        if tensor.ndim != 4 or 0 in tensor.shape:
+            raise ValueError(f"{name} must be (b h rows d) and not empty, got {tuple(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
+    if x.shape[:2] != centroids.shape[:2] or x.shape[3] != centroids.shape[3]:
+        raise ValueError(
+            "x and centroids must agree on batch, heads and head_dim, "
+            f"got {tuple(x.shape)} and {tuple(centroids.shape)}"
+        )
+    if x.device != centroids.device:
+        raise ValueError(f"centroids is on {centroids.device}, x on {x.device}: move it there")
+    if iterations < 0:
+        raise ValueError(f"iterations must be 0 or more, got {iterations}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be 0 or more, got {tolerance}")
