@@ -29,7 +29,7 @@ class Reader(nn.Module):
         self.choices = [(0, 1), tuple(SHAPES), tuple(COLORS), tuple(SIZES), tuple(MOTIONS), tuple(BACKGROUNDS)]
         self.heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(choice)) for choice in self.choices)
 
-    def loss(self, text_encoder: UMT5EncoderModel, generator: random.Random, batch: int = 96) -> Tensor:
+    def loss(self, text_encoder: UMT5EncoderModel, generator: random.Random, batch: int = 32) -> Tensor:
         """Return the mean cross entropy over the six questions, on freshly drawn captions."""
         scenes = [sample_scene(generator) for _ in range(batch)]
         states = embed_captions(self.tokenizer, text_encoder, [scene.caption for scene in scenes], LENGTH)
