@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -19,8 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.block_map import BlockMap, uniform_offsets  # noqa: E402
 from sparse_kernels.block_sparse_attention import triton as backend  # noqa: E402
+from sparse_kernels.block_sparse_attention import triton_runs  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, interpret  # noqa: E402
+from tests.sparse_kernels.triton_support import build as compile_kernel  # noqa: E402
 
 # Layouts of q whose strides the fake kernel has to predict.
 LAYOUTS = {
@@ -46,6 +49,7 @@ class Case:
     keep: float = 0.5
     shared_map: bool = False
     orders: tuple[int, int] | None = None
+    scale: float = 1.3
 
 
 CASES = [
@@ -58,6 +62,8 @@ CASES = [
     Case("variable keys, shared map", kv_block=None, kv_len=110, shared_map=True),
     Case("orders per head", orders=(2, 4)),
     Case("shared orders", orders=(1, 1), q_len=33),
+    Case("scale of zero", scale=0.0),
+    Case("scale below zero", scale=-1.3, kv_block=None),
     Case("grouped heads, head_dim 80", kv_heads=2, head_dim=80),
     Case("all at once", q_block=None, kv_block=None, head_dim=80, kv_heads=1, orders=(1, 4), keep=0.4),
 ]
@@ -85,7 +91,7 @@ def inputs(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any
     orders = [
         case.orders and torch.rand(*case.orders, length).argsort(-1).to(device) for length in (case.q_len, case.kv_len)
     ]
-    arguments = (q, k, v, block_map, orders[0], orders[1], 1.3 / math.sqrt(case.head_dim))
+    arguments = (q, k, v, block_map, orders[0], orders[1], case.scale / math.sqrt(case.head_dim))
     return {"arguments": arguments, "mask": mask}
 
 
@@ -167,11 +173,7 @@ def report_from_interpreter() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def interpreter_report() -> dict[str, Any]:
-    # Triton decides at import whether a kernel is interpreted, so this takes a fresh process.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return interpret(__file__)
 
 
 @pytest.mark.slow
@@ -245,51 +247,63 @@ def test_module_loads_without_triton() -> None:
     assert "not installed" in process.stdout, process.stderr
 
 
-def build(capability: int, head_dim: int, config: backend.LaunchConfig, gathered: bool) -> Any:
+def build(capability: int, head_dim: int, config: backend.LaunchConfig, gathered: bool, run: int) -> Any:
     """Compiles the kernel for bfloat16 as a launch on that device would."""
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": config.block_d, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-    constants |= {"PRECISION": "ieee"} | ({} if gathered else {"p_q_order": None, "p_kv_order": None})
+    constants |= {"PRECISION": "ieee", "RUN": run} | ({} if gathered else {"p_q_order": None, "p_kv_order": None})
     types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), "*bf16") | dict.fromkeys(("p_q_order", "p_kv_order"), "*i64")
     types |= dict.fromkeys(("p_tiles", "p_indices", "p_kv_offsets"), "*i32") | {"p_lse": "*fp32", "scale_log2": "fp32"}
-    signature, constexprs, attributes = {}, {}, {}
-    aligned = [["tt.divisibility", 16]]
-    for i, name in enumerate(backend.block_sparse_attention_fwd_kernel.arg_names):
-        if name in constants:
-            signature[name], constexprs[(i,)] = "constexpr", constants[name]
-        elif name.endswith("strides"):
-            rows = name in ("q_strides", "k_strides", "v_strides", "out_strides")
-            signature[name] = ("i32",) * (3 if rows or name == "index_strides" else 2)
-            attributes |= {(i, j): aligned for j in range(3) if rows}
-        else:
-            signature[name] = types.get(name, "i32")
-            attributes |= {(i,): aligned} if name.startswith("p_") else {}
-    source = triton.compiler.ASTSource(backend.block_sparse_attention_fwd_kernel, signature, constexprs, attributes)
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options=config.options())
+    strides = ("tile_strides", "kv_offset_strides", "q_order_strides", "kv_order_strides")
+    types |= dict.fromkeys(strides, ("i32",) * 2)
+    strides = ("q_strides", "k_strides", "v_strides", "out_strides", "index_strides")
+    types |= dict.fromkeys(strides, ("i32",) * 3)
+    return compile_kernel(backend.block_sparse_attention_fwd_kernel, capability, types, constants, config.options())
 
 
+@pytest.mark.parametrize("run", [0, pytest.param(16, marks=pytest.mark.slow)], ids=["blocks", "runs"])
 @pytest.mark.parametrize("gathered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["direct", "gathered"])
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(
-    ("capability", "kilobytes", "instruction"),
-    [(80, 163, "mma.sync"), (90, 227, "wgmma.mma_async"), (100, 227, "tcgen05.mma")],
-)
+@pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
 def test_ahead_of_time_build(
-    capability: int, kilobytes: int, instruction: str, head_dim: int, gathered: bool, tmp_path: Any
+    capability: int, kilobytes: int, instruction: str, head_dim: int, gathered: bool, run: int
 ) -> None:
-    limit = kilobytes * 1024
     config = backend.launch_config(
-        head_dim, 2, (128, 128), gathered=gathered, shared_memory=limit, asynchronous_mma=capability >= 90
+        head_dim,
+        2,
+        (128, 128),
+        indirections=(run > 0) + gathered,
+        shared_memory=kilobytes * 1024,
+        asynchronous_mma=capability >= 90,
     )
-    built = build(capability, head_dim, config, gathered)
+    built = build(capability, head_dim, config, gathered, run)
     assert instruction in built.asm["ptx"]
     assert "cp.async" in built.asm["ptx"], "key rows must be loaded ahead of their use"
-    assert built.metadata.shared <= limit
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(built.asm["cubin"])
-    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"STACK:(\d+)", usage) == ["0"], f"registers spill to local memory: {usage}"
+    assert_fits(built, kilobytes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
+def test_runs_build(capability: int, kilobytes: int, instruction: str) -> None:
+    types = dict.fromkeys(("p_counts", "p_indices", "p_kv_offsets", "p_runs", "p_run_counts"), "*i32")
+    types |= {"index_strides": ("i32",) * 3} | dict.fromkeys(("count_strides", "kv_offset_strides"), ("i32",) * 2)
+    options = compiler_options(num_warps=1)
+    built = compile_kernel(triton_runs.list_runs_kernel, capability, types, {"RUN": 16, "LANES": 32}, options)
+    assert_fits(built, kilobytes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["ragged", "all at once"])
+def test_gpu_waits_for_nothing(name: str) -> None:
+    case = CASES[NAMES.index(name)]
+    arguments = inputs(case, torch.bfloat16, "cuda")["arguments"]
+    first, _ = backend.forward(*arguments)  # builds the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        others = [backend.forward(*arguments)[0] for _ in range(200)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(other, first) for other in others)
 
 
 @pytest.mark.gpu

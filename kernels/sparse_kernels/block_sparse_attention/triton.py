@@ -6,20 +6,18 @@ Names: p_ pointers, b_ block values, i_ indices, capitals are compile-time const
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
+from sparse_kernels._triton import compiler_options, device_limits, jit, shared_strides, tl, triton
 from sparse_kernels.block_map import BlockMap
+from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
+from sparse_kernels.tiles import cut_blocks
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+SMALLEST_SCALE = 1e-30  # stands for zero: scores that are masked stay -inf under it
 
 
 class LaunchConfig(NamedTuple):
@@ -32,8 +30,8 @@ class LaunchConfig(NamedTuple):
     num_stages: int
 
     def options(self) -> dict[str, int | bool]:
-        """Compiler options; fused multiply-add is asked for by name because Triton's default for it changes."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        """Compiler options."""
+        return compiler_options(self.num_warps, self.num_stages)
 
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
@@ -73,13 +71,14 @@ def launch_config(
     itemsize: int,
     block_sizes: tuple[float, float],
     *,
-    gathered: bool,
+    indirections: int,
     shared_memory: int,
     asynchronous_mma: bool,
 ) -> LaunchConfig:
     """Tile shape for mean (query, key) block sizes in rows and the shared memory of one thread block in bytes.
 
-    `gathered`: key rows go through an order. `asynchronous_mma`: the device multiplies from shared memory (Hopper on).
+    `indirections`: loads before the address of a key row is known, one for an order and one for runs.
+    `asynchronous_mma`: the device multiplies from shared memory (Hopper on).
     """
     block_d = triton.next_power_of_2(head_dim)
     # The accumulator has to stay in registers; float32 products run without tensor cores, which takes more of them.
@@ -95,8 +94,8 @@ def launch_config(
         return block_d * itemsize * (block_m + 2 * block_n * buffers)
 
     buffers = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory), 1)
-    # The compiler shares its stages evenly between the order and the rows the order points to.
-    return LaunchConfig(block_m, block_n, block_d, num_warps, 2 * buffers - 1 if gathered else buffers)
+    # The compiler shares its stages evenly between the indirections and the rows they lead to.
+    return LaunchConfig(block_m, block_n, block_d, num_warps, (1 + indirections) * (buffers - 1) + 1)
 
 
 def query_tiles(
@@ -106,15 +105,7 @@ def query_tiles(
 
     The number of tiles is bounded from shapes alone, so nothing waits for the device; surplus tiles have no rows.
     """
-    pieces = (q_offsets.diff(dim=-1) + (block_m - 1)) // block_m
-    ends = pieces.cumsum(-1)
-    number = torch.arange(pieces.shape[-1] + q_len // block_m, device=counts.device)
-    number = number.expand(*ends.shape[:2], -1)
-    block = torch.searchsorted(ends, number.contiguous(), right=True).clamp_(max=pieces.shape[-1] - 1)
-    # A surplus tile lands behind the last piece of the last block: its first row is not below its end row.
-    first = q_offsets.gather(-1, block) + (number - (ends - pieces).gather(-1, block)) * block_m
-    end = q_offsets.gather(-1, block + 1)
-
+    block, first, end, _ = cut_blocks(q_offsets, q_len, block_m)
     heads = torch.broadcast_shapes(counts.shape[:2], q_offsets.shape[:2])
     block, first, end = (tile.expand(*heads, -1) for tile in (block, first, end))
     count = counts.expand(*heads, -1).gather(-1, block)
@@ -122,18 +113,14 @@ def query_tiles(
     return torch.stack([tile.gather(-1, launch_order) for tile in (block, first, end, count)], dim=-1).to(torch.int32)
 
 
-def _jit(function: Callable) -> Any:
-    return function if triton is None else triton.jit(function)
-
-
-@_jit
+@jit
 def _key_block_border(p_index, p_kv_offsets, valid):
     """Positions at which one listed key block begins and ends."""
     i_block = tl.load(p_index, mask=valid, other=0)
     return tl.load(p_kv_offsets + i_block), tl.load(p_kv_offsets + i_block + 1)
 
 
-@_jit
+@jit
 def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
     """Loop length: every listed key block is walked in pieces of BLOCK_N, an empty one takes one masked step."""
     steps = 0
@@ -147,14 +134,15 @@ def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
     return steps
 
 
-@_jit
+@jit
 def block_sparse_attention_fwd_kernel(
     p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_kv_offsets, p_q_order, p_kv_order,
     q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, kv_offset_strides, q_order_strides,
     kv_order_strides, q_len, heads_per_kv_head, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    RUN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """One tile of queries. RUN = 0: p_indices lists key blocks; else it lists runs of at most RUN keys."""
     i_b, i_h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     p_tile = p_tiles + i_b * tile_strides[0] + i_h * tile_strides[1] + tl.program_id(0) * 4
     i_block, first, end, count = tl.load(p_tile), tl.load(p_tile + 1), tl.load(p_tile + 2), tl.load(p_tile + 3)
@@ -186,11 +174,22 @@ def block_sparse_attention_fwd_kernel(
     b_max = tl.full([BLOCK_M], -3.4e38, tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    i_entry = 0
-    start, stop = _key_block_border(p_index, p_kv_offsets, count > 0)
-    for _ in range(_count_steps(p_index, p_kv_offsets, count, BLOCK_N)):
-        i_key = start + tl.arange(0, BLOCK_N)
-        in_block = i_key < stop
+    i_column = tl.arange(0, BLOCK_N)
+    if RUN == 0:
+        i_entry = 0
+        start, stop = _key_block_border(p_index, p_kv_offsets, count > 0)
+        steps = _count_steps(p_index, p_kv_offsets, count, BLOCK_N)
+    else:
+        steps = (count * RUN + BLOCK_N - 1) // BLOCK_N
+    for step in range(steps):
+        if RUN == 0:
+            i_key = start + i_column
+            in_block = i_key < stop
+        else:
+            i_run = (step * BLOCK_N + i_column) // RUN
+            b_run = tl.load(p_index + i_run, mask=i_run < count, other=0)
+            i_key = b_run // 32 + i_column % RUN
+            in_block = i_column % RUN < b_run % 32
         if p_kv_order is None:
             i_key_row = i_key.to(tl.int64)
         else:
@@ -199,22 +198,24 @@ def block_sparse_attention_fwd_kernel(
         b_k = tl.load(p_k + i_key_row[:, None] * k_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
         b_v = tl.load(p_v + i_key_row[:, None] * v_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
 
-        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_score = tl.where(in_block[None, :], b_score, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
-        b_weight = tl.exp2(b_score - b_new_max[:, None])
+        # The scale is above zero: the maximum is scaled once a row, and a score in the subtraction's own instruction.
+        b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale_log2)
+        b_weight = tl.exp2(b_score * scale_log2 - b_new_max[:, None])
         b_decay = tl.exp2(b_max - b_new_max)
         b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
         b_out = tl.dot(b_weight.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=PRECISION)
         b_max = b_new_max
 
         # One flat loop over pieces of all listed blocks keeps loads pipelined across block borders.
-        start += BLOCK_N
-        leaves = start >= stop
-        i_entry += leaves.to(tl.int32)
-        next_start, next_stop = _key_block_border(p_index + i_entry, p_kv_offsets, leaves & (i_entry < count))
-        start = tl.where(leaves, next_start, start)
-        stop = tl.where(leaves, next_stop, stop)
+        if RUN == 0:
+            start += BLOCK_N
+            leaves = start >= stop
+            i_entry += leaves.to(tl.int32)
+            next_start, next_stop = _key_block_border(p_index + i_entry, p_kv_offsets, leaves & (i_entry < count))
+            start = tl.where(leaves, next_start, start)
+            stop = tl.where(leaves, next_stop, stop)
 
     b_empty = b_sum == 0.0
     b_sum = tl.where(b_empty, 1.0, b_sum)
@@ -225,12 +226,6 @@ def block_sparse_attention_fwd_kernel(
     tl.store(p_lse + (i_b * tl.num_programs(1) + i_h) * q_len + i_row, b_lse, mask=in_tile)
 
 
-def _broadcast_strides(tensor: Tensor | None, count: int = 2) -> tuple[int, ...]:
-    if tensor is None:
-        return (0,) * count
-    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))[:count]
-
-
 def _empty_outputs(q: Float[Tensor, "b h s d"]) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
     out = torch.empty_like(q)  # keeps a transposed layout, so the way back to b s h d stays a view
     if out.stride(-1) != 1:
@@ -238,17 +233,13 @@ def _empty_outputs(q: Float[Tensor, "b h s d"]) -> tuple[Float[Tensor, "b h s d"
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def _device_config(q: Tensor, block_sizes: tuple[float, float], gathered: bool) -> LaunchConfig:
-    if not q.is_cuda:  # interpreter
-        shared_memory, asynchronous_mma = 163 * 1024, False
-    else:
-        device = torch.cuda.get_device_properties(q.device)
-        shared_memory, asynchronous_mma = device.shared_memory_per_block_optin, device.major in (9, 10)
+def _device_config(q: Tensor, block_sizes: tuple[float, float], indirections: int) -> LaunchConfig:
+    shared_memory, asynchronous_mma = device_limits(q)
     return launch_config(
         q.shape[-1],
         q.element_size(),
         block_sizes,
-        gathered=gathered,
+        indirections=indirections,
         shared_memory=shared_memory,
         asynchronous_mma=asynchronous_mma,
     )
@@ -277,18 +268,24 @@ def block_sparse_attention_triton(
     q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
     q_order, kv_order = (order if order is None else order.contiguous() for order in (q_order, kv_order))
     indices, kv_offsets = indices.contiguous(), kv_offsets.contiguous()
+    if scale < 0:
+        q, scale = -q, -scale
     b, h, q_len, head_dim = q.shape
-    block_sizes = (q_len / counts.shape[-1], k.shape[2] / (kv_offsets.shape[-1] - 1))
-    config = _device_config(q, block_sizes, kv_order is not None)
+    # Key blocks of each head's own are the work of clustering; only their sizes, on the device, could tell for sure.
+    variable = kv_offsets.shape[:2] != (1, 1)
+    key_block = math.inf if variable else k.shape[2] / (kv_offsets.shape[-1] - 1)
+    config = _device_config(q, (q_len / counts.shape[-1], key_block), variable + (kv_order is not None))
     with torch.cuda.device_of(q):
+        if variable:
+            counts, indices = list_runs(counts, indices, kv_offsets, k.shape[2])
         tiles = query_tiles(counts, q_offsets, q_len, config.block_m)
         block_sparse_attention_fwd_kernel[(tiles.shape[2], h, b)](
             q, k, v, out, lse, tiles, indices, kv_offsets, q_order, kv_order,
-            q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], _broadcast_strides(tiles),
-            _broadcast_strides(indices, 3), _broadcast_strides(kv_offsets), _broadcast_strides(q_order),
-            _broadcast_strides(kv_order), q_len, h // k.shape[1], scale * math.log2(math.e),
+            q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], shared_strides(tiles),
+            shared_strides(indices, 3), shared_strides(kv_offsets), shared_strides(q_order),
+            shared_strides(kv_order), q_len, h // k.shape[1], max(scale, SMALLEST_SCALE) * math.log2(math.e),
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            PRECISION="ieee", **config.options(),
+            RUN=RUN if variable else 0, PRECISION="ieee", **config.options(),
         )  # fmt: skip
     return out, lse
 

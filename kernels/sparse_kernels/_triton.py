@@ -1,0 +1,57 @@
+"""Triton where it is installed; files with kernels can be imported without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+
+
+def jit(function: Callable) -> Any:
+    """Return the function as a Triton kernel, or unchanged where there is no Triton."""
+    return function if triton is None else triton.jit(function)
+
+
+def reason_against(kernel: Any, tensors: dict[str, Tensor]) -> str | None:
+    """Return why `kernel` cannot take these tensors of rows, or None."""
+    if triton is None:
+        return "triton is not installed (pip install triton)"
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            return f"the Triton kernel takes float16, bfloat16 or float32, {name} is {tensor.dtype}"
+        if tensor.shape[-1] > MAX_HEAD_DIM:
+            return f"the Triton kernel takes a head_dim of at most {MAX_HEAD_DIM}, {name} has {tensor.shape[-1]}"
+        if isinstance(kernel, triton.JITFunction) and not tensor.is_cuda:  # else it is interpreted
+            return f"the Triton kernel needs CUDA tensors, {name} is on {tensor.device}"
+    return None
+
+
+def compiler_options(num_warps: int, num_stages: int = 2) -> dict[str, int | bool]:
+    """Return compiler options; fused multiply-add is asked for by name because Triton's default for it changes."""
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+
+def device_limits(x: Tensor) -> tuple[int, bool]:
+    """Return the shared memory of one thread block in bytes and whether MMA reads from it (Hopper, Blackwell)."""
+    if not x.is_cuda:  # interpreter
+        return 163 * 1024, False
+    device = torch.cuda.get_device_properties(x.device)
+    return device.shared_memory_per_block_optin, device.major in (9, 10)
+
+
+def shared_strides(tensor: Tensor | None, count: int = 2) -> tuple[int, ...]:
+    """Return the first `count` strides, 0 where one entry serves all batches or heads."""
+    if tensor is None:
+        return (0,) * count
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))[:count]
