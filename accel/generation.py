@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from accel import disable, enabled
 from accel.metrics import synchronized_time
 from accel.pipelines import InputError, LoadedPipeline, check_geometry, transformers
+from accel.prompt import warn_unknown_words
 from accel.report import facts
 from accel.statistics import CallRecord, summarize
 
@@ -90,6 +91,7 @@ def call_arguments(
     check_geometry(loaded.pipeline, call["num_frames"], call["height"], call["width"], call["num_inference_steps"])
     if not 0 <= seed < SEED_LIMIT:
         raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")
+    warn_unknown_words(getattr(loaded.pipeline, "tokenizer", None), prompt)
     return seed, {"prompt": prompt, **call}
 
 

@@ -18,6 +18,7 @@ SOURCES = Path(__file__).parent / "csrc"
 # Torch's stable ABI of 2.11: the library works unchanged with every newer torch.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile"]
 
 
 # These are built on torch's headers; each knows whether the x86 kernels are there.
@@ -40,6 +41,7 @@ def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
         **{name: (f"{name}.cpp", ["-DX86"] if x86 else []) for name in SCHEDULERS},
         **_vector("portable", 4, 3, "true"),
         "amx_emulated": ("attention_amx.cpp", ["-DEMULATE"]),
+        "amx_int8_emulated": ("attention_amx.cpp", ["-DEMULATE", "-DINT8"]),
     }
     if not x86:
         return units
@@ -49,7 +51,8 @@ def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
         **units,
         **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
         **_vector("avx512", 16, 12, avx512, *AVX512),
-        "amx": ("attention_amx.cpp", [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]),
+        "amx": ("attention_amx.cpp", [*AMX, "-mamx-bf16"]),
+        "amx_int8": ("attention_amx.cpp", [*AMX, "-mamx-bf16", "-mamx-int8", "-DINT8"]),
     }
 
 
@@ -83,13 +86,13 @@ def cache_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="visual-accel-"))
 
 
-def build(compiler: str) -> Path:
-    """Return the library, built if need be; safe when several processes start at once."""
+def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
+    """Return the library, built if need be; safe when several processes start at once. `flags` are for debugging."""
     from filelock import FileLock
 
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     units = _units(platform.machine())
-    digest = hashlib.sha256(repr((version, units, TORCH_TARGET)).encode())
+    digest = hashlib.sha256(repr((version, units, TORCH_TARGET, *flags)).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
     folder = cache_folder()
@@ -99,13 +102,15 @@ def build(compiler: str) -> Path:
     with FileLock(f"{library}.lock"):
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                os.replace(_compile(compiler, units, Path(temporary)), library)
+                os.replace(_compile(compiler, units, Path(temporary), flags), library)
     return library
 
 
-def _compile(compiler: str, units: dict[str, tuple[str, list[str]]], folder: Path) -> Path:
+def _compile(
+    compiler: str, units: dict[str, tuple[str, list[str]]], folder: Path, extra: tuple[str, ...] = ()
+) -> Path:
     torch_folder = Path(torch.__file__).parent
-    common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+    common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", *extra]
     include = ["-isystem", str(torch_folder / "include"), TORCH_TARGET]
 
     def one(name: str) -> str:
@@ -119,7 +124,7 @@ def _compile(compiler: str, units: dict[str, tuple[str, list[str]]], folder: Pat
     with ThreadPoolExecutor() as pool:
         objects = list(pool.map(one, units))
     library = folder / "library.so"
-    link = [compiler, "-shared", *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    link = [compiler, "-shared", *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
     subprocess.run(link, capture_output=True, text=True, check=True)
     return library
 
@@ -142,7 +147,8 @@ def _register_fake() -> None:
 
 
 def instruction_set(dtype: torch.dtype) -> str | None:
-    """Return the instruction set that the CPU kernel uses for `dtype`, or None where it is not available."""
+    """Return the instruction set that the CPU kernel uses for `dtype` or int8, or None where it is not available."""
     if load() is not None:
         return None
-    return torch.ops.sparse_kernels.instruction_set("bfloat16" if dtype == torch.bfloat16 else "float32")
+    element = {torch.bfloat16: "bfloat16", torch.int8: "int8"}.get(dtype, "float32")
+    return torch.ops.sparse_kernels.instruction_set(element) or None

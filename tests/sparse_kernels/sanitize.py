@@ -1,0 +1,37 @@
+"""Run the CPU kernels' tests with the library built under AddressSanitizer: `make sanitize`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-O1")
+FILES = ("test_block_sparse_attention.py", "test_kmeans.py", "test_block_scores.py")
+INSIDE = "--inside"
+
+
+def inside() -> int:
+    """Let the tests load the checked library, and return their exit code."""
+    import pytest
+
+    from sparse_kernels import _extension
+
+    _extension.build = functools.partial(_extension.build, flags=FLAGS)
+    files = [str(Path(__file__).with_name(name)) for name in FILES]
+    # Fakes and the compiler are not about memory, and torch's own Python is not built for this.
+    return pytest.main(["-q", "-x", "-k", "not opcheck and not flex", "-p", "no:cacheprovider", *files])
+
+
+def outside() -> int:
+    """Start again with the sanitizer's library loaded first, as it must be in a Python that was built without it."""
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    # Python itself never frees all it takes; everything else stops the run.
+    environment = {**os.environ, "LD_PRELOAD": library.strip(), "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1"}
+    return subprocess.run([sys.executable, __file__, INSIDE], env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(inside() if INSIDE in sys.argv else outside())
