@@ -87,7 +87,7 @@ def test_the_whole_chain_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     train_vae.main(vae, steps=2, image_steps=1, batch=1)
     latents.main(vae, pools, "coarse", count=4, shards=1, threads=threads)
     train.main(stage, "coarse", pools, steps=1, batch=2)
-    train.main(stage, "coarse", pools, steps=2, batch=2, long_text=1.0)
+    train.main(stage, "coarse", pools, steps=2, batch=2, frames=3, long_text=1.0)
     assert torch.load(stage / "checkpoint.pt", weights_only=True)["step"] == 2
     assemble.main(stage, vae, pools, tmp_path / "model", "coarse", steps=2)
     pipeline = WanPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
