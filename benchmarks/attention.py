@@ -20,8 +20,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from accel.report import device_name
 from sparse_kernels import BlockMap, block_sparse_attention
+from sparse_kernels.block_sparse_attention import precision_reasons
 
-COLUMNS = ("dtype", "head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal")
+COLUMNS = (
+    "dtype", "precision", "head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal"
+)  # fmt: skip
 
 
 def best_of(run: Callable[[], Any], device: str, repeats: int) -> float:
@@ -58,27 +61,29 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
 
 
 def measure(
-    dtype: torch.dtype, head_dim: int, seq: int, heads: int, block: int, variable: bool, density: float, device: str
-) -> dict[str, Any]:
-    """Return one row; making the packed lists from the mask, packing and sorting are inside the measured time."""
+    dtype: torch.dtype, head_dim: int, seq: int, heads: int, block: int, variable: bool, density: float, device: str,
+    precision: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return one row; making the packed lists from the mask, packing, rounding and sorting are inside the time."""
     q, k, v = (torch.randn(1, seq, heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
     block_map = make_map(seq, heads, block, density, variable, device)
     mask = block_map.to_dense()
 
     def ours() -> Tensor:
-        return block_sparse_attention(q, k, v, BlockMap.from_dense(mask, block_map.q_offsets, block_map.kv_offsets))
+        packed = BlockMap.from_dense(mask, block_map.q_offsets, block_map.kv_offsets)
+        return block_sparse_attention(q, k, v, packed, precision=precision)
 
     dense = best_of(lambda: scaled_dot_product_attention(q, k, v), device, 3)
     sparse = best_of(ours, device, 3)
-    everything = BlockMap.uniform(torch.ones_like(mask[:, :, :1, :1]), seq, seq, seq, seq)
+    everything = BlockMap.from_dense(torch.ones_like(mask), block_map.q_offsets, block_map.kv_offsets)
     exact = scaled_dot_product_attention(q[:, :, :256].double(), k.double(), v.double())
-    error = relative_error(block_sparse_attention(q, k, v, everything)[:, :, :256], exact)
+    error = relative_error(block_sparse_attention(q, k, v, everything, precision=precision)[:, :, :256], exact)
     density = block_map.density
     return {
         "date": date.today().isoformat(), "device": device_name(torch.device(device)), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim,
-        "heads": heads, "seq": seq, "blocks": f"{'variable ' if variable else ''}{block}", "block_q": block,
-        "block_kv": block, "density": density, "ms_dense": dense * 1e3, "ms_ours": sparse * 1e3,
+        "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."), "precision": precision,
+        "head_dim": head_dim, "heads": heads, "seq": seq, "blocks": f"{'variable ' if variable else ''}{block}",
+        "block_q": block, "block_kv": block, "density": density, "ms_dense": dense * 1e3, "ms_ours": sparse * 1e3,
         "speedup": dense / sparse, "fraction_of_ideal": dense / sparse * density,
         "tflops_kept": 4 * heads * seq * seq * head_dim * density / sparse / 1e12, "rel_l2_full": error,
     }  # fmt: skip
@@ -96,16 +101,23 @@ def main(
     device: str = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     heads: int = 4,
+    precision: Annotated[str | None, typer.Option(help="int8 or fp8: rows of it beside the plain ones")] = None,
     quick: Annotated[bool, typer.Option(help="under a minute on two cores")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
 ) -> None:
     """Print a table of speed-ups and write the rows as JSON."""
+    if precision is not None:
+        backend = "triton" if device == "cuda" else "cpu"
+        reason = precision_reasons(precision, device)[backend]
+        if reason is not None:
+            raise typer.BadParameter(f"{backend} cannot run {precision}: {reason}", param_hint="--precision")
     rows = []
     table = Table(*COLUMNS)
     for head_dim, seq, block, variable, density in cases(quick):
-        row = measure(getattr(torch, dtype), head_dim, seq, heads, block, variable, density, device)
-        rows.append(row)
-        table.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS))
+        for kind in (None,) if precision is None else (None, precision):
+            row = measure(getattr(torch, dtype), head_dim, seq, heads, block, variable, density, device, kind)
+            rows.append(row)
+            table.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS))
     Console().print(table)
     if json_file is not None:
         temporary = json_file.with_name(json_file.name + ".tmp")

@@ -14,6 +14,8 @@ from torch import Tensor
 from sparse_kernels.block_map import BlockMap
 
 BACKENDS = ("cpu", "triton", "flex", "reference")
+QUANTISED_BACKENDS = ("cpu", "triton", "reference")
+PRECISIONS = ("int8", "fp8")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -21,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *,
     q_order: Tensor | None = None, kv_order: Tensor | None = None, scale: float | None = None,
-    return_lse: Literal[False] = False, backend: str | None = None,
+    return_lse: Literal[False] = False, backend: str | None = None, precision: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -29,7 +31,7 @@ def block_sparse_attention(
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *,
     q_order: Tensor | None = None, kv_order: Tensor | None = None, scale: float | None = None,
-    return_lse: Literal[True], backend: str | None = None,
+    return_lse: Literal[True], backend: str | None = None, precision: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -44,17 +46,21 @@ def block_sparse_attention(
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
+    precision: str | None = None,
 ) -> Float[Tensor, "b h sq d"] | tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
     """Return softmax attention over the visited blocks and, if asked, its natural-log LSE (float32) per row.
 
     `q_order[..., i]` is the row of `q` that stands at position i of the map, likewise `kv_order`; results are in
     the callers' row order. Rows that visit nothing are zero with an LSE of -inf. `scale` defaults to d**-0.5.
+    `precision` rounds operands, for speed: "int8" those of q k (after SageAttention), "fp8" all of them to E4M3
+    (after FPSAttention); it has no backward pass.
     ValueError on shapes, types or a map that do not fit, and when `backend` cannot run the call.
     """
     _check(q, k, v, block_map, q_order, kv_order)
-    module = _choose(q, k, v, block_map, backend)
+    _check_precision(q, k, v, precision)
+    module = _choose(q, k, v, block_map, backend, precision)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = module.forward(q, k, v, block_map, q_order, kv_order, scale)
+    out, lse = module.forward(q, k, v, block_map, q_order, kv_order, scale, *_given(precision))
     return (out, lse) if return_lse else out
 
 
@@ -66,30 +72,58 @@ def backend_reasons(device: str = "cpu") -> dict[str, str | None]:
     return {name: _module(name).can_run(q, q, q, block_map) for name in BACKENDS}
 
 
-def _module(name: str) -> ModuleType:
+def precision_reasons(precision: str, device: str = "cpu") -> dict[str, str | None]:
+    """Return for each backend that quantises why it cannot run `precision` on `device`, None where it can."""
+    q = torch.zeros(1, 1, 64, 64, device=device, dtype=torch.bfloat16)
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    block_map = BlockMap.uniform(mask, 64, 64, 64, 64)
+    _check_precision(q, q, q, precision)
+    return {name: _module(name, precision).can_run(q, q, q, block_map, precision) for name in QUANTISED_BACKENDS}
+
+
+def _given(precision: str | None) -> tuple[str, ...]:
+    return () if precision is None else (precision,)
+
+
+def _module(name: str, precision: str | None = None) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(BACKENDS)}")
-    return importlib.import_module(f"sparse_kernels.block_sparse_attention.{name}")
+    if precision is not None and name not in QUANTISED_BACKENDS:
+        raise ValueError(f"backend {name} has no precision {precision!r}; accepted: {', '.join(QUANTISED_BACKENDS)}")
+    folder = "" if precision is None else "quantised."
+    return importlib.import_module(f"sparse_kernels.block_sparse_attention.{folder}{name}")
 
 
-def _choose(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, backend: str | None) -> ModuleType:
+def _choose(
+    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, backend: str | None, precision: str | None
+) -> ModuleType:
+    arguments = (q, k, v, block_map, *_given(precision))
     if backend is not None:
-        module = _module(backend)
-        reason = module.can_run(q, k, v, block_map)
+        module = _module(backend, precision)
+        reason = module.can_run(*arguments)
         if reason:
             raise ValueError(f"backend {backend} cannot run this call: {reason}")
         return module
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _module("reference")  # the only one with a backward
     best = "triton" if q.is_cuda else "cpu"
-    module = _module(best)
-    reason = module.can_run(q, k, v, block_map)
+    module = _module(best, precision)
+    reason = module.can_run(*arguments)
     if reason is None:
         return module
     warnings.warn(
         f"block-sparse attention runs on the slow reference backend, since {best} cannot run: {reason}", stacklevel=3
     )
-    return _module("reference")
+    return _module("reference", precision)
+
+
+def _check_precision(q: Tensor, k: Tensor, v: Tensor, precision: str | None) -> None:
+    if precision is None:
+        return
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}, or None for no rounding")
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise ValueError(f"precision {precision!r} has no backward pass; call under torch.no_grad() or leave it out")
 
 
 def _check(

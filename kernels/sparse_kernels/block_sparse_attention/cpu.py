@@ -30,8 +30,12 @@ def forward(
     kv_order: Int[Tensor, "b1 h1 skv"] | None,
     scale: float,
     instructions: str = "",
+    key_mean: Float[Tensor, "b hkv d"] | None = None,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
-    """Return the output and the natural-log LSE; `instructions` forces an instruction set, for tests."""
+    """Return the output and the natural-log LSE; `instructions` forces an instruction set, for tests and for int8.
+
+    `key_mean` (float32) is what the int8 kernel takes off the keys before it rounds them.
+    """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return torch.ops.sparse_kernels.block_sparse_attention_cpu(
         q,
@@ -45,4 +49,5 @@ def forward(
         None if kv_order is None else kv_order.contiguous(),
         scale,
         instructions,
+        key_mean,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +16,20 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     return None
 
 
+def check_lengths(q: Tensor, k: Tensor, block_map: BlockMap) -> None:
+    """Raise ValueError unless the map ends where the sequences do."""
+    if block_map.q_length != q.shape[2] or block_map.kv_length != k.shape[2]:
+        raise ValueError(
+            f"q_offsets and kv_offsets must end at the sequence lengths {q.shape[2]} and {k.shape[2]}, "
+            f"got {block_map.q_length} and {block_map.kv_length}"
+        )
+
+
+def weigh(scores: Float[Tensor, "s t"], lse: Float[Tensor, " s"]) -> Float[Tensor, "s t"]:
+    """Return the softmax weights."""
+    return (scores - lse[:, None]).exp()
+
+
 def forward(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
@@ -22,14 +38,11 @@ def forward(
     q_order: Int[Tensor, "b1 h1 sq"] | None,
     kv_order: Int[Tensor, "b1 h1 skv"] | None,
     scale: float,
+    weigh: Callable[[Tensor, Tensor], Tensor] = weigh,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
-    """Return the output and the natural-log LSE, both in the callers' row order."""
+    """Return the output and the natural-log LSE, both in the callers' row order; `weigh` makes scores weights."""
     batch, heads = q.shape[:2]
-    if block_map.q_length != q.shape[2] or block_map.kv_length != k.shape[2]:
-        raise ValueError(
-            f"q_offsets and kv_offsets must end at the sequence lengths {q.shape[2]} and {k.shape[2]}, "
-            f"got {block_map.q_length} and {block_map.kv_length}"
-        )
+    check_lengths(q, k, block_map)
     mask = block_map.to_dense()
     outs, lses = [], []
     for b in range(batch):
@@ -45,6 +58,7 @@ def forward(
                 _share(block_map.q_offsets, b, h),
                 _share(block_map.kv_offsets, b, h),
                 scale,
+                weigh,
             )
             if rows is not None:
                 inverse = torch.argsort(rows)
@@ -64,8 +78,9 @@ def _pick(order: Tensor | None, batch: int, head: int) -> Tensor | None:
 
 
 def _attend_head(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, q_offsets: Tensor, kv_offsets: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, q_offsets: Tensor, kv_offsets: Tensor, scale: float,
+    weigh: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q_ends, kv_ends = q_offsets.tolist(), kv_offsets.tolist()
     outs, lses = [], []
     for i in range(len(q_ends) - 1):
@@ -78,6 +93,6 @@ def _attend_head(
             continue
         scores = rows @ torch.cat([k[part] for part in keys]).float().T * scale
         lse = scores.logsumexp(-1)
-        outs.append((scores - lse[:, None]).exp() @ torch.cat([v[part] for part in keys]).float())
+        outs.append(weigh(scores, lse) @ torch.cat([v[part] for part in keys]).float())
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)

@@ -20,26 +20,34 @@ namespace {
 
 const Kernel& choose_kernel(const std::string& wanted, Element element) {
 #ifdef X86
-  const Kernel* kernels[] = {&kernel_amx, &kernel_avx512, &kernel_avx2, &kernel_portable, &kernel_amx_emulated};
+  const Kernel* kernels[] = {&kernel_amx,          &kernel_avx512,   &kernel_avx2,             &kernel_portable,
+                             &kernel_amx_emulated, &kernel_amx_int8, &kernel_amx_int8_emulated};
 #else
-  const Kernel* kernels[] = {&kernel_portable, &kernel_amx_emulated};
+  const Kernel* kernels[] = {&kernel_portable, &kernel_amx_emulated, &kernel_amx_int8_emulated};
 #endif
   for (const Kernel* kernel : kernels) {
     const std::string name = kernel->name;
     if (wanted.empty()) {
-      // AMX rounds to bf16, so only bf16 inputs go there unasked.
-      if (name == "amx_emulated" || (name == "amx" && element != BFLOAT16)) continue;
+      // AMX rounds to bf16, so only bf16 inputs go there unasked; int8 is never chosen unasked.
+      if (name == "amx_emulated" || kernel->largest || (name == "amx" && element != BFLOAT16)) continue;
       if (kernel->can_run()) return *kernel;
     } else if (name == wanted) {
       STD_TORCH_CHECK(kernel->can_run(), "instruction set ", wanted, " is not available on this processor");
       return *kernel;
     }
   }
-  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: amx, avx512, avx2, portable, amx_emulated");
+  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: amx, avx512, avx2, portable, amx_emulated, amx_int8, ",
+                  "amx_int8_emulated");
   return kernel_portable;
 }
 
 std::string instruction_set(const std::string& element) {
+  if (element == "int8") {
+#ifdef X86
+    if (kernel_amx_int8.can_run()) return kernel_amx_int8.name;
+#endif
+    return "";
+  }
   return choose_kernel("", element == "bfloat16" ? BFLOAT16 : FLOAT32).name;
 }
 
@@ -50,7 +58,7 @@ struct Tile {
 
 struct Call {
   const Tensor &q, &k, &v, &counts, &indices, &q_offsets, &kv_offsets;
-  const std::optional<Tensor>&q_order, &kv_order;
+  const std::optional<Tensor>&q_order, &kv_order, &key_mean;
   const Kernel& kernel;
   int64_t batches, heads, kv_heads, head_dim, map_heads, map_batches;
   std::vector<Panels> panels;      // per (map batch, map head)
@@ -58,9 +66,15 @@ struct Call {
   std::vector<std::pair<int64_t, int64_t>> packings;  // (batch, head) that each packing is made from
   std::vector<int64_t> pack_start;  // in panels
   int64_t panel_total = 0;
+  std::vector<float> query_largest;  // per (batch, head, query block), for kernels that quantise
+  std::vector<float> key_largest;    // per panel, that of its key block
 
   const Panels& panels_of(int64_t batch, int64_t head) const {
     return panels[(map_batches == 1 ? 0 : batch) * map_heads + (map_heads == 1 ? 0 : head)];
+  }
+  const float* mean_of(int64_t batch, int64_t head) const {
+    if (!key_mean) return nullptr;
+    return reinterpret_cast<const float*>(head_data(*key_mean, batch, head * kv_heads / heads, sizeof(float)));
   }
 };
 
@@ -86,6 +100,35 @@ void plan_panels(Call& call) {
   }
 }
 
+void find_largest(Call& call) {
+  if (!call.kernel.largest) return;
+  const int64_t q_blocks = call.q_offsets.size(2) - 1, kv_blocks = call.kv_offsets.size(2) - 1;
+  const int64_t queries = call.batches * call.heads * q_blocks;
+  const int64_t keys = static_cast<int64_t>(call.packings.size()) * kv_blocks;
+  const int32_t head_dim = static_cast<int32_t>(call.head_dim);
+  call.query_largest.resize(static_cast<size_t>(queries));
+  call.key_largest.resize(static_cast<size_t>(call.panel_total));
+  torch::stable::parallel_for(0, queries + keys, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      if (i < queries) {
+        const int64_t b = i / q_blocks / call.heads, h = i / q_blocks % call.heads;
+        const int32_t* block = integers<int32_t>(call.q_offsets, b, h) + i % q_blocks;
+        const Rows rows = head_rows(call.q, call.q_order, b, h, h);
+        call.query_largest[i] = call.kernel.largest(rows, block[0], block[1] - block[0], head_dim, nullptr);
+        continue;
+      }
+      const int64_t packing = (i - queries) / kv_blocks, j = (i - queries) % kv_blocks;
+      const auto [b, h] = call.packings[packing];
+      const int32_t* block = integers<int32_t>(call.kv_offsets, b, h) + j;
+      const Rows rows = head_rows(call.k, call.kv_order, b, h * call.kv_heads / call.heads, h);
+      const float value = call.kernel.largest(rows, block[0], block[1] - block[0], head_dim, call.mean_of(b, h));
+      float* of_panels = call.key_largest.data() + call.pack_start[packing];
+      const Panels& panels = call.panels_of(b, h);
+      std::fill(of_panels + panels.first[j], of_panels + panels.first[j + 1], value);
+    }
+  });
+}
+
 void pack_panels(const Call& call, char* keys, char* values) {
   const int64_t bytes = static_cast<int64_t>(call.kernel.panel_bytes(static_cast<int32_t>(call.head_dim)));
   torch::stable::parallel_for(0, call.panel_total, 16, [&](int64_t begin, int64_t end) {
@@ -98,7 +141,7 @@ void pack_panels(const Call& call, char* keys, char* values) {
       const int64_t panel = i - call.pack_start[packing];
       call.kernel.pack({head_rows(call.k, call.kv_order, b, kv_head, h), head_rows(call.v, call.kv_order, b, kv_head, h),
                         panels.row[panel], panels.valid[panel], static_cast<int32_t>(call.head_dim), keys + i * bytes,
-                        values + i * bytes});
+                        values + i * bytes, call.key_largest.empty() ? 0 : call.key_largest[i], call.mean_of(b, h)});
     }
   });
 }
@@ -158,12 +201,16 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
       for (int32_t j = 0; j < count; j++)
         for (int32_t panel = panels.first[indices[j]]; panel < panels.first[indices[j] + 1]; panel++)
           visited.push_back(panel);
-      const int64_t start = call.pack_start[call.pack_of[tile.batch * call.heads + tile.head]] * bytes;
+      const int64_t head = tile.batch * call.heads + tile.head, q_blocks = call.q_offsets.size(2) - 1;
+      const int64_t first_panel = call.pack_start[call.pack_of[head]], start = first_panel * bytes;
+      const bool quantised = !call.query_largest.empty();
       call.kernel.attend({head_rows(call.q, call.q_order, tile.batch, tile.head, tile.head), tile.first_row, tile.rows,
                           head_dim, scale, visited.data(), tile.panel_count, panels.valid.data(), keys + start,
                           values + start, const_cast<char*>(head_data(out, tile.batch, tile.head, element_bytes(element))),
                           out.stride(2), reinterpret_cast<float*>(const_cast<char*>(head_data(lse, tile.batch, tile.head, 4))),
-                          scratch});
+                          scratch, quantised ? call.query_largest[head * q_blocks + tile.block] : 0,
+                          quantised ? call.key_largest.data() + first_panel : nullptr,
+                          call.mean_of(tile.batch, tile.head)});
     }
     call.kernel.end_thread();
   });
@@ -217,14 +264,21 @@ void check_map(const Call& call) {
 
 std::tuple<Tensor, Tensor> block_sparse_attention(
     Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, Tensor kv_offsets,
-    std::optional<Tensor> q_order, std::optional<Tensor> kv_order, double scale, std::string instructions) {
+    std::optional<Tensor> q_order, std::optional<Tensor> kv_order, double scale, std::string instructions,
+    std::optional<Tensor> key_mean) {
   const Kernel& kernel = choose_kernel(instructions, element_of(q));
-  Call call{q, k, v, counts, indices, q_offsets, kv_offsets, q_order, kv_order, kernel,
+  if (key_mean)
+    STD_TORCH_CHECK(key_mean->scalar_type() == ScalarType::Float && key_mean->dim() == 3 && key_mean->stride(2) == 1 &&
+                        key_mean->size(0) == k.size(0) && key_mean->size(1) == k.size(1) &&
+                        key_mean->size(2) == k.size(3) && kernel.largest,
+                    "key_mean must be float32 (b h d) as k has them, for an int8 kernel");
+  Call call{q, k, v, counts, indices, q_offsets, kv_offsets, q_order, kv_order, key_mean, kernel,
             q.size(0), q.size(1), k.size(1), q.size(3),
             std::max(kv_offsets.size(1), kv_order ? kv_order->size(1) : 1), std::max(kv_offsets.size(0), kv_order ? kv_order->size(0) : 1),
-            {}, {}, {}, {}};
+            {}, {}, {}, {}, 0, {}, {}};
   check_map(call);
   plan_panels(call);
+  find_largest(call);
   Tensor out = torch::stable::empty_like(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   const int64_t bytes = static_cast<int64_t>(kernel.panel_bytes(static_cast<int32_t>(call.head_dim)));
@@ -241,7 +295,8 @@ std::tuple<Tensor, Tensor> block_sparse_attention(
 STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
   m.def(
       "block_sparse_attention_cpu(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, "
-      "Tensor kv_offsets, Tensor? q_order, Tensor? kv_order, float scale, str instructions) -> (Tensor, Tensor)");
+      "Tensor kv_offsets, Tensor? q_order, Tensor? kv_order, float scale, str instructions, "
+      "Tensor? key_mean=None) -> (Tensor, Tensor)");
   m.def("instruction_set(str element) -> str");
 }
 

@@ -92,5 +92,5 @@ static bool can_run() { return CAN_RUN; }
 static void nothing() {}
 
 extern "C" const Kernel KERNEL = {
-    NAME, PANEL, can_run, panel_bytes, scratch_bytes, nothing, nothing, pack, attend,
+    NAME, PANEL, can_run, panel_bytes, scratch_bytes, nothing, nothing, pack, attend, nullptr,
 };

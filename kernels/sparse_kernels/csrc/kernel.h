@@ -21,6 +21,8 @@ struct PanelJob {
   int32_t head_dim;
   void* packed_keys;
   void* packed_values;
+  float key_largest;  // kernels that quantise: the largest |key - mean| of the panel's block
+  const float* key_mean;  // head_dim floats, or null
 };
 
 struct TileJob {
@@ -38,6 +40,9 @@ struct TileJob {
   int64_t out_stride;
   float* lse;  // at lse[order[i]]
   char* scratch;
+  float query_largest;  // kernels that quantise: the largest |query| of the tile's block
+  const float* key_largest;  // of each panel of the head
+  const float* key_mean;
 };
 
 constexpr int32_t TILE_ROWS = 96;
@@ -52,6 +57,8 @@ struct Kernel {
   void (*end_thread)();
   void (*pack)(const PanelJob&);
   void (*attend)(const TileJob&);
+  // The largest |x - mean| of some rows (mean may be null); a null pointer where the kernel does not quantise.
+  float (*largest)(const Rows&, int64_t first_row, int64_t count, int32_t head_dim, const float* mean);
 };
 
 extern "C" {
@@ -60,4 +67,6 @@ extern const Kernel kernel_avx2;
 extern const Kernel kernel_avx512;
 extern const Kernel kernel_amx;
 extern const Kernel kernel_amx_emulated;
+extern const Kernel kernel_amx_int8;
+extern const Kernel kernel_amx_int8_emulated;
 }
