@@ -106,9 +106,7 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
     return library
 
 
-def _compile(
-    compiler: str, units: dict[str, tuple[str, list[str]]], folder: Path, extra: tuple[str, ...] = ()
-) -> Path:
+def _compile(compiler: str, units: dict[str, tuple[str, list[str]]], folder: Path, extra: tuple[str, ...] = ()) -> Path:
     torch_folder = Path(torch.__file__).parent
     common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", *extra]
     include = ["-isystem", str(torch_folder / "include"), TORCH_TARGET]
