@@ -13,24 +13,37 @@ FILES = ("test_block_sparse_attention.py", "test_quantised.py", "test_kmeans.py"
 INSIDE = "--inside"
 
 
+class CheckedLibrary:
+    """A plugin that lets the tests load the checked library; pytest wants to import jaxtyping before we do."""
+
+    def pytest_configure(self) -> None:
+        from sparse_kernels import _extension
+
+        _extension.build = functools.partial(_extension.build, flags=FLAGS)
+
+
 def inside() -> int:
-    """Let the tests load the checked library, and return their exit code."""
+    """Return the exit code of the tests."""
     import pytest
 
-    from sparse_kernels import _extension
-
-    _extension.build = functools.partial(_extension.build, flags=FLAGS)
     files = [str(Path(__file__).with_name(name)) for name in FILES]
     # Fakes and the compiler are not about memory, and torch's own Python is not built for this.
-    return pytest.main(["-q", "-x", "-k", "not opcheck and not flex", "-p", "no:cacheprovider", *files])
+    options = ["-q", "-x", "-s", "-k", "not opcheck and not flex", "-p", "no:cacheprovider"]
+    return pytest.main([*options, *files], plugins=[CheckedLibrary()])
 
 
 def outside() -> int:
     """Start again with the sanitizer's library loaded first, as it must be in a Python that was built without it."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    # The C++ library as well, or exceptions cannot be followed.
+    found = [_library(name) for name in ("libasan.so", "libstdc++.so")]
     # Python itself never frees all it takes; everything else stops the run.
-    environment = {**os.environ, "LD_PRELOAD": library.strip(), "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1"}
+    environment = {**os.environ, "LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1"}
     return subprocess.run([sys.executable, __file__, INSIDE], env=environment).returncode
+
+
+def _library(name: str) -> str:
+    command = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
