@@ -204,15 +204,16 @@ def _shares(name: str, text: str) -> list[float]:
 
 
 def _print_bench(rows: list[dict[str, Any]], plot: Path | None) -> None:
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
 
     from accel.bench import means
 
     columns = {"density": "density", "recall": "recall", "speedup": "speed-up", "attention_speedup": "attention"}
     columns |= {"planning_share": "planning", "psnr_db": "PSNR", "ssim": "SSIM"}
     summary = means(rows, list(columns))
-    table = _table("method", "dense", *columns.values())
-    table.columns[0].no_wrap = True
+    table = Table("method", "dense", *columns.values(), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for row in summary:
         numbers = ("-" if row[name] is None else f"{row[name]:.3g}" for name in columns)
         table.add_row(row["method"], f"{row['dense_share']:g}", *numbers)
