@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from accel.report import device_name
+from benchmarks.rows import origin, show
 from sparse_kernels import BlockMap, block_sparse_attention
 from sparse_kernels.block_sparse_attention import precision_reasons
 
-COLUMNS = (
-    "dtype", "precision", "head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal"
-)  # fmt: skip
+COLUMNS = ("head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal")
 
 
 def best_of(run: Callable[[], Any], device: str, repeats: int) -> float:
@@ -80,8 +73,7 @@ def measure(
     error = relative_error(block_sparse_attention(q, k, v, everything, precision=precision)[:, :, :256], exact)
     density = block_map.density
     return {
-        "date": date.today().isoformat(), "device": device_name(torch.device(device)), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."), "precision": precision,
+        **origin(device), "dtype": str(dtype).removeprefix("torch."), "precision": precision,
         "head_dim": head_dim, "heads": heads, "seq": seq, "blocks": f"{'variable ' if variable else ''}{block}",
         "block_q": block, "block_kv": block, "density": density, "ms_dense": dense * 1e3, "ms_ours": sparse * 1e3,
         "speedup": dense / sparse, "fraction_of_ideal": dense / sparse * density,
@@ -111,18 +103,12 @@ def main(
         reason = precision_reasons(precision, device)[backend]
         if reason is not None:
             raise typer.BadParameter(f"{backend} cannot run {precision}: {reason}", param_hint="--precision")
-    rows = []
-    table = Table(*COLUMNS)
-    for head_dim, seq, block, variable, density in cases(quick):
-        for kind in (None,) if precision is None else (None, precision):
-            row = measure(getattr(torch, dtype), head_dim, seq, heads, block, variable, density, device, kind)
-            rows.append(row)
-            table.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS))
-    Console().print(table)
-    if json_file is not None:
-        temporary = json_file.with_name(json_file.name + ".tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        os.replace(temporary, json_file)
+    rows = [
+        measure(getattr(torch, dtype), head_dim, seq, heads, block, variable, density, device, kind)
+        for head_dim, seq, block, variable, density in cases(quick)
+        for kind in ((None,) if precision is None else (None, precision))
+    ]
+    show(rows, COLUMNS if precision is None else ("precision", *COLUMNS), json_file)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -27,9 +28,9 @@ def origin(device: str) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]], columns: tuple[str, ...], json_file: Path | None) -> None:
     """Print the chosen columns and, if a file is given, write whole rows there."""
-    table = Table(*columns)
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for row in rows:
-        table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in columns))
+        table.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns))
     Console().print(table)
     if json_file is not None:
         temporary = json_file.with_name(json_file.name + ".tmp")
