@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from accel.compare import contrast, warm_up
 from accel.generation import CallOptions, Generation, call_arguments, generate
 from accel.methods import METHODS, Method, by_name
 from accel.pipelines import InputError, LoadedPipeline
+from accel.report import finite
 
-# Each further generation halves the distance to the density asked for at least; three bring it within TOLERANCE.
+# Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3
 TOLERANCE = 0.05
 KEPT = """model method density_asked density_option dense_share prompt seed tokens steps dense_steps dtype device
@@ -74,7 +73,7 @@ class Rows:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(self.file.name + ".tmp")
-        temporary.write_text(json.dumps([_finite(row) for row in self.rows], indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps([finite(row) for row in self.rows], indent=1, allow_nan=False) + "\n")
         os.replace(temporary, self.file)
 
 
@@ -109,13 +108,14 @@ def _warm_dense(
     missing: Sequence[Case],
     report: Callable[[str], None],
 ) -> Generation:
-    """Calibrate and warm up the cases met for the first time, then make the dense video."""
-    seed, call = call_arguments(loaded, prompt, **options)
+    """Calibrate the cases met for the first time, which warms them up, and make the dense video, warm as well."""
+    if not calibrated:
+        seed, call = call_arguments(loaded, prompt, **options)
+        warm_up(loaded, method_of(missing[0], missing[0].density), call, seed, lambda message: None)
     for case in missing:
         if case not in calibrated:
             report(f"calibrating {case.method} to density {case.density:g}")
             calibrated[case] = calibrate(loaded, case, prompt, options)
-            warm_up(loaded, method_of(case, case.density), call, seed, lambda message: None)
     return generate(loaded, prompt, **options)
 
 
@@ -129,14 +129,16 @@ def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOpti
 
     Methods keep text, whole clusters or a full head beyond their budget: only measured densities compare.
     """
-    option = case.density
+    option, tried = case.density, {}
     for _ in range(TRIALS):
-        report = generate(loaded, prompt, method_of(case, option), **options).report
-        measured = report["density"]
-        if measured is None or abs(measured / case.density - 1) <= TOLERANCE:
+        measured = generate(loaded, prompt, method_of(case, option), **options).report["density"]
+        if measured is None:  # nothing was sparse
+            return option
+        tried[option] = abs(measured / case.density - 1)
+        if tried[option] <= TOLERANCE:
             break
         option = min(1.0, max(option * case.density / measured, case.density / 8))
-    return option
+    return min(tried, key=lambda option: tried[option])
 
 
 def _row(
@@ -144,9 +146,7 @@ def _row(
 ) -> dict[str, Any]:
     sparse = generate(loaded, prompt, method_of(case, option), **options)
     report = contrast(loaded, dense, sparse).report
-    report |= dataclasses.asdict(case) | {"density": sparse.report["density"]}
     report |= {"density_asked": case.density, "density_option": option, "dense_share": case.dense_steps}
-    report["dense_steps"] = sparse.report["dense_steps"]
     return {name: report[name] for name in KEPT.split()}
 
 
@@ -165,11 +165,3 @@ def means(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> list[dict[str
 def _mean(values: Sequence[float | str | None]) -> float | None:
     numbers = [float(value) for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    # JSON knows no infinity, which is the PSNR of identical videos.
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }

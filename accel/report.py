@@ -159,13 +159,16 @@ def _write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
             writer.append_data(frame)
 
 
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    # JSON knows no infinity, which is the PSNR of identical videos.
-    finite = {
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with "inf" and "nan" as words: JSON knows no infinity, which is the PSNR of identical videos."""
+    return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in report.items()
+        for name, value in row.items()
     }
-    path.write_text(json.dumps(finite, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(finite(report), indent=2, allow_nan=False, default=str) + "\n")
 
 
 def _bytes(frames: Float[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t h w 3"]:

@@ -14,8 +14,8 @@ from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES
 
 TEXT_DIM = 128
 # (frames, height, width) of the videos of each training stage; latents are 4x shorter and 8x smaller.
-# The full length has 33 x 16 x 16 = 8,448 tokens: as in real models, more than twice as many frames as those trained
-# on short videos see at once, and few enough tokens a frame that a CPU learns their layout within hours.
+# The full length has 33 x 16 x 16 = 8,448 tokens: long enough that attention is most of the work, and its frames are
+# those of the medium stage, so that what was learned there about places and shapes holds.
 GEOMETRIES = {"coarse": (13, 64, 64), "medium": (29, 128, 128), "full": (129, 128, 128)}
 
 
