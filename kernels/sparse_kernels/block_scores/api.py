@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from types import ModuleType
-
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from sparse_kernels._backends import choose_backend
 from sparse_kernels.block_scores.checks import check_order, check_q_k, shared_offsets
-
-BACKENDS = ("cpu", "triton", "reference")
 
 
 @torch.no_grad()
@@ -44,7 +39,7 @@ def block_mass(
     q_offsets, kv_offsets = shared_offsets("q_offsets", q_offsets, q), _key_offsets(kv_offsets, q, k)
     check_order("q_order", q_order, q)
     check_order("kv_order", kv_order, _as_keys(q, k))
-    module = _choose(q, k, backend)
+    module = choose_backend("sparse_kernels.block_scores", "block scores run", backend, q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return module.block_mass(q, k, lse.float(), q_offsets, kv_offsets, q_order, kv_order, scale)
 
@@ -73,7 +68,7 @@ def antidiagonal_scores(
         raise ValueError(f"block must be a multiple of stride, both at least 1, got block {block} and stride {stride}")
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(f"causal needs q and k of one length, got {q.shape[2]} and {k.shape[2]}")
-    module = _choose(q, k, backend)
+    module = choose_backend("sparse_kernels.block_scores", "block scores run", backend, q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return module.antidiagonal_scores(q, k, block, stride, scale, causal)
 
@@ -85,21 +80,3 @@ def _key_offsets(kv_offsets: Tensor, q: Tensor, k: Tensor) -> Tensor:
 def _as_keys(q: Tensor, k: Tensor) -> Tensor:
     """Return a view of the shape that key offsets and orders refer to: k's rows, but q's heads."""
     return k[:, :1].expand(-1, q.shape[1], -1, -1)
-
-
-def _module(name: str) -> ModuleType:
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(BACKENDS)}")
-    return importlib.import_module(f"sparse_kernels.block_scores.{name}")
-
-
-def _choose(q: Tensor, k: Tensor, backend: str | None) -> ModuleType:
-    name = backend or ("triton" if q.is_cuda else "cpu")
-    module = _module(name)
-    reason = module.can_run(q, k)
-    if reason is None:
-        return module
-    if backend is not None:
-        raise ValueError(f"backend {backend} cannot run this call: {reason}")
-    warnings.warn(f"block scores run on the slow reference backend, since {name} cannot run: {reason}", stacklevel=4)
-    return _module("reference")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from types import ModuleType
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_kernels._backends import choose_backend
 from sparse_kernels.kmeans.clusters import Clusters
 
-BACKENDS = ("cpu", "triton", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,25 +29,9 @@ def kmeans(
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
     _check(x, centroids, iterations, tolerance)
-    return _choose(x, centroids, backend).forward(x, centroids, iterations, tolerance)
-
-
-def _module(name: str) -> ModuleType:
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(BACKENDS)}")
-    return importlib.import_module(f"sparse_kernels.kmeans.{name}")
-
-
-def _choose(x: Tensor, centroids: Tensor, backend: str | None) -> ModuleType:
-    name = backend or ("triton" if x.is_cuda else "cpu")
-    module = _module(name)
-    reason = module.can_run(x, centroids)
-    if reason is None:
-        return module
-    if backend is not None:
-        raise ValueError(f"backend {backend} cannot run this call: {reason}")
-    warnings.warn(f"k-means runs on the slow reference backend, since {name} cannot run: {reason}", stacklevel=4)
-    return _module("reference")
+    return choose_backend("sparse_kernels.kmeans", "k-means runs", backend, x, centroids).forward(
+        x, centroids, iterations, tolerance
+    )
 
 
 def _check(x: Tensor, centroids: Tensor, iterations: int, tolerance: float) -> None:
