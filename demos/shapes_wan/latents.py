@@ -6,39 +6,84 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from demos.shapes_wan.checkpoint import load_checkpoint
 from demos.shapes_wan.model import GEOMETRIES
-from demos.shapes_wan.scenes import held_out_scenes, render, sample_scene
+from demos.shapes_wan.scenes import Scene, held_out_scenes, render, sample_scene
 from demos.shapes_wan.train_vae import build_vae
+
+STRIDE = 4  # pixel frames a latent frame
+WARM_UP = 4  # latent frames before those that are kept: what came earlier changes a latent by less than 2 %
 
 
 @torch.no_grad()
-def encode_pool(vae: torch.nn.Module, geometry: str, count: int, seed: int, batch: int = 8) -> dict:
-    """Return `{"latents": (count c t h w) in float16, "captions": [...]}` of freshly drawn videos."""
+def encode_pool(
+    vae: torch.nn.Module, geometry: str, count: int, seed: int, runs: list[range] | None = None, batch: int = 8
+) -> dict[str, Any]:
+    """Return `{"latents": (count c t h w) in float16, "frames": list of t, "captions": [...]}` of fresh videos.
+
+    `runs` names the latent frames that are encoded, all by default: a few cost a fraction of a whole video.
+    """
     generator = random.Random(seed)
     held_out = frozenset(scene.caption for scene in held_out_scenes())
-    device = next(vae.parameters()).device
+    runs = runs or [range(latent_length(geometry))]
     latents, captions = [], []
     while len(captions) < count:
         scenes = [sample_scene(generator, held_out) for _ in range(min(batch, count - len(captions)))]
-        videos = torch.stack([render(scene, *GEOMETRIES[geometry], generator) for scene in scenes])
-        latents.append(vae.encode(videos.to(device)).latent_dist.mode().half().cpu())
+        seeds = [generator.random() for _ in scenes]
+        parts = [_encode_run(vae, geometry, scenes, seeds, run) for run in runs]
+        latents.append(torch.cat(parts, 2).half().cpu())
         captions += [scene.caption for scene in scenes]
-    return {"latents": torch.cat(latents), "captions": captions}
+    return {"latents": torch.cat(latents), "frames": [frame for run in runs for frame in run], "captions": captions}
+
+
+def _encode_run(vae: Any, geometry: str, scenes: list[Scene], seeds: list[float], run: range) -> Tensor:
+    frames, height, width = GEOMETRIES[geometry]
+    first, last = STRIDE * max(0, run.start - WARM_UP), STRIDE * (run.stop - 1)
+    # Positions are drawn while rendering: the same seed puts every clip of a video at the same place.
+    videos = torch.stack(
+        [
+            render(
+                scene,
+                last - first + 1,
+                height,
+                width,
+                random.Random(seed),
+                times=(first / (frames - 1), last / (frames - 1)),
+            )
+            for scene, seed in zip(scenes, seeds, strict=True)
+        ]
+    )
+    device = next(vae.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16):
+        return vae.encode(videos.to(device)).latent_dist.mode()[:, :, -len(run) :]
+
+
+def latent_length(geometry: str) -> int:
+    """Return the number of latent frames of a geometry's videos."""
+    return (GEOMETRIES[geometry][0] - 1) // STRIDE + 1
+
+
+def choose_runs(geometry: str, generator: random.Random) -> list[range]:
+    """Return the first latent frame, three neighbours from anywhere between, and the last one."""
+    last = latent_length(geometry) - 1
+    start = generator.randrange(1, last - 2)
+    return [range(1), range(start, start + 3), range(last, last + 1)]
 
 
 def main(
     vae: Annotated[Path, typer.Option(help="checkpoint folder of train_vae")] = Path("runs/vae"),
     output: Annotated[Path, typer.Option(help="folder of the pools")] = Path("runs/latents"),
-    geometry: Annotated[str, typer.Option(help=", ".join(GEOMETRIES))] = "coarse",
-    count: Annotated[int, typer.Option(help="videos a shard")] = 1000,
-    shards: int = 6,
+    geometry: Annotated[str, typer.Option(help=", ".join(GEOMETRIES))] = "full",
+    count: Annotated[int, typer.Option(help="videos a shard")] = 100,
+    shards: int = 16,
     first: Annotated[int, typer.Option(help="number of the first shard")] = 0,
+    some_frames: Annotated[bool, typer.Option(help="encode five latent frames of each video only")] = False,
     threads: int = 2,
     device: str = "cpu",
 ) -> None:
@@ -55,8 +100,9 @@ def main(
         path = output / f"{geometry}-{shard:03d}.pt"
         if path.exists():
             continue
-        start = time.perf_counter()
-        pool = encode_pool(model, geometry, count, seed=1000 * sorted(GEOMETRIES).index(geometry) + shard + 1)
+        start, seed = time.perf_counter(), 1000 * sorted(GEOMETRIES).index(geometry) + shard + 1
+        runs = choose_runs(geometry, random.Random(seed)) if some_frames else None
+        pool = encode_pool(model, geometry, count, seed, runs)
         torch.save(pool, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
         print(f"{path} {time.perf_counter() - start:.0f} s", flush=True)

@@ -1,4 +1,4 @@
-"""Muon in float32, for processors without fast bfloat16 (torch.optim.Muon iterates in bfloat16)."""
+"""Muon in float32 too, for processors without fast bfloat16 (torch.optim.Muon iterates in bfloat16)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int = 5, bfloat16: bool = False) -> Tensor:
     """Return matrices (n rows columns) with singular values near 1, by the quintic Newton-Schulz iteration.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
@@ -17,16 +17,25 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x.bfloat16() if bfloat16 else x
     for _ in range(iterations):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised; for the weight matrices of hidden layers only."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        bfloat16: bool = False,
+    ):
+        self.bfloat16 = bfloat16
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
@@ -40,7 +49,8 @@ class Muon(torch.optim.Optimizer):
                 updates = [self._momentum(parameter, group["momentum"]) for parameter in parameters]
                 # Adam-like size of the update whatever the shape: lr then means the same for both optimisers.
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
-                for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
+                updates = orthogonalize(torch.stack(updates), bfloat16=self.bfloat16)
+                for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:

@@ -58,14 +58,14 @@ class Scene:
     def paths(self, jitter: random.Random) -> list[tuple[float, float, float, float, float]]:
         """Return (x, y, radius, reach_x, reach_y) per actor; the first of two actors is above the second."""
         alone = len(self.actors) == 1
-        radii = {"small": 0.12, "large": 0.21} if alone else {"small": 0.09, "large": 0.15}
+        radii = {"small": 0.13, "large": 0.22} if alone else {"small": 0.11, "large": 0.17}
         rows = (0.5,) if alone else (0.28, 0.72)
         reach_y = 0.22 if alone else 0.1
         paths = []
         for actor, row in zip(self.actors, rows, strict=True):
             right, down = MOTIONS[actor.motion]
-            x = 0.5 + jitter.uniform(-0.06, 0.06)
-            y = row + (jitter.uniform(-0.06, 0.06) if alone else jitter.uniform(-0.02, 0.02))
+            x = 0.5 + jitter.uniform(-0.03, 0.03)
+            y = row + (jitter.uniform(-0.03, 0.03) if alone else jitter.uniform(-0.02, 0.02))
             paths.append((x, y, radii[actor.size], 0.24 * right, reach_y * down))
         return paths
 

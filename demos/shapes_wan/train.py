@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
+from demos.shapes_wan.latents import latent_length
 from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_transformer, embed_captions
 from demos.shapes_wan.muon import Muon
 from demos.shapes_wan.reader import Reader
@@ -44,7 +46,7 @@ def flow_matching_loss(
     noise = torch.randn_like(latents)
     level = sigma.view(-1, 1, 1, 1, 1)
     velocity = model(latents + level * (noise - latents), sigma, captions, text_length)
-    return (velocity - (noise - latents)).square().mean()
+    return (velocity.float() - (noise - latents)).square().mean()
 
 
 class Locator(nn.Module):
@@ -68,15 +70,19 @@ class Locator(nn.Module):
         """Return the mean squared error of (frame, row, column), each in [-1, 1], in the latest forward pass."""
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
         assert self.states is not None
-        return (self.read(self.states) - places.to(self.states.device)).square().mean()
+        return (self.read(self.states).float() - places.to(self.states.device)).square().mean()
 
 
-def make_optimizers(model: Generator, helpers: list[nn.Module], learning_rate: float) -> tuple[Muon, torch.optim.AdamW]:
+def make_optimizers(
+    model: Generator, helpers: list[nn.Module], learning_rate: float, bfloat16: bool = False
+) -> tuple[Muon, torch.optim.AdamW]:
     """Return Muon for the blocks' matrices and AdamW for everything else."""
     hidden = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in hidden}
     rest = [p for p in (p for module in (model, *helpers) for p in module.parameters()) if id(p) not in chosen]
-    return Muon(hidden, learning_rate), torch.optim.AdamW(rest, learning_rate, (0.9, 0.98), weight_decay=0.0)
+    return Muon(hidden, learning_rate, bfloat16=bfloat16), torch.optim.AdamW(
+        rest, learning_rate, (0.9, 0.98), weight_decay=0.0
+    )
 
 
 def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 40) -> float:
@@ -89,20 +95,25 @@ class Pools:
 
     def __init__(self, folder: Path, geometry: str, seed: int):
         self.folder, self.geometry, self.random = folder, geometry, random.Random(seed)
-        self.order: list[tuple[Tensor, str]] = []
+        self.waiting: list[tuple[Tensor, list[str], Tensor]] = []
         stats = torch.load(folder / "stats.pt")
         self.mean, self.std = (stats[name].view(-1, 1, 1, 1) for name in ("mean", "std"))
 
-    def batch(self, size: int, drop_caption: float) -> tuple[Tensor, list[str]]:
-        """Return latents (size c t h w) and captions, some of them emptied for guidance."""
-        while len(self.order) < size:
+    def batch(self, size: int, drop_caption: float) -> tuple[Tensor, list[str], Tensor]:
+        """Return latents (size c t h w) of one shard, their captions, some emptied for guidance, and their frames."""
+        if not self.waiting:
             for path in sorted(self.folder.glob(f"{self.geometry}-*.pt")):  # new shards join every epoch
-                pool = torch.load(path, weights_only=True)
-                self.order += list(zip(pool["latents"], pool["captions"], strict=True))
-            self.random.shuffle(self.order)
-        chosen = [self.order.pop() for _ in range(size)]
-        latents = torch.stack([(latent.float() - self.mean) / self.std for latent, _ in chosen])
-        return latents, ["" if self.random.random() < drop_caption else caption for _, caption in chosen]
+                self.waiting += list(self._batches(torch.load(path, weights_only=True), size))
+            self.random.shuffle(self.waiting)
+        latents, captions, frames = self.waiting.pop()
+        latents = (latents.float() - self.mean) / self.std
+        return latents, ["" if self.random.random() < drop_caption else caption for caption in captions], frames
+
+    def _batches(self, pool: dict[str, Any], size: int) -> Iterator[tuple[Tensor, list[str], Tensor]]:
+        order = self.random.sample(range(len(pool["captions"])), len(pool["captions"]))
+        for first in range(0, len(order) - size + 1, size):
+            chosen = order[first : first + size]
+            yield pool["latents"][chosen], [pool["captions"][index] for index in chosen], torch.tensor(pool["frames"])
 
 
 def main(
@@ -120,6 +131,8 @@ def main(
     drop_caption: float = 0.1,
     long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,
     ema_decay: float = 0.995,
+    bfloat16: Annotated[bool, typer.Option(help="compute in bfloat16; fast from AVX512_BF16, AMX and CUDA on")] = False,
+    compile_blocks: bool = False,
     threads: int = 2,
     device: str = "cpu",
 ) -> None:
@@ -132,24 +145,26 @@ def main(
     locator, reader = Locator(model.transformer).to(device), Reader(model.tokenizer).to(device)
     if start_from is not None:
         load_checkpoint(start_from, required=True, model=model, average=average)
-    muon, adamw = make_optimizers(model, [locator, reader], learning_rate)
+    muon, adamw = make_optimizers(model, [locator, reader], learning_rate, bfloat16)
     parts: dict[str, Any] = dict(model=model, average=average, locator=locator, reader=reader, muon=muon, adamw=adamw)
     first = load_checkpoint(output, **parts)
     pools, choice = Pools(latents, geometry, seed=first), random.Random(first)
     torch.manual_seed(first)
-    start, recent = time.perf_counter(), []
+    start, recent, length = time.perf_counter(), [], latent_length(geometry)
+    if compile_blocks:
+        for block in model.transformer.blocks:
+            block.compile()
     for step in range(first, steps):
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
-        videos, captions = pools.batch(batch, drop_caption)
+        videos, captions, places = pools.batch(batch, drop_caption)
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
-        length = videos.shape[2]
-        kept = choose_frames(length, min(frames or length, length), choice)
-        with at_frames(model.transformer.rope, length, kept):
-            part = videos[:, :, kept].to(device)
+        picked = choose_frames(len(places), min(frames or len(places), len(places)), choice)
+        part, kept = videos[:, :, picked].to(device), places[picked]
+        with at_frames(model.transformer.rope, length, kept), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             loss = flow_matching_loss(model, part, captions, shift, text_length)
-        place_loss = locator.loss(kept_grid(kept, length, part))
-        read_loss = reader.loss(model.text_encoder, choice)
+            place_loss = locator.loss(kept_grid(kept, length, part))
+            read_loss = reader.loss(model.text_encoder, choice)
         (loss + auxiliary * (place_loss + read_loss)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adamw):

@@ -18,7 +18,8 @@ SOURCES = Path(__file__).parent / "csrc"
 # Torch's stable ABI of 2.11: the library works unchanged with every newer torch.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
-AMX = [*AVX512, "-mavx512bf16", "-mamx-tile"]
+BFLOAT16 = [*AVX512, "-mavx512bf16"]
+AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 
 
 # These are built on torch's headers; each knows whether the x86 kernels are there.
@@ -34,25 +35,34 @@ def _vector(name: str, lanes: int, rows: int, test: str, *flags: str) -> dict[st
     }
 
 
+def _narrow(name: str, test: str, *flags: str) -> tuple[str, list[str]]:
+    """Return the attention kernel of one instruction set that multiplies bf16 or int8."""
+    return "attention_narrow.cpp", [f'-DNAME="{name}"', f"-DKERNEL=kernel_{name}", f"-DCAN_RUN={test}", *flags]
+
+
 def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
     """Return object file -> (source, flags); one object for each instruction set."""
     x86 = machine in ("x86_64", "AMD64")
     units = {
         **{name: (f"{name}.cpp", ["-DX86"] if x86 else []) for name in SCHEDULERS},
         **_vector("portable", 4, 3, "true"),
-        "amx_emulated": ("attention_amx.cpp", ["-DEMULATE"]),
-        "amx_int8_emulated": ("attention_amx.cpp", ["-DEMULATE", "-DINT8"]),
+        "amx_emulated": _narrow("amx_emulated", "true", "-DEMULATE"),
+        "amx_int8_emulated": _narrow("amx_int8_emulated", "true", "-DEMULATE", "-DINT8"),
     }
     if not x86:
         return units
     avx2 = '__builtin_cpu_supports("avx2")&&__builtin_cpu_supports("fma")'
     avx512 = '__builtin_cpu_supports("avx512f")&&__builtin_cpu_supports("avx512bw")&&__builtin_cpu_supports("avx512vl")'
+    bf16 = f'{avx512}&&__builtin_cpu_supports("avx512bf16")'
+    vnni = f'{bf16}&&__builtin_cpu_supports("avx512vnni")'
     return {
         **units,
         **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
         **_vector("avx512", 16, 12, avx512, *AVX512),
-        "amx": ("attention_amx.cpp", [*AMX, "-mamx-bf16"]),
-        "amx_int8": ("attention_amx.cpp", [*AMX, "-mamx-bf16", "-mamx-int8", "-DINT8"]),
+        "avx512_bf16": _narrow("avx512_bf16", bf16, "-DROWS=12", *BFLOAT16),
+        "avx512_int8": _narrow("avx512_int8", vnni, "-DROWS=12", *BFLOAT16, "-mavx512vnni", "-DINT8"),
+        "amx": _narrow("amx", "amx_is_usable()", *AMX),
+        "amx_int8": _narrow("amx_int8", "amx_is_usable()", *AMX, "-mamx-int8", "-DINT8"),
     }
 
 

@@ -13,7 +13,7 @@ from sparse_kernels.block_sparse_attention import precision_reasons
 from sparse_kernels.block_sparse_attention.quantised import cpu, reference, rounding
 from tests.sparse_kernels.cases import Case, brute_force, make_case
 
-INSTRUCTIONS = ["amx_int8", "amx_int8_emulated"]  # the first runs where the processor has it
+INSTRUCTIONS = ["amx_int8", "avx512_int8", "amx_int8_emulated"]  # the first two run where the processor has them
 
 
 def with_outliers(case: Case) -> Case:
@@ -39,8 +39,12 @@ def skip_unless_available(instructions: str) -> None:
     reason = _extension.load()
     if reason is not None:
         pytest.skip(reason)
-    if instructions == "amx_int8" and _extension.instruction_set(torch.int8) is None:
-        pytest.skip("amx_int8 is not available here")
+    try:
+        run_kernel(make_case(0, q_length=4, kv_length=8), instructions)
+    except RuntimeError as error:
+        if "not available on this processor" in str(error) or "unknown instruction set" in str(error):
+            pytest.skip(f"{instructions} is not available here")
+        raise
 
 
 def relative_error(out: Tensor, exact: Tensor) -> float:
@@ -237,4 +241,4 @@ def test_processor_without_int8_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.warns(UserWarning, match="slow reference backend, since cpu cannot run: int8 needs AMX"):
         block_sparse_attention(case.q, case.k, case.v, case.block_map, precision="int8")
     reasons = precision_reasons("int8")
-    assert reasons["reference"] is None and "tdpbssd" in (reasons["cpu"] or "")
+    assert reasons["reference"] is None and "needs AMX" in (reasons["cpu"] or "")

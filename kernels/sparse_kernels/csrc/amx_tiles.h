@@ -1,6 +1,5 @@
 // AMX tiles: eight of 16 rows with 64 bytes each. With -DEMULATE their instructions are plain loops.
 #pragma once
-#define LANES 16
 #include "vector.h"
 
 #ifndef EMULATE
@@ -29,7 +28,6 @@ template <int T>
 static inline void tile_store(void* to, int64_t stride) {
   for (int r = 0; r < 16; r++) memcpy(static_cast<char*>(to) + r * stride, tiles.tile[T] + r * 64, 64);
 }
-static inline float widen(uint16_t bits) { return read_element(&bits, 0, BFLOAT16); }
 template <int C, int A, int B>
 static inline void tile_multiply_bfloat16() {
   float* c = reinterpret_cast<float*>(tiles.tile[C]);
@@ -39,7 +37,7 @@ static inline void tile_multiply_bfloat16() {
     for (int k = 0; k < 16; k++)
       for (int n = 0; n < 16; n++)
         for (int half = 0; half < 2; half++)
-          c[r * 16 + n] += widen(a[r * 32 + 2 * k + half]) * widen(b[k * 32 + 2 * n + half]);
+          c[r * 16 + n] += widen_bfloat16(a[r * 32 + 2 * k + half]) * widen_bfloat16(b[k * 32 + 2 * n + half]);
 }
 template <int C, int A, int B>
 static inline void tile_multiply_int8() {
@@ -53,7 +51,6 @@ static inline void tile_multiply_int8() {
 }
 static void begin_thread() {}
 static void end_thread() {}
-static bool can_run() { return true; }
 #else
 // Assembly, since the intrinsics of some compilers accept only literal tile numbers, not template arguments.
 template <int T>
@@ -93,7 +90,7 @@ static void begin_thread() {
 }
 static void end_thread() { _tile_release(); }
 
-static bool can_run() {
+static bool amx_is_usable() {
   uint32_t a, b, c, d;
   __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
   const bool amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
@@ -105,3 +102,5 @@ static bool can_run() {
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 #endif
+
+static bool can_run() { return CAN_RUN; }

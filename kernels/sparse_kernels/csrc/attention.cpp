@@ -20,31 +20,34 @@ namespace {
 
 const Kernel& choose_kernel(const std::string& wanted, Element element) {
 #ifdef X86
-  const Kernel* kernels[] = {&kernel_amx,          &kernel_avx512,   &kernel_avx2,             &kernel_portable,
-                             &kernel_amx_emulated, &kernel_amx_int8, &kernel_amx_int8_emulated};
+  const Kernel* kernels[] = {&kernel_amx,         &kernel_avx512_bf16,  &kernel_avx512,
+                             &kernel_avx2,        &kernel_portable,     &kernel_amx_int8,
+                             &kernel_avx512_int8, &kernel_amx_emulated, &kernel_amx_int8_emulated};
 #else
   const Kernel* kernels[] = {&kernel_portable, &kernel_amx_emulated, &kernel_amx_int8_emulated};
 #endif
   for (const Kernel* kernel : kernels) {
     const std::string name = kernel->name;
     if (wanted.empty()) {
-      // AMX rounds to bf16, so only bf16 inputs go there unasked; int8 is never chosen unasked.
-      if (name == "amx_emulated" || kernel->largest || (name == "amx" && element != BFLOAT16)) continue;
+      // Some round to bf16, so only bf16 inputs go there unasked; int8 is never chosen unasked.
+      const bool narrow = name == "amx" || name == "avx512_bf16";
+      if (name == "amx_emulated" || kernel->largest || (narrow && element != BFLOAT16)) continue;
       if (kernel->can_run()) return *kernel;
     } else if (name == wanted) {
       STD_TORCH_CHECK(kernel->can_run(), "instruction set ", wanted, " is not available on this processor");
       return *kernel;
     }
   }
-  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: amx, avx512, avx2, portable, amx_emulated, amx_int8, ",
-                  "amx_int8_emulated");
+  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: amx, avx512_bf16, avx512, avx2, portable, amx_int8, ",
+                  "avx512_int8, amx_emulated, amx_int8_emulated");
   return kernel_portable;
 }
 
 std::string instruction_set(const std::string& element) {
   if (element == "int8") {
 #ifdef X86
-    if (kernel_amx_int8.can_run()) return kernel_amx_int8.name;
+    for (const Kernel* kernel : {&kernel_amx_int8, &kernel_avx512_int8})
+      if (kernel->can_run()) return kernel->name;
 #endif
     return "";
   }

@@ -49,7 +49,7 @@ static void pack(const PanelJob& job) {
 static size_t panel_bytes(int32_t head_dim) { return static_cast<size_t>(padded(head_dim)) * PANEL * sizeof(float); }
 
 static size_t scratch_bytes(int32_t head_dim) {
-  return static_cast<size_t>(TILE_ROWS) * (2 * padded(head_dim) + CHUNK + 2) * sizeof(float);
+  return static_cast<size_t>(TILE_ROWS) * (2 * padded(head_dim) + CHUNK + LANES + 1) * sizeof(float);
 }
 
 static void attend(const TileJob& job) {
@@ -57,12 +57,12 @@ static void attend(const TileJob& job) {
   float* q = reinterpret_cast<float*>(job.scratch);
   float* out = q + static_cast<int64_t>(TILE_ROWS) * width;
   float* scores = out + static_cast<int64_t>(TILE_ROWS) * width;
-  float* m = scores + TILE_ROWS * CHUNK;
-  float* sum = m + TILE_ROWS;
+  float* sums = scores + TILE_ROWS * CHUNK;  // LANES partial sums a row
+  float* m = sums + TILE_ROWS * LANES;
+  memset(sums, 0, TILE_ROWS * LANES * sizeof(float));
   for (int32_t r = 0; r < job.rows; r++) {
     read_row(job.queries, job.first_row + r, job.head_dim, width, job.scale, q + static_cast<int64_t>(r) * width);
     m[r] = -__builtin_inff();
-    sum[r] = 0;
   }
   memset(out, 0, static_cast<size_t>(job.rows) * width * sizeof(float));
   const int64_t bytes = static_cast<int64_t>(panel_bytes(job.head_dim));
@@ -80,12 +80,12 @@ static void attend(const TileJob& job) {
         for (int32_t r = 0; r < job.rows; r++) hide_padding(scores + r * CHUNK + i * PANEL, job.valid[panel], PANEL);
     }
     for (int32_t r = 0; r < job.rows; r++)
-      softmax_row(scores + r * CHUNK, panels * PANEL, m[r], sum[r], out + static_cast<int64_t>(r) * width, width);
+      softmax_row(scores + r * CHUNK, panels * PANEL, m[r], sums + r * LANES, out + static_cast<int64_t>(r) * width, width);
     for_rows<ROWS>(job.rows, 0, [&]<int R>(int32_t r) {
       value_rows<R>(scores + r * CHUNK, CHUNK, values, panels, width, out + static_cast<int64_t>(r) * width);
     });
   }
-  finish_rows(job, out, width, m, sum);
+  finish_rows(job, out, width, m, sums);
 }
 
 static bool can_run() { return CAN_RUN; }

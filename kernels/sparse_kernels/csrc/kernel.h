@@ -65,6 +65,8 @@ extern "C" {
 extern const Kernel kernel_portable;
 extern const Kernel kernel_avx2;
 extern const Kernel kernel_avx512;
+extern const Kernel kernel_avx512_bf16;
+extern const Kernel kernel_avx512_int8;
 extern const Kernel kernel_amx;
 extern const Kernel kernel_amx_emulated;
 extern const Kernel kernel_amx_int8;

@@ -1,5 +1,6 @@
 // The register tile that the float32 kernels share: a few rows times one panel of columns.
 #pragma once
+#include "micro_rows.h"
 #include "vector.h"
 
 #define VECTORS 2
@@ -25,14 +26,5 @@ static inline __attribute__((always_inline)) void multiply(
       vf x = broadcast(a[r * lda + k]);
       for (int v = 0; v < VECTORS; v++) acc[r][v] += x * row[v];
     }
-  }
-}
-
-// Call f with the number of rows as a compile-time constant: full register tiles first, then what is left.
-template <int R, class F>
-static inline void for_rows(int32_t rows, int32_t first, F f) {
-  if constexpr (R > 0) {
-    for (; rows - first >= R; first += R) f.template operator()<R>(first);
-    for_rows<R - 1>(rows, first, f);
   }
 }

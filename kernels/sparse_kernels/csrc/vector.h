@@ -11,6 +11,9 @@
 #ifndef LANES
 #error "define LANES"
 #endif
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
@@ -27,6 +30,15 @@ static inline float horizontal_max(vf x) {
   float best = x[0];
   for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
   return best;
+}
+static inline bool any_above(vf x, vf limit) {
+#if LANES == 16 && defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)limit, _CMP_GT_OQ) != 0;
+#elif LANES == 8 && defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)limit, _CMP_GT_OQ)) != 0;
+#else
+  return horizontal_max(x) > limit[0];
+#endif
 }
 static inline float horizontal_sum(vf x) {
   float sum = x[0];
@@ -51,23 +63,26 @@ static inline vf exp2_vector(vf x) {
 
 static inline float exp2_scalar(float x) { return exp2_vector(broadcast(x))[0]; }
 
+static inline float widen_bfloat16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
 static inline float read_element(const void* data, int64_t index, Element element) {
   if (element == FLOAT32) return static_cast<const float*>(data)[index];
   uint16_t bits = static_cast<const uint16_t*>(data)[index];
-  uint32_t wide;
-  if (element == BFLOAT16) {
-    wide = static_cast<uint32_t>(bits) << 16;
-  } else {
-    uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, fraction = bits & 0x3ffu;
-    if (exponent == 31) {
-      wide = sign | 0x7f800000u | fraction << 13;
-    } else if (exponent) {
-      wide = sign | (exponent + 112) << 23 | fraction << 13;
-    } else {  // zero or subnormal: fraction * 2^-24
-      float value = static_cast<float>(fraction) * 5.9604644775390625e-8f;
-      memcpy(&wide, &value, 4);
-      wide |= sign;
-    }
+  if (element == BFLOAT16) return widen_bfloat16(bits);
+  uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, fraction = bits & 0x3ffu, wide;
+  if (exponent == 31) {
+    wide = sign | 0x7f800000u | fraction << 13;
+  } else if (exponent) {
+    wide = sign | (exponent + 112) << 23 | fraction << 13;
+  } else {  // zero or subnormal: fraction * 2^-24
+    float value = static_cast<float>(fraction) * 5.9604644775390625e-8f;
+    memcpy(&wide, &value, 4);
+    wide |= sign;
   }
   float value;
   memcpy(&value, &wide, 4);
@@ -109,8 +124,11 @@ static inline void read_row(const Rows& rows, int64_t row, int32_t head_dim, int
   if (rows.element == FLOAT32) {
     const float* from = static_cast<const float*>(rows.data) + offset;
     for (int32_t x = 0; x < head_dim; x++) to[x] = from[x] * scale;
+  } else if (rows.element == BFLOAT16) {
+    const uint16_t* from = static_cast<const uint16_t*>(rows.data) + offset;
+    for (int32_t x = 0; x < head_dim; x++) to[x] = widen_bfloat16(from[x]) * scale;
   } else {
-    for (int32_t x = 0; x < head_dim; x++) to[x] = read_element(rows.data, offset + x, rows.element) * scale;
+    for (int32_t x = 0; x < head_dim; x++) to[x] = read_element(rows.data, offset + x, FLOAT16) * scale;
   }
   for (int32_t x = head_dim; x < width; x++) to[x] = 0;
 }
@@ -129,29 +147,28 @@ static inline void write_row(const TileJob& job, int64_t row, const float* from,
 }
 
 // Online softmax over one row of `columns` new scores (in units of log2), a multiple of LANES: the scores become
-// weights relative to the running maximum `m`, `sum` and the output row grow accordingly. The maximum is raised
-// only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
-static inline void softmax_row(float* scores, int32_t columns, float& m, float& sum, float* out, int32_t width) {
-  vf best = load(scores);
+// weights relative to the running maximum `m`, the sums (one a lane) and the output row grow accordingly. The maximum
+// is raised only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
+static inline void softmax_row(float* scores, int32_t columns, float& m, float* sums, float* out, int32_t width) {
+  vf best = load(scores), total = load(sums);
   for (int32_t j = LANES; j < columns; j += LANES) {
     vf x = load(scores + j);
     best = x > best ? x : best;
   }
-  float top = horizontal_max(best);
-  if (top > m + 8.0f) {
-    float shrink = exp2_scalar(m - top);  // 0 in effect for the first block, where m is -infinity
-    sum *= shrink;
+  if (any_above(best, broadcast(m + 8.0f))) {
+    const float top = horizontal_max(best);
+    const float shrink = exp2_scalar(m - top);  // 0 in effect for the first block, where m is -infinity
+    total *= shrink;
     for (int32_t x = 0; x < width; x += LANES) store(out + x, load(out + x) * shrink);
     m = top;
   }
   const vf maximum = broadcast(m);
-  vf total = {};
   for (int32_t j = 0; j < columns; j += LANES) {
     vf p = exp2_vector(load(scores + j) - maximum);
     store(scores + j, p);
     total += p;
   }
-  sum += horizontal_sum(total);
+  store(sums, total);
 }
 
 // Keys that only fill up a panel get no weight.
@@ -159,12 +176,13 @@ static inline void hide_padding(float* scores, int32_t valid, int32_t panel) {
   for (int32_t j = valid; j < panel; j++) scores[j] = -3e38f;
 }
 
-static inline void finish_rows(const TileJob& job, const float* out, int32_t width, const float* m, const float* sum) {
+static inline void finish_rows(const TileJob& job, const float* out, int32_t width, const float* m, const float* sums) {
   for (int32_t r = 0; r < job.rows; r++) {
     int64_t row = job.first_row + r;
     bool empty = job.panel_count == 0;
-    write_row(job, row, out + static_cast<int64_t>(r) * width, empty ? 0.0f : 1.0f / sum[r]);
-    float lse = empty ? -__builtin_inff() : (m[r] + __builtin_log2f(sum[r])) * 0.69314718055994531f;
+    float sum = horizontal_sum(load(sums + r * LANES));
+    write_row(job, row, out + static_cast<int64_t>(r) * width, empty ? 0.0f : 1.0f / sum);
+    float lse = empty ? -__builtin_inff() : (m[r] + __builtin_log2f(sum)) * 0.69314718055994531f;
     job.lse[job.queries.order ? job.queries.order[row] : row] = lse;
   }
 }

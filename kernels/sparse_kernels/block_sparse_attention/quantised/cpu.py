@@ -1,4 +1,4 @@
-"""The C++ kernel with q k in int8 on AMX; weights and values are rounded to bf16, as its bf16 form does."""
+"""The C++ kernel with q k in int8 on AMX or AVX-512; weights and values are rounded to bf16, as its bf16 form does."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, precision: str
         return f"the CPU kernel has no {precision}, since no processor that it knows multiplies such numbers"
     reason = cpu.can_run(q, k, v, block_map)
     if reason is None and _extension.instruction_set(torch.int8) is None:
-        return "int8 needs AMX with int8 (tdpbssd), which this processor does not have; leave `precision` out"
+        return (
+            "int8 needs AMX, or AVX-512 with VNNI and BF16, which this processor does not have; leave `precision` out"
+        )
     return reason
 
 
 def forward(
     q: Float[Tensor, "b h sq d"], k: Float[Tensor, "b hkv skv d"], v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap, q_order: Int[Tensor, "b1 h1 sq"] | None, kv_order: Int[Tensor, "b1 h1 skv"] | None,
-    scale: float, precision: str, instructions: str = "amx_int8",
+    scale: float, precision: str, instructions: str | None = None,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:  # fmt: skip
     """Return the output and the natural-log LSE; `instructions` names the real or the emulated kernel, for tests."""
+    instructions = instructions or _extension.instruction_set(torch.int8) or ""
     return cpu.forward(q, k, v, block_map, q_order, kv_order, scale, instructions, key_mean(k).contiguous())
