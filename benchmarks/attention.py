@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -11,13 +12,17 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.rows import origin, show
 from sparse_kernels import BlockMap, block_sparse_attention
+from sparse_kernels._extension import instruction_set
 from sparse_kernels.block_sparse_attention import precision_reasons
 
-COLUMNS = ("head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal")
+SCORES_AT_MOST = 2**31  # bytes
+COLUMNS = ("backend", "head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal")
 
 
 def best_of(run: Callable[[], Any], device: str, repeats: int) -> float:
@@ -30,6 +35,19 @@ def best_of(run: Callable[[], Any], device: str, repeats: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
+
+
+def fastest_dense(q: Tensor, k: Tensor, v: Tensor, device: str) -> tuple[str, float]:
+    """Return the name and the seconds of the fastest dense SDPA: torch's own choice, or plain products if they fit."""
+
+    def plain() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return scaled_dot_product_attention(q, k, v)
+
+    seconds = {"default": best_of(lambda: scaled_dot_product_attention(q, k, v), device, 3)}
+    if 4 * q.shape[1] * q.shape[2] * k.shape[2] < SCORES_AT_MOST:
+        seconds["math"] = best_of(plain, device, 3)
+    return min(seconds.items(), key=lambda item: item[1])
 
 
 def make_map(seq: int, heads: int, block: int, density: float, variable: bool, device: str) -> BlockMap:
@@ -48,6 +66,16 @@ def make_map(seq: int, heads: int, block: int, density: float, variable: bool, d
     return BlockMap.from_dense(mask.to(device), offsets, offsets)
 
 
+@functools.cache
+def _compile_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def compiled_flex(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
+    """Return FlexAttention's output as torch compiles it for this device."""
+    return _compile_flex()(q, k, v, block_mask=block_mask)
+
+
 def relative_error(out: Tensor, exact: Tensor) -> float:
     """Return |out - exact| / |exact|."""
     return ((out.double() - exact).norm() / exact.norm()).item()
@@ -55,25 +83,28 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
 
 def measure(
     dtype: torch.dtype, head_dim: int, seq: int, heads: int, block: int, variable: bool, density: float, device: str,
-    precision: str | None = None,
+    precision: str | None = None, flex: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return one row; making the packed lists from the mask, packing, rounding and sorting are inside the time."""
     q, k, v = (torch.randn(1, seq, heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
     block_map = make_map(seq, heads, block, density, variable, device)
     mask = block_map.to_dense()
 
-    def ours() -> Tensor:
+    def attend(mask: Tensor) -> Tensor:
         packed = BlockMap.from_dense(mask, block_map.q_offsets, block_map.kv_offsets)
+        if flex:
+            return compiled_flex(q, k, v, block_mask=packed.to_flex())
         return block_sparse_attention(q, k, v, packed, precision=precision)
 
-    dense = best_of(lambda: scaled_dot_product_attention(q, k, v), device, 3)
-    sparse = best_of(ours, device, 3)
-    everything = BlockMap.from_dense(torch.ones_like(mask), block_map.q_offsets, block_map.kv_offsets)
+    dense_backend, dense = fastest_dense(q, k, v, device)
+    sparse = best_of(lambda: attend(mask), device, 3)
     exact = scaled_dot_product_attention(q[:, :, :256].double(), k.double(), v.double())
-    error = relative_error(block_sparse_attention(q, k, v, everything, precision=precision)[:, :, :256], exact)
+    error = relative_error(attend(torch.ones_like(mask))[:, :, :256], exact)
     density = block_map.density
     return {
-        **origin(device), "dtype": str(dtype).removeprefix("torch."), "precision": precision,
+        **origin(device), "backend": "flex" if flex else "ours", "dense_backend": dense_backend,
+        "instructions": instruction_set(torch.int8 if precision == "int8" else dtype) if device == "cpu" else None,
+        "dtype": str(dtype).removeprefix("torch."), "precision": precision,
         "head_dim": head_dim, "heads": heads, "seq": seq, "blocks": f"{'variable ' if variable else ''}{block}",
         "block_q": block, "block_kv": block, "density": density, "ms_dense": dense * 1e3, "ms_ours": sparse * 1e3,
         "speedup": dense / sparse, "fraction_of_ideal": dense / sparse * density,
@@ -94,6 +125,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     heads: int = 4,
     precision: Annotated[str | None, typer.Option(help="int8 or fp8: rows of it beside the plain ones")] = None,
+    flex: Annotated[bool, typer.Option(help="rows of compiled FlexAttention beside ours, for blocks of 128")] = False,
     quick: Annotated[bool, typer.Option(help="under a minute on two cores")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
 ) -> None:
@@ -108,6 +140,12 @@ def main(
         for head_dim, seq, block, variable, density in cases(quick)
         for kind in ((None,) if precision is None else (None, precision))
     ]
+    if flex:
+        rows += [
+            measure(getattr(torch, dtype), head_dim, seq, heads, block, False, density, device, flex=True)
+            for head_dim, seq, block, variable, density in cases(quick)
+            if block == 128
+        ]
     show(rows, COLUMNS if precision is None else ("precision", *COLUMNS), json_file)
 
 
