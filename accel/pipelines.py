@@ -121,10 +121,16 @@ def _device(device: str) -> torch.device:
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" or _fast_bfloat16() else torch.float32
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def _fast_bfloat16() -> bool:
+    """Tell whether this processor multiplies bfloat16 faster than float32."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _source(name: str) -> str:
