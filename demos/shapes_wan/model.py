@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES
 
 TEXT_DIM = 128
-# (frames, height, width) of the videos of each training stage; latents are 4x shorter and 8x smaller.
-# The full length has 33 x 16 x 16 = 8,448 tokens: long enough that attention is most of the work, and its frames are
-# those of the medium stage, so that what was learned there about places and shapes holds.
-GEOMETRIES = {"coarse": (13, 64, 64), "medium": (29, 128, 128), "full": (129, 128, 128)}
+# (frames, height, width) of the videos; latents are 4x shorter and 8x smaller. The full length has 33 x 16 x 16 = 8,448
+# tokens: long enough that attention is most of the work, and long in time, so that a few frames of it teach shapes and
+# places. Thin and slim videos are as long in smaller frames: they teach cheaply where in time a token is.
+GEOMETRIES = {"coarse": (13, 64, 64), "thin": (129, 64, 64), "slim": (129, 96, 96), "full": (129, 128, 128)}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

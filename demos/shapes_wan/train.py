@@ -1,4 +1,4 @@
-"""Train the transformer and the text encoder of shapes-wan on pools of latents, one stage a geometry."""
+"""Train the transformer and the text encoder of shapes-wan on pools of latents."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from diffusers import WanTransformer3DModel
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
@@ -20,6 +21,9 @@ from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_tr
 from demos.shapes_wan.muon import Muon
 from demos.shapes_wan.reader import Reader
 from demos.shapes_wan.subset import at_frames, choose_frames, kept_grid
+
+MOST_VIDEOS = 8  # in a step
+LOSSES = ("loss", "frame", "row", "column", "read")
 
 
 class Generator(nn.Module):
@@ -66,11 +70,11 @@ class Locator(nn.Module):
     def _keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.states = output
 
-    def loss(self, axes: list[Tensor]) -> Tensor:
-        """Return the mean squared error of (frame, row, column), each in [-1, 1], in the latest forward pass."""
+    def loss(self, axes: list[Tensor]) -> Float[Tensor, " 3"]:
+        """Return the mean squared errors of frame, row and column, each in [-1, 1], in the latest forward pass."""
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
         assert self.states is not None
-        return (self.read(self.states).float() - places.to(self.states.device)).square().mean()
+        return (self.read(self.states).float() - places.to(self.states.device)).square().mean((0, 1))
 
 
 def make_optimizers(
@@ -99,18 +103,19 @@ class Pools:
         stats = torch.load(folder / "stats.pt")
         self.mean, self.std = (stats[name].view(-1, 1, 1, 1) for name in ("mean", "std"))
 
-    def batch(self, size: int, drop_caption: float) -> tuple[Tensor, list[str], Tensor]:
-        """Return latents (size c t h w) of one shard, their captions, some emptied for guidance, and their frames."""
+    def batch(self, drop_caption: float) -> tuple[Tensor, list[str], Tensor]:
+        """Return latents (b c t h w) of one shard, their captions, some emptied for guidance, and their frames."""
         if not self.waiting:
             for path in sorted(self.folder.glob(f"{self.geometry}-*.pt")):  # new shards join every epoch
-                self.waiting += list(self._batches(torch.load(path, weights_only=True), size))
+                self.waiting += list(self._batches(torch.load(path, weights_only=True)))
             self.random.shuffle(self.waiting)
         latents, captions, frames = self.waiting.pop()
         latents = (latents.float() - self.mean) / self.std
         return latents, ["" if self.random.random() < drop_caption else caption for caption in captions], frames
 
-    def _batches(self, pool: dict[str, Any], size: int) -> Iterator[tuple[Tensor, list[str], Tensor]]:
+    def _batches(self, pool: dict[str, Any]) -> Iterator[tuple[Tensor, list[str], Tensor]]:
         order = self.random.sample(range(len(pool["captions"])), len(pool["captions"]))
+        size = min(MOST_VIDEOS, len(order))
         for first in range(0, len(order) - size + 1, size):
             chosen = order[first : first + size]
             yield pool["latents"][chosen], [pool["captions"][index] for index in chosen], torch.tensor(pool["frames"])
@@ -118,15 +123,14 @@ class Pools:
 
 def main(
     output: Annotated[Path, typer.Option(help="checkpoint folder of this stage")],
-    geometry: str = "coarse",
+    mix: Annotated[str, typer.Option(help="GEOMETRY:FRAMES, ...: each step takes one, and so many latent frames")],
     latents: Annotated[Path, typer.Option(help="folder of the pools")] = Path("runs/latents"),
     start_from: Annotated[Path | None, typer.Option(help="checkpoint folder of the stage before")] = None,
     steps: int = 3000,
-    batch: int = 16,
-    frames: Annotated[int, typer.Option(help="latent frames kept of each video; 0: all")] = 0,
+    tokens: Annotated[int, typer.Option(help="a step's tokens: as many videos as fit, at least one")] = 8448,
     learning_rate: float = 2e-3,
     decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
-    shift: float = 2.0,
+    shift: float = 5.0,
     auxiliary: Annotated[float, typer.Option(help="weight of the auxiliary tasks of reading and locating")] = 0.3,
     drop_caption: float = 0.1,
     long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,
@@ -139,6 +143,7 @@ def main(
     """Train, with a checkpoint every 50 steps from which the same command goes on."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    parts_of_mix = [(name, int(count)) for name, count in (part.split(":") for part in mix.split(","))]
     z_dim = len(torch.load(latents / "stats.pt")["mean"])
     model = Generator(z_dim).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
@@ -148,34 +153,38 @@ def main(
     muon, adamw = make_optimizers(model, [locator, reader], learning_rate, bfloat16)
     parts: dict[str, Any] = dict(model=model, average=average, locator=locator, reader=reader, muon=muon, adamw=adamw)
     first = load_checkpoint(output, **parts)
-    pools, choice = Pools(latents, geometry, seed=first), random.Random(first)
+    pools, choice = {name: Pools(latents, name, seed=first) for name, _ in parts_of_mix}, random.Random(first)
     torch.manual_seed(first)
-    start, recent, length = time.perf_counter(), [], latent_length(geometry)
+    start, recent = time.perf_counter(), []
     if compile_blocks:
         for block in model.transformer.blocks:
-            block.compile()
+            block.compile(dynamic=False)
     for step in range(first, steps):
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
-        videos, captions, places = pools.batch(batch, drop_caption)
+        geometry, count = choice.choice(parts_of_mix)
+        videos, captions, places = pools[geometry].batch(drop_caption)
+        length, count = latent_length(geometry), min(count, len(places))
+        videos = videos[: max(1, tokens // (count * videos[0, 0, 0].numel()))]
+        captions = captions[: len(videos)]
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
-        picked = choose_frames(len(places), min(frames or len(places), len(places)), choice)
+        picked = choose_frames(len(places), count, choice)
         part, kept = videos[:, :, picked].to(device), places[picked]
         with at_frames(model.transformer.rope, length, kept), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             loss = flow_matching_loss(model, part, captions, shift, text_length)
             place_loss = locator.loss(kept_grid(kept, length, part))
             read_loss = reader.loss(model.text_encoder, choice)
-        (loss + auxiliary * (place_loss + read_loss)).backward()
+        (loss + auxiliary * (place_loss.mean() + read_loss)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adamw):
             optimizer.step()
             optimizer.zero_grad()
         keep = min(ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
-        recent.append((loss.item(), place_loss.item(), read_loss.item()))
+        recent.append((loss.item(), *place_loss.tolist(), read_loss.item()))
         if step % 20 == 19:
             means = [sum(column) / len(recent) for column in zip(*recent, strict=True)]
-            said = " ".join(f"{name} {mean:.4f}" for name, mean in zip(("loss", "place", "read"), means, strict=True))
+            said = " ".join(f"{name} {mean:.4f}" for name, mean in zip(LOSSES, means, strict=True))
             print(f"step {step + 1} {said} {time.perf_counter() - start:.0f} s", flush=True)
             recent.clear()
         if step % 50 == 49 or step + 1 == steps:
