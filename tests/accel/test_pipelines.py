@@ -27,10 +27,15 @@ def write_index(folder: Path, **entries: object) -> Path:
     return folder
 
 
-def test_folder_is_loaded_in_float32_with_the_pipelines_defaults(folder: Path):
+@pytest.mark.parametrize("fast, dtype", [(False, torch.float32), (True, torch.bfloat16)])
+def test_folder_is_loaded_in_the_fast_dtype_with_the_pipelines_defaults(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: torch.dtype
+):
+    names = ("avx512_bf16", "amx_bf16")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(names, fast), raising=False)
     loaded = load_pipeline(str(folder), device="cpu")
     assert loaded.name == str(folder)
-    assert {weight.dtype for weight in loaded.pipeline.transformer.parameters()} == {torch.float32}
+    assert loaded.pipeline.transformer.dtype == dtype
     assert loaded.defaults["num_frames"] == 81 and loaded.defaults["guidance_scale"] == 5.0
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 
+from accel.pipelines import embedded_folder
 from demos.shapes_wan import assemble, latents, train, train_vae
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.model import build_tokenizer
@@ -79,7 +81,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 def test_a_few_frames_are_those_of_the_whole_video() -> None:
     """The autoencoder is causal and forgets: the frames of a clip differ little from those of the whole video."""
-    vae = train_vae.build_vae().eval()
+    vae = AutoencoderKLWan.from_pretrained(embedded_folder() / "vae")
     whole = latents.encode_pool(vae, "thin", 1, seed=3)
     runs = [range(1), range(20, 22), range(32, 33)]
     some = latents.encode_pool(vae, "thin", 1, seed=3, runs=runs)
@@ -90,6 +92,8 @@ def test_a_few_frames_are_those_of_the_whole_video() -> None:
     assert frames[0] == 0 and frames[-1] == 32 and len(frames) == 5 and frames == sorted(set(frames))
 
 
+# Torch says that a norm with float32 weights has no fast path for bfloat16; that is so in training.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.slow
 def test_the_whole_chain_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import WanPipeline
