@@ -60,8 +60,7 @@ def _encode_run(vae: Any, geometry: str, scenes: list[Scene], seeds: list[float]
         ]
     )
     device = next(vae.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16):
-        return vae.encode(videos.to(device)).latent_dist.mode()[:, :, -len(run) :]
+    return vae.encode(videos.to(device)).latent_dist.mode()[:, :, -len(run) :]
 
 
 def latent_length(geometry: str) -> int:
