@@ -1,5 +1,5 @@
 // The two products of attention_narrow.cpp in AVX-512 registers: up to ROWS rows by 32 columns at a time.
-// bf16 needs AVX512_BF16, int8 AVX512_VNNI. Pairs of channels (bf16), or fours (int8), lie side by side in 32 bits;
+// Both need AVX512_BF16, int8 AVX512_VNNI too. Pairs of channels (bf16), or fours (int8), lie side by side in 32 bits;
 // those of a query are broadcast, those of 16 keys fill a register.
 #pragma once
 #include <immintrin.h>
