@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ MOTIONS = {
 }
 DEFAULT_SIZE = "large"
 DEFAULT_BACKGROUND = "black"
+EXAMPLE = "a large red circle moves left and a small blue square stays still on a white background"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,21 @@ def caption_of(actors: tuple[Actor, ...], background: str, name_size: bool, name
     """Return the caption; what it does not name has its default (large, black)."""
     phrases = " and ".join(actor.phrase(name_size) for actor in actors)
     return phrases + (f" on a {background} background" if name_background else "")
+
+
+def parse_caption(caption: str) -> Scene:
+    """Return the scene that a caption of `caption_of` describes; ValueError on any other text."""
+    size, color, shape, motion = (
+        "|".join(map(re.escape, words)) for words in (SIZES, sorted(COLORS), SHAPES, sorted(MOTIONS))
+    )
+    phrase = rf"a (?:({size}) )?({color}) ({shape}) ({motion})"
+    whole = rf"{phrase}(?: and {phrase})?(?: on a ({'|'.join(sorted(BACKGROUNDS))}) background)?"
+    found = re.fullmatch(whole, caption)
+    if found is None:
+        raise ValueError(f"{caption!r} is no caption of shapes-wan; one reads like {EXAMPLE!r}")
+    first, second, background = found.groups()[:4], found.groups()[4:8], found.groups()[8]
+    actors = tuple(Actor(s, c, size or DEFAULT_SIZE, m) for size, c, s, m in (first, second) if c)
+    return Scene(actors, background or DEFAULT_BACKGROUND, caption)
 
 
 def sample_scene(generator: random.Random, held_out: frozenset[str] = frozenset()) -> Scene:
@@ -127,15 +144,30 @@ def render(
     times: tuple[float, float] = (0, 1),
 ) -> Float[Tensor, "3 frames height width"]:
     """Draw a scene in [-1, 1]; `window` (top, bottom, left, right) and `times` cut out a part of it."""
+    video = np.empty((3, frames, height, width), np.float32)
+    video[:] = np.reshape(BACKGROUNDS[scene.background], (3, 1, 1, 1))
+    parts = covers(scene, np.linspace(times[0], times[1], frames), height, width, jitter, window)
+    for actor, cover in zip(scene.actors, parts.numpy(), strict=True):
+        video += cover * (np.reshape(COLORS[actor.color], (3, 1, 1, 1)) - video)
+    return torch.from_numpy(video / 127.5 - 1)
+
+
+def covers(
+    scene: Scene,
+    times: np.ndarray,
+    height: int,
+    width: int,
+    jitter: random.Random,
+    window: tuple[float, float, float, float] = (0, 1, 0, 1),
+) -> Float[Tensor, "actors frames height width"]:
+    """Return how much of each pixel each actor covers, at `times` in [0, 1]."""
     top, bottom, left, right = window
     y = (top + (np.arange(height) + 0.5) / height * (bottom - top))[None, :, None]
     x = (left + (np.arange(width) + 0.5) / width * (right - left))[None, None, :]
-    time = np.linspace(times[0], times[1], frames)[:, None, None] - 0.5
+    time = times[:, None, None] - 0.5
     pixel = (bottom - top) / height
-    video = np.empty((3, frames, height, width), np.float32)
-    video[:] = np.reshape(BACKGROUNDS[scene.background], (3, 1, 1, 1))
+    parts = []
     for actor, (cx, cy, radius, reach_x, reach_y) in zip(scene.actors, scene.paths(jitter), strict=True):
         distance = signed_distance(actor.shape, x - cx - 2 * reach_x * time, y - cy - 2 * reach_y * time, radius)
-        cover = np.clip(0.5 - distance / pixel, 0, 1).astype(np.float32)
-        video += cover * (np.reshape(COLORS[actor.color], (3, 1, 1, 1)) - video)
-    return torch.from_numpy(video / 127.5 - 1)
+        parts.append(np.clip(0.5 - distance / pixel, 0, 1).astype(np.float32))
+    return torch.from_numpy(np.stack(parts))

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
+from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.latents import latent_length
 from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_transformer, embed_captions
 from demos.shapes_wan.muon import Muon
@@ -42,15 +43,15 @@ class Generator(nn.Module):
 
 
 def flow_matching_loss(
-    model: Generator, latents: Tensor, captions: list[str], shift: float, text_length: int
+    model: Generator, latents: Tensor, captions: list[str], weights: Tensor, shift: float, text_length: int
 ) -> Tensor:
-    """Return the rectified-flow loss at logit-normal noise levels, moved up by `shift` (SD3, section 3.1)."""
+    """Return the weighted rectified-flow loss at logit-normal noise levels, moved up by `shift` (SD3, section 3.1)."""
     uniform = torch.sigmoid(torch.randn(len(latents), device=latents.device))
     sigma = shift * uniform / (1 + (shift - 1) * uniform)
     noise = torch.randn_like(latents)
     level = sigma.view(-1, 1, 1, 1, 1)
     velocity = model(latents + level * (noise - latents), sigma, captions, text_length)
-    return (velocity.float() - (noise - latents)).square().mean()
+    return (weights * (velocity.float() - (noise - latents)).square()).mean()
 
 
 class Locator(nn.Module):
@@ -95,10 +96,10 @@ def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 40) 
 
 
 class Pools:
-    """All shards of one geometry, in random order, each latent normalised per channel."""
+    """All shards of one geometry with enough latent frames, in random order, each latent normalised per channel."""
 
-    def __init__(self, folder: Path, geometry: str, seed: int):
-        self.folder, self.geometry, self.random = folder, geometry, random.Random(seed)
+    def __init__(self, folder: Path, geometry: str, frames: int, seed: int):
+        self.folder, self.geometry, self.frames, self.random = folder, geometry, frames, random.Random(seed)
         self.waiting: list[tuple[Tensor, list[str], Tensor]] = []
         stats = torch.load(folder / "stats.pt")
         self.mean, self.std = (stats[name].view(-1, 1, 1, 1) for name in ("mean", "std"))
@@ -107,7 +108,11 @@ class Pools:
         """Return latents (b c t h w) of one shard, their captions, some emptied for guidance, and their frames."""
         if not self.waiting:
             for path in sorted(self.folder.glob(f"{self.geometry}-*.pt")):  # new shards join every epoch
-                self.waiting += list(self._batches(torch.load(path, weights_only=True)))
+                pool = torch.load(path, weights_only=True)
+                if len(pool["frames"]) >= self.frames:
+                    self.waiting += list(self._batches(pool))
+            if not self.waiting:
+                raise FileNotFoundError(f"no {self.geometry} pool in {self.folder} has {self.frames} latent frames")
             self.random.shuffle(self.waiting)
         latents, captions, frames = self.waiting.pop()
         latents = (latents.float() - self.mean) / self.std
@@ -131,6 +136,7 @@ def main(
     learning_rate: float = 2e-3,
     decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
     shift: float = 5.0,
+    forms: Annotated[float, typer.Option(help="extra weight of tokens that another shape would change")] = 0.0,
     auxiliary: Annotated[float, typer.Option(help="weight of the auxiliary tasks of reading and locating")] = 0.3,
     drop_caption: float = 0.1,
     long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,
@@ -153,7 +159,8 @@ def main(
     muon, adamw = make_optimizers(model, [locator, reader], learning_rate, bfloat16)
     parts: dict[str, Any] = dict(model=model, average=average, locator=locator, reader=reader, muon=muon, adamw=adamw)
     first = load_checkpoint(output, **parts)
-    pools, choice = {name: Pools(latents, name, seed=first) for name, _ in parts_of_mix}, random.Random(first)
+    choice = random.Random(first)
+    pools = {part: Pools(latents, *part, seed=first) for part in set(parts_of_mix)}
     torch.manual_seed(first)
     start, recent = time.perf_counter(), []
     if compile_blocks:
@@ -163,15 +170,16 @@ def main(
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = learning_rate * learning_rate_factor(step, steps, decay)
         geometry, count = choice.choice(parts_of_mix)
-        videos, captions, places = pools[geometry].batch(drop_caption)
-        length, count = latent_length(geometry), min(count, len(places))
+        videos, captions, places = pools[geometry, count].batch(drop_caption)
+        length = latent_length(geometry)
         videos = videos[: max(1, tokens // (count * videos[0, 0, 0].numel()))]
         captions = captions[: len(videos)]
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
         picked = choose_frames(len(places), count, choice)
         part, kept = videos[:, :, picked].to(device), places[picked]
+        weights = form_weights(captions, kept / (length - 1), *part.shape[3:], forms).to(device)
         with at_frames(model.transformer.rope, length, kept), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            loss = flow_matching_loss(model, part, captions, shift, text_length)
+            loss = flow_matching_loss(model, part, captions, weights, shift, text_length)
             place_loss = locator.loss(kept_grid(kept, length, part))
             read_loss = reader.loss(model.text_encoder, choice)
         (loss + auxiliary * (place_loss.mean() + read_loss)).backward()

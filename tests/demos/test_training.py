@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,19 @@ from diffusers import AutoencoderKLWan
 from accel.pipelines import embedded_folder
 from demos.shapes_wan import assemble, latents, train, train_vae
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
+from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.model import build_tokenizer
 from demos.shapes_wan.muon import Muon, orthogonalize
-from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, held_out_scenes, render, sample_scene
+from demos.shapes_wan.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    caption_of,
+    held_out_scenes,
+    parse_caption,
+    render,
+    sample_scene,
+)
 
 
 def test_held_out_captions_are_never_drawn() -> None:
@@ -29,6 +40,27 @@ def test_every_word_of_a_caption_is_a_token() -> None:
     for _ in range(300):
         tokens = tokenizer(sample_scene(generator).caption).input_ids
         assert tokenizer.unk_token_id not in tokens and tokens[-1] == tokenizer.eos_token_id and len(tokens) <= 24
+
+
+def test_a_caption_tells_its_scene() -> None:
+    generator = random.Random(0)
+    scenes = [sample_scene(generator) for _ in range(300)]
+    assert [parse_caption(scene.caption) for scene in scenes] == scenes
+    for wrong in ("", "a red star moves left", "a red circle moves left and"):
+        with pytest.raises(ValueError, match="is no caption of shapes-wan; one reads like 'a large red circle"):
+            parse_caption(wrong)
+
+
+def test_the_loss_looks_where_another_shape_would_change_a_token() -> None:
+    """Every shape of a place has the same weights; they are high exactly where the pictures of two shapes differ."""
+    actor = parse_caption("a large red circle stays still").actors[0]
+    captions = [caption_of((replace(actor, shape=shape),), "black", True, True) for shape in SHAPES]
+    weights = form_weights([*captions, ""], torch.tensor([0.0, 0.5]), 16, 16, extra=6.0)
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+    assert weights.mean((1, 2, 3, 4)).allclose(torch.ones(4)) and torch.equal(weights[3], torch.ones(1, 2, 16, 16))
+    # The middle of the frame is covered whatever the shape, its corners never.
+    assert weights[0, 0, 0, 8, 8] == weights[0, 0, 0, 0, 0] == weights[0].min()
+    assert weights[0].max() > 3 and 0.02 < (weights[0, 0, 0] > 2).float().mean() < 0.15
 
 
 def test_actors_move_as_the_caption_says() -> None:
@@ -92,6 +124,23 @@ def test_a_few_frames_are_those_of_the_whole_video() -> None:
     assert frames[0] == 0 and frames[-1] == 32 and len(frames) == 5 and frames == sorted(set(frames))
 
 
+def test_a_pool_with_too_few_frames_is_left_out(tmp_path: Path) -> None:
+    torch.save({"mean": torch.zeros(2), "std": torch.ones(2)}, tmp_path / "stats.pt")
+    for shard, frames in ((0, [0, 9]), (1, [0, 4, 9])):
+        pool = {
+            "latents": torch.full((2, 2, len(frames), 4, 4), shard).half(),
+            "frames": frames,
+            "captions": ["a", "b"],
+        }
+        torch.save(pool, tmp_path / f"full-{shard:03d}.pt")
+    pools = train.Pools(tmp_path, "full", 3, seed=0)
+    for _ in range(3):
+        latent, captions, places = pools.batch(drop_caption=0.0)
+        assert latent.eq(1).all() and sorted(captions) == ["a", "b"] and places.tolist() == [0, 4, 9]
+    with pytest.raises(FileNotFoundError, match="no full pool .* 4 latent frames"):
+        train.Pools(tmp_path, "full", 4, seed=0).batch(drop_caption=0.0)
+
+
 # Torch says that a norm with float32 weights has no fast path for bfloat16; that is so in training.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.slow
@@ -104,7 +153,7 @@ def test_the_whole_chain_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     train_vae.main(vae, steps=2, image_steps=1, batch=1)
     latents.main(vae, pools, "coarse", count=4, shards=1, threads=threads)
     train.main(stage, "coarse:4", pools, steps=1, tokens=512)
-    train.main(stage, "coarse:3,coarse:4", pools, steps=2, tokens=512, long_text=1.0, bfloat16=True)
+    train.main(stage, "coarse:3,coarse:4", pools, steps=2, tokens=512, forms=4.0, long_text=1.0, bfloat16=True)
     assert torch.load(stage / "checkpoint.pt", weights_only=True)["step"] == 2
     assemble.main(stage, vae, pools, tmp_path / "model", "coarse", steps=2)
     pipeline = WanPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
