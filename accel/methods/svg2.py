@@ -19,7 +19,8 @@ class SVG2:
     A `density` replaces `top_p`: the same rule, its share solved for that density in every call. Published (code,
     Wan text to video): top_p 0.9, at least `least_share` 0.1 of the key clusters, 50 iterations of k-means in the
     first sparse call and 2 in later ones, a fifth of the steps dense. Cluster counts of None follow the number of
-    tokens. `cluster_dense_steps` clusters in the dense steps already.
+    tokens. `cluster_dense_steps` clusters in the dense steps already. Ours is that the first iterations see only
+    `first_share` of the tokens, and the usual number of later ones all of them; 1 is as published.
     """
 
     density: float | None = None
@@ -30,6 +31,7 @@ class SVG2:
     query_clusters: int | None = None
     key_clusters: int | None = None
     first_iterations: int = 50
+    first_share: float = 0.25
     iterations: int = 2
     cluster_dense_steps: bool = False
 
@@ -42,7 +44,13 @@ class SVG2:
         if dense and not (self.cluster_dense_steps and call.layer >= self.dense_layers):
             return Dense()
         queries, keys = cluster_call(
-            call, memory, self.query_clusters, self.key_clusters, self.first_iterations, self.iterations
+            call,
+            memory,
+            self.query_clusters,
+            self.key_clusters,
+            self.first_iterations,
+            self.iterations,
+            self.first_share,
         )
         if dense:
             return Dense()

@@ -37,6 +37,7 @@ class SVGEAR:
     query_clusters: int | None = None
     key_clusters: int | None = None
     first_iterations: int = 50
+    first_share: float = 0.25
     iterations: int = 2
     cluster_dense_steps: bool = False
 
@@ -49,7 +50,13 @@ class SVGEAR:
         if dense and not (self.cluster_dense_steps and call.layer >= self.dense_layers):
             return Dense()
         queries, keys = cluster_call(
-            call, memory, self.query_clusters, self.key_clusters, self.first_iterations, self.iterations
+            call,
+            memory,
+            self.query_clusters,
+            self.key_clusters,
+            self.first_iterations,
+            self.iterations,
+            self.first_share,
         )
         if dense:
             return Dense()

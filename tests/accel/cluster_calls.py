@@ -27,7 +27,7 @@ def make_call(
 
 def clusters_of(call: AttentionCall) -> tuple[ClusteredTokens, ClusteredTokens]:
     """Return the clusters that a method of COUNTS clusters sees at the first sparse call."""
-    return cluster_call(call, LayerMemory(), *COUNTS, 50, 2)
+    return cluster_call(call, LayerMemory(), *COUNTS, 50, 2, 0.25)
 
 
 def brute_mass(call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Tensor:

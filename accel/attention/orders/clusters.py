@@ -44,10 +44,12 @@ def cluster_call(
     key_clusters: int | None,
     first_iterations: int,
     iterations: int,
+    first_share: float = 1.0,
 ) -> tuple[ClusteredTokens, ClusteredTokens]:
     """Return the queries and the keys of a call in clusters, each axis by itself (SVG2, section 4).
 
-    The centroids stay in `memory`: the next step starts from them with `iterations` instead of `first_iterations`.
+    The centroids stay in `memory`: the next step starts from them with `iterations` instead of `first_iterations`,
+    which see only a random `first_share` of the tokens and are followed by `iterations` over all.
     A count of None is chosen from the number of tokens; there are never more clusters than video tokens.
     """
     tokens = call.geometry.video_tokens
@@ -58,6 +60,9 @@ def cluster_call(
         centroids, rounds = memory.values.get(name), iterations
         if centroids is None or centroids.shape[:2] != x.shape[:2]:
             centroids, rounds = first_centroids(video, min(max(count, 1), tokens)), first_iterations
+            if first_share < 1:
+                some = _random_places(tokens, max(centroids.shape[2], round(first_share * tokens))).to(x.device)
+                centroids, rounds = kmeans(video[:, :, some], centroids, iterations=rounds).centroids, iterations
         clusters = kmeans(video, centroids, iterations=rounds)
         memory.values[name] = clusters.centroids
         axes.append(_with_text(clusters, call.geometry))
@@ -70,8 +75,11 @@ def first_centroids(x: Float[Tensor, "b h n d"], count: int) -> Float[Tensor, "b
     Published are draws with replacement; a token drawn twice would leave a cluster empty for good. Evenly spaced
     tokens would often stand in one column of the frame.
     """
-    places = torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0))[:count]
-    return x[:, :, places.to(x.device)].float()
+    return x[:, :, _random_places(x.shape[2], count).to(x.device)].float()
+
+
+def _random_places(tokens: int, count: int) -> Int[Tensor, " count"]:
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:count]
 
 
 def _with_text(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
