@@ -23,15 +23,16 @@ AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 
 
 # These are built on torch's headers; each knows whether the x86 kernels are there.
-SCHEDULERS = ("attention", "block_scores", "kmeans")
+SCHEDULERS = ("attention", "block_scores", "kmeans", "sparse_conv")
 
 
 def _vector(name: str, lanes: int, rows: int, test: str, *flags: str) -> dict[str, tuple[str, list[str]]]:
-    """Return the attention and the reducing kernel of one instruction set."""
+    """Return the attention, the reducing and the convolving kernel of one instruction set."""
     common = [f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}", *flags]
     return {
         name: ("attention_vector.cpp", [f"-DKERNEL=kernel_{name}", *common]),
         f"reduce_{name}": ("reduce_vector.cpp", [f"-DKERNEL=reducer_{name}", *common]),
+        f"convolve_{name}": ("convolve_vector.cpp", [f"-DKERNEL=convolver_{name}", *common]),
     }
 
 
@@ -59,6 +60,18 @@ def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
         **units,
         **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
         **_vector("avx512", 16, 12, avx512, *AVX512),
+        "convolve_avx512_bf16": (
+            "convolve_vector.cpp",
+            [
+                '-DNAME="avx512_bf16"',
+                "-DKERNEL=convolver_avx512_bf16",
+                "-DLANES=16",
+                "-DROWS=12",
+                f"-DCAN_RUN={bf16}",
+                "-DBFLOAT16_PRODUCTS",
+                *BFLOAT16,
+            ],
+        ),
         "avx512_bf16": _narrow("avx512_bf16", bf16, "-DROWS=12", *BFLOAT16),
         "avx512_int8": _narrow("avx512_int8", vnni, "-DROWS=12", *BFLOAT16, "-mavx512vnni", "-DINT8"),
         "amx": _narrow("amx", "amx_is_usable()", *AMX),

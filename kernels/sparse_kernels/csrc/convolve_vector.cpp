@@ -1,0 +1,196 @@
+// Sparse convolution with sums in float32: gather, product and sum of a tile of output rows without leaving the cache.
+// Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
+#include "convolve.h"
+#include "micro_kernel.h"
+
+// A cell is 32 bits of a row or of a column: one float, or with -DBFLOAT16_PRODUCTS two channels in bfloat16.
+#ifdef BFLOAT16_PRODUCTS
+static inline int32_t cells(int32_t depth) { return (depth + 1) / 2; }
+
+static inline void read_cells(const Rows& inputs, int64_t row, int32_t depth, float* to) {
+  uint16_t* channels = reinterpret_cast<uint16_t*>(to);
+  memcpy(channels, static_cast<const uint16_t*>(inputs.data) + row_offset(inputs, row), depth * sizeof(uint16_t));
+  if (depth % 2) channels[depth] = 0;
+}
+
+static inline float weight_cell(const WeightJob& job, int32_t i, int32_t j) {
+  const float* at = job.weight + 2 * i * job.stride_in + j * job.stride_out;
+  const uint32_t second = 2 * i + 1 < job.depth ? to_bfloat16(at[job.stride_in]) : 0;
+  const uint32_t bits = to_bfloat16(at[0]) | second << 16;
+  float cell;
+  memcpy(&cell, &bits, sizeof cell);
+  return cell;
+}
+
+template <int R, int V>
+static inline __attribute__((always_inline)) void multiply_cells(
+    vf (&acc)[R][V], const float* rows, int32_t count, const float* packed) {
+  for (int32_t k = 0; k < count; k++) {
+    __m512bh column[V];
+    for (int v = 0; v < V; v++) column[v] = (__m512bh)_mm512_loadu_si512(packed + k * PANEL + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const __m512bh x = (__m512bh)_mm512_castps_si512(_mm512_set1_ps(rows[r * static_cast<int64_t>(count) + k]));
+      for (int v = 0; v < V; v++) acc[r][v] = (vf)_mm512_dpbf16_ps((__m512)acc[r][v], x, column[v]);
+    }
+  }
+}
+#else
+static inline int32_t cells(int32_t depth) { return depth; }
+
+static inline void read_cells(const Rows& inputs, int64_t row, int32_t depth, float* to) {
+  read_row(inputs, row, depth, depth, 1.0f, to);
+}
+
+static inline float weight_cell(const WeightJob& job, int32_t i, int32_t j) {
+  return job.weight[i * job.stride_in + j * job.stride_out];
+}
+
+template <int R, int V>
+static inline __attribute__((always_inline)) void multiply_cells(
+    vf (&acc)[R][V], const float* rows, int32_t count, const float* packed) {
+#pragma GCC unroll 4
+  for (int32_t k = 0; k < count; k++) {
+    vf column[V];
+    for (int v = 0; v < V; v++) column[v] = load(packed + k * PANEL + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const vf x = broadcast(rows[r * static_cast<int64_t>(count) + k]);
+      for (int v = 0; v < V; v++) acc[r][v] += x * column[v];
+    }
+  }
+}
+#endif
+
+static void pack(const WeightJob& job) {
+  for (int32_t i = 0; i < cells(job.depth); i++)
+    for (int32_t j = 0; j < PANEL; j++)
+      job.packed[static_cast<int64_t>(i) * PANEL + j] = j < job.valid ? weight_cell(job, i, j) : 0.0f;
+}
+
+static size_t convolve_bytes(int32_t channels_in, int32_t panels) {
+  return static_cast<size_t>(CONVOLVE_ROWS) * (channels_in + panels * PANEL + 1) * sizeof(float);
+}
+
+// Not inlined: the compiler has registers for all sums only in a function of their own.
+template <int R, int V>
+static __attribute__((noinline)) void add_products(
+    const float* rows, int32_t count, const float* packed, float* sums, int32_t width, const int32_t* places) {
+  vf acc[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) acc[r][v] = vf{};
+  multiply_cells<R, V>(acc, rows, count, packed);
+  for (int r = 0; r < R; r++) {
+    float* to = sums + static_cast<int64_t>(places[r]) * width;
+    for (int v = 0; v < V; v++) store(to + v * LANES, load(to + v * LANES) + acc[r][v]);
+  }
+}
+
+// The places in the map that name a row; without a branch, since which do is as good as random. Returns how many.
+static int32_t find_places(const int32_t* map, int32_t rows, int32_t* places) {
+  int32_t count = 0;
+  for (int32_t r = 0; r < rows; r++) {
+    places[count] = r;
+    count += map[r] >= 0;
+  }
+  return count;
+}
+
+static void write_rows(const ConvolveJob& job, const float* sums, int32_t width) {
+  for (int32_t r = 0; r < job.rows; r++) {
+    const float* from = sums + static_cast<int64_t>(r) * width;
+    const int64_t offset = static_cast<int64_t>(r) * job.channels_out;
+    if (job.inputs.element == FLOAT32) {
+      memcpy(static_cast<float*>(job.out) + offset, from, static_cast<size_t>(job.channels_out) * sizeof(float));
+      continue;
+    }
+    uint16_t* to = static_cast<uint16_t*>(job.out) + offset;
+    const bool bfloat16 = job.inputs.element == BFLOAT16;
+    for (int32_t x = 0; x < job.channels_out; x++) to[x] = bfloat16 ? to_bfloat16(from[x]) : to_float16(from[x]);
+  }
+}
+
+static void convolve(const ConvolveJob& job) {
+  const int32_t depth = cells(job.channels_in), width = job.panels * PANEL;
+  float* sums = reinterpret_cast<float*>(job.scratch);
+  float* rows = sums + static_cast<int64_t>(CONVOLVE_ROWS) * width;
+  int32_t* places = reinterpret_cast<int32_t*>(rows + static_cast<int64_t>(CONVOLVE_ROWS) * depth);
+  memset(sums, 0, static_cast<size_t>(job.rows) * width * sizeof(float));
+  for (int32_t slot = 0; slot < job.slots; slot++) {
+    const int32_t* map = job.map + slot * job.map_stride;
+    const int32_t count = find_places(map, job.rows, places);
+    for (int32_t i = 0; i < count; i++)
+      read_cells(job.inputs, map[places[i]], job.channels_in, rows + static_cast<int64_t>(i) * depth);
+    for (int32_t panel = 0; panel < job.panels; panel++) {
+      const float* packed = job.packed + (static_cast<int64_t>(slot) * job.panels + panel) * job.channels_in * PANEL;
+      const bool half = job.channels_out - panel * PANEL <= LANES;
+      for_rows<ROWS>(count, 0, [&]<int R>(int32_t r) {
+        const float* some = rows + static_cast<int64_t>(r) * depth;
+        (half ? add_products<R, 1> : add_products<R, VECTORS>)(some, depth, packed, sums + panel * PANEL, width, places + r);
+      });
+    }
+  }
+  write_rows(job, sums, width);
+}
+
+static size_t gradient_bytes(int32_t panels) {
+  return (static_cast<size_t>(GRADIENT_PAIRS + GRADIENT_CHANNELS) * panels * PANEL +
+          static_cast<size_t>(GRADIENT_PAIRS) * GRADIENT_CHANNELS + GRADIENT_ROWS) * sizeof(float);
+}
+
+// sums (R channels) += the outer products of `pairs` rows of inputs and of gradients
+template <int R>
+static void add_outer(const float* inputs, int32_t pairs, const float* gradients, int32_t width, float* sums) {
+  vf acc[R][VECTORS];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < VECTORS; v++) acc[r][v] = load(sums + r * width + v * LANES);
+  for (int32_t k = 0; k < pairs; k++) {
+    vf row[VECTORS];
+    for (int v = 0; v < VECTORS; v++) row[v] = load(gradients + static_cast<int64_t>(k) * width + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const vf x = broadcast(inputs[k * GRADIENT_CHANNELS + r]);
+      for (int v = 0; v < VECTORS; v++) acc[r][v] += x * row[v];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < VECTORS; v++) store(sums + r * width + v * LANES, acc[r][v]);
+}
+
+static void gradient(const GradientJob& job) {
+  const int32_t width = job.panels * PANEL;
+  float* sums = reinterpret_cast<float*>(job.scratch);
+  float* gradients = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
+  float* inputs = gradients + static_cast<int64_t>(GRADIENT_PAIRS) * width;
+  int32_t* places = reinterpret_cast<int32_t*>(inputs + GRADIENT_PAIRS * GRADIENT_CHANNELS);
+  Rows part = job.inputs;
+  part.data = static_cast<const char*>(part.data) + job.first_channel * (part.element == FLOAT32 ? 4 : 2);
+  memset(sums, 0, static_cast<size_t>(job.channels) * width * sizeof(float));
+  for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
+    const int32_t* map = job.map + first;
+    const int64_t left = job.rows - first;
+    const int32_t found = find_places(map, static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS), places);
+    for (int32_t begin = 0; begin < found; begin += GRADIENT_PAIRS) {
+      const int32_t pairs = found - begin < GRADIENT_PAIRS ? found - begin : GRADIENT_PAIRS;
+      for (int32_t i = 0; i < pairs; i++) {
+        const int32_t row = places[begin + i];
+        read_row(part, map[row], job.channels, job.channels, 1.0f, inputs + i * GRADIENT_CHANNELS);
+        read_row(job.gradients, first + row, job.channels_out, width, 1.0f, gradients + static_cast<int64_t>(i) * width);
+      }
+      for (int32_t panel = 0; panel < job.panels; panel++)
+        for_rows<ROWS>(job.channels, 0, [&]<int R>(int32_t i) {
+          add_outer<R>(inputs + i, pairs, gradients + panel * PANEL, width,
+                       sums + static_cast<int64_t>(i) * width + panel * PANEL);
+        });
+    }
+  }
+  for (int32_t i = 0; i < job.channels; i++)
+    memcpy(job.out + static_cast<int64_t>(i) * job.channels_out, sums + static_cast<int64_t>(i) * width,
+           static_cast<size_t>(job.channels_out) * sizeof(float));
+}
+
+static bool can_run() { return CAN_RUN; }
+
+extern "C" const Convolver KERNEL = {
+    NAME, PANEL, can_run, convolve_bytes, gradient_bytes, pack, convolve, gradient,
+};

@@ -1,0 +1,155 @@
+// torch.ops.sparse_kernels.sparse_conv_cpu, sparse_conv_weight_cpu and find_neighbors_cpu: convolution over a kernel
+// map. Every output has one author and a fixed order of summation, so that the bits do not depend on the number of
+// threads. Arguments are checked by sparse_conv/api.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <bit>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "convolve.h"
+#include "tensors.h"
+#include "work.h"
+
+namespace {
+
+const Convolver& choose_convolver(const std::string& wanted, bool narrow) {
+#ifdef X86
+  const Convolver* convolvers[] = {&convolver_avx512_bf16, &convolver_avx512, &convolver_avx2, &convolver_portable};
+#else
+  const Convolver* convolvers[] = {&convolver_portable};
+#endif
+  for (const Convolver* convolver : convolvers) {
+    if (std::string(convolver->name) == "avx512_bf16" && !narrow) continue;
+    if (wanted.empty() ? convolver->can_run() : convolver->name == wanted) {
+      STD_TORCH_CHECK(convolver->can_run(), "instruction set ", wanted, " is not available on this processor");
+      return *convolver;
+    }
+  }
+  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: avx512_bf16 (bfloat16), avx512, avx2, portable");
+  return convolver_portable;
+}
+
+Rows rows_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), nullptr, element_of(x)}; }
+
+std::vector<float> pack_weights(const Convolver& convolver, const Tensor& weight, int64_t panels) {
+  const int64_t slots = weight.size(0), depth = weight.size(1), width = weight.size(2), panel = convolver.panel;
+  std::vector<float> packed(slots * panels * depth * panel);
+  const float* data = static_cast<const float*>(weight.data_ptr());
+  share_out(slots * panels, 0, [&](int64_t item, char*) {
+    const int64_t slot = item / panels, first = item % panels * panel;
+    convolver.pack({data + slot * weight.stride(0) + first * weight.stride(2), weight.stride(1), weight.stride(2),
+                    static_cast<int32_t>(depth), static_cast<int32_t>(std::min(panel, width - first)),
+                    packed.data() + item * depth * panel});
+  });
+  return packed;
+}
+
+// x (n c_in), weight (slots c_in c_out) in float32, map (slots m) -> (m c_out)
+Tensor convolve(Tensor x, Tensor weight, Tensor map, std::string instructions) {
+  const Convolver& convolver = choose_convolver(instructions, x.scalar_type() == ScalarType::BFloat16);
+  const int64_t rows = map.size(1), width = weight.size(2), panels = (width + convolver.panel - 1) / convolver.panel;
+  Tensor out = torch::stable::new_empty(x, {rows, width});
+  const std::vector<float> packed = pack_weights(convolver, weight, panels);
+  const Rows inputs = rows_of(x);
+  const int64_t tiles = (rows + CONVOLVE_ROWS - 1) / CONVOLVE_ROWS;
+  const int64_t row_bytes = width * static_cast<int64_t>(element_bytes(inputs.element));
+  const int32_t depth = static_cast<int32_t>(weight.size(1)), panel_count = static_cast<int32_t>(panels);
+  share_out(tiles, convolver.convolve_bytes(depth, panel_count), [&](int64_t tile, char* scratch) {
+    const int64_t first = tile * CONVOLVE_ROWS;
+    convolver.convolve({inputs, depth, static_cast<int32_t>(width), packed.data(), static_cast<int32_t>(map.size(0)),
+                        panel_count, static_cast<const int32_t*>(map.data_ptr()) + first, map.stride(0),
+                        static_cast<int32_t>(std::min<int64_t>(CONVOLVE_ROWS, rows - first)),
+                        static_cast<char*>(out.data_ptr()) + first * row_bytes, scratch});
+  });
+  return out;
+}
+
+// x (n c_in), gradient (m c_out), map (slots m) -> (slots c_in c_out) in float32
+Tensor weight_gradient(Tensor x, Tensor gradient, Tensor map, std::string instructions) {
+  const Convolver& convolver = choose_convolver(instructions, false);
+  const int64_t slots = map.size(0), depth = x.size(1), width = gradient.size(1);
+  const int32_t panels = static_cast<int32_t>((width + convolver.panel - 1) / convolver.panel);
+  Tensor out = torch::stable::new_empty(x, {slots, depth, width}, ScalarType::Float);
+  const int64_t parts = (depth + GRADIENT_CHANNELS - 1) / GRADIENT_CHANNELS;
+  const Rows inputs = rows_of(x), gradients = rows_of(gradient);
+  share_out(slots * parts, convolver.gradient_bytes(panels), [&](int64_t item, char* scratch) {
+    const int64_t slot = item / parts, first = item % parts * GRADIENT_CHANNELS;
+    convolver.gradient({inputs, gradients, static_cast<int32_t>(width), panels, static_cast<int32_t>(first),
+                        static_cast<int32_t>(std::min<int64_t>(GRADIENT_CHANNELS, depth - first)),
+                        static_cast<const int32_t*>(map.data_ptr()) + slot * map.stride(0), map.size(1),
+                        static_cast<float*>(out.data_ptr()) + (slot * depth + first) * width, scratch});
+  });
+  return out;
+}
+
+// Open addressing over the rows' keys; Fibonacci hashing spreads neighbouring keys.
+struct Table {
+  const int64_t* keys;
+  int shift;
+  std::vector<int32_t> rows;
+
+  Table(const int64_t* keys, int64_t count)
+      : keys(keys), shift(64 - std::bit_width(static_cast<uint64_t>(2 * count + 1))), rows(size_t{1} << (64 - shift), -1) {}
+
+  size_t start(int64_t key) const { return static_cast<uint64_t>(key) * 0x9E3779B97F4A7C15ull >> shift; }
+
+  bool insert(int32_t row) {
+    size_t at = start(keys[row]);
+    for (; rows[at] >= 0; at = (at + 1) & (rows.size() - 1))
+      if (keys[rows[at]] == keys[row]) return false;
+    rows[at] = row;
+    return true;
+  }
+
+  int32_t find(int64_t key) const {
+    for (size_t at = start(key);; at = (at + 1) & (rows.size() - 1))
+      if (rows[at] < 0 || keys[rows[at]] == key) return rows[at];
+  }
+};
+
+// keys (n), steps (half): the map (2 half + 1, n) of rows whose key is so much larger, its mirror image and, between
+// them, the rows themselves; and the first row whose key another row has, or -1.
+std::tuple<Tensor, int64_t> find_neighbors(Tensor keys, Tensor steps) {
+  const int64_t count = keys.size(0), half = steps.size(0), slots = 2 * half + 1;
+  const int64_t* key = static_cast<const int64_t*>(keys.data_ptr());
+  const int64_t* step = static_cast<const int64_t*>(steps.data_ptr());
+  Tensor map = torch::stable::new_empty(keys, {slots, count}, ScalarType::Int);
+  int32_t* data = static_cast<int32_t*>(map.data_ptr());
+  Table table(key, count);
+  for (int64_t row = 0; row < count; row++)
+    if (!table.insert(static_cast<int32_t>(row))) return {map, row};
+  share_out(slots - half, 0, [&](int64_t slot, char*) {
+    int32_t* there = data + slot * count;
+    int32_t* back = data + (slots - 1 - slot) * count;
+    if (slot == half) {
+      for (int64_t row = 0; row < count; row++) there[row] = static_cast<int32_t>(row);
+      return;
+    }
+    std::fill_n(back, count, -1);
+    for (int64_t row = 0; row < count; row++) {
+      const int32_t found = table.find(key[row] + step[slot]);
+      there[row] = found;
+      if (found >= 0) back[found] = static_cast<int32_t>(row);
+    }
+  });
+  return {map, -1};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
+  m.def("sparse_conv_cpu(Tensor x, Tensor weight, Tensor map, str instructions) -> Tensor");
+  m.def("sparse_conv_weight_cpu(Tensor x, Tensor gradient, Tensor map, str instructions) -> Tensor");
+  m.def("find_neighbors_cpu(Tensor keys, Tensor steps) -> (Tensor, int)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
+  m.impl("sparse_conv_cpu", TORCH_BOX(&convolve));
+  m.impl("sparse_conv_weight_cpu", TORCH_BOX(&weight_gradient));
+  m.impl("find_neighbors_cpu", TORCH_BOX(&find_neighbors));
+}
+
+}  // namespace

@@ -1,0 +1,118 @@
+"""Check the arguments, choose a backend, call it; gradients of every order are convolutions again."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_kernels._backends import choose_backend
+from sparse_kernels.sparse_conv.kernel_map import KernelMap
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def sparse_conv(
+    features: Float[Tensor, "inputs c_in"],
+    weight: Float[Tensor, "c_out *kernel c_in"],
+    kernel_map: KernelMap,
+    bias: Float[Tensor, " c_out"] | None = None,
+    *,
+    backend: str | None = None,
+) -> Float[Tensor, "outputs c_out"]:
+    """Return the convolution of features at the map's input coordinates, one row for each of its output coordinates.
+
+    Weights are laid out as in spconv (out, kernel axes, in). Submanifold, strided, transposed and inverse convolution
+    differ only in the map. The same bits come out for every number of threads. Backends: cpu (C++; float32, bfloat16,
+    float16, sums in float32), reference (torch; also float64 and CUDA). ValueError on shapes or types that do not fit.
+    """
+    _check(features, weight, kernel_map, bias, backend)
+    if backend is None and (features.is_cuda or features.dtype == torch.float64):
+        backend = "reference"
+    chosen = choose_backend("sparse_kernels.sparse_conv", "sparse convolution runs", backend, features)
+    slots = weight.flatten(1, -2).permute(1, 2, 0)
+    out = convolve(features, slots, kernel_map.forward, kernel_map.backward, chosen.__name__.rpartition(".")[2])
+    return out if bias is None else out + bias
+
+
+def _check(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None, backend: str | None) -> None:
+    if backend not in (None, "cpu", "reference"):
+        raise ValueError(f"unknown backend {backend!r}; accepted: cpu, reference")
+    if features.ndim != 2 or features.shape[0] != kernel_map.backward.shape[1]:
+        raise ValueError(
+            f"features must be (rows, channels) with the {kernel_map.backward.shape[1]} input rows of the map, "
+            f"got {tuple(features.shape)}"
+        )
+    if features.dtype not in DTYPES or weight.dtype != features.dtype:
+        raise ValueError(
+            "features and weight must both be float32, bfloat16, float16 or float64, "
+            f"got {features.dtype} and {weight.dtype}"
+        )
+    if tuple(weight.shape[1:]) != (*kernel_map.kernel, features.shape[1]) or 0 in weight.shape:
+        raise ValueError(
+            f"weight must be (out channels, *{kernel_map.kernel}, {features.shape[1]} in channels), "
+            f"got {tuple(weight.shape)}"
+        )
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        raise ValueError(f"bias must be ({weight.shape[0]},) in {weight.dtype}, got {tuple(bias.shape)} {bias.dtype}")
+    devices = {tensor.device for tensor in (features, weight, kernel_map.forward)}
+    if len(devices) > 1:
+        raise ValueError(f"features, weight and map must be on one device, got {sorted(map(str, devices))}")
+
+
+def _backend(name: str) -> Any:
+    return importlib.import_module(f"sparse_kernels.sparse_conv.{name}")
+
+
+@torch.library.custom_op("sparse_kernels::sparse_conv", mutates_args=())
+def convolve(x: Tensor, weight: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
+    """The operator behind sparse_conv, weights as (slots c_in c_out): one graph node under torch.compile."""
+    return _backend(backend).convolve(x, weight, forward)
+
+
+@torch.library.custom_op("sparse_kernels::sparse_conv_weight", mutates_args=())
+def convolve_weight(x: Tensor, gradient: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
+    """The gradient of the weights (slots c_in c_out), in the type of x."""
+    return _backend(backend).weight_gradient(x, gradient, forward).to(x.dtype)
+
+
+@convolve.register_fake
+def _(x: Tensor, weight: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
+    return x.new_empty(forward.shape[1], weight.shape[2])
+
+
+@convolve_weight.register_fake
+def _(x: Tensor, gradient: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
+    return x.new_empty(forward.shape[0], x.shape[1], gradient.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, str], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.backend = inputs[4]
+
+
+def _convolve_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, forward, backward = ctx.saved_tensors
+    back = to_weight = None
+    if ctx.needs_input_grad[0]:
+        back = convolve(gradient, weight.transpose(1, 2), backward, forward, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        to_weight = convolve_weight(x, gradient, forward, backward, ctx.backend)
+    return back, to_weight, None, None, None
+
+
+def _weight_backward(ctx: Any, change: Float[Tensor, "slots c_in c_out"]) -> tuple[Tensor | None, ...]:
+    x, gradient, forward, backward = ctx.saved_tensors
+    to_x = to_gradient = None
+    if ctx.needs_input_grad[0]:
+        to_x = convolve(gradient, change.transpose(1, 2), backward, forward, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        to_gradient = convolve(x, change, forward, backward, ctx.backend)
+    return to_x, to_gradient, None, None, None
+
+
+convolve.register_autograd(_convolve_backward, setup_context=_setup)
+convolve_weight.register_autograd(_weight_backward, setup_context=_setup)

@@ -1,0 +1,197 @@
+"""Build kernel maps from coordinates: submanifold, strided and transposed, with the relations of spconv."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sparse_kernels import _extension
+from sparse_kernels.sparse_conv.coordinates import check_coordinates, linear_keys, per_axis, slots
+from sparse_kernels.sparse_conv.kernel_map import KernelMap
+
+Size = int | Sequence[int]
+
+
+@torch.no_grad()
+def submanifold_map(
+    coordinates: Int[Tensor, "n columns"], shape: Sequence[int], kernel: Size, dilation: Size = 1
+) -> KernelMap:
+    """Return the map of a convolution whose outputs are its inputs (Graham and van der Maaten, 2017, section 2).
+
+    Slot k reads `in = out + (k - kernel // 2) * dilation`. ValueError on even kernels, coordinates outside the shape
+    and rows with equal coordinates.
+    """
+    shape = check_coordinates(coordinates, shape)
+    kernel, dilation = per_axis("kernel", kernel, len(shape), 1), per_axis("dilation", dilation, len(shape), 1)
+    if not all(size % 2 for size in kernel):
+        raise ValueError(f"kernel must be odd on every axis of a submanifold convolution, got {kernel}")
+    margin = [size // 2 * step for size, step in zip(kernel, dilation, strict=True)]
+    keys, steps = linear_keys(coordinates, shape, margin)
+    moves = [
+        sum(
+            (place - size // 2) * wide * step
+            for place, size, wide, step in zip(slot, kernel, dilation, steps, strict=True)
+        )
+        for slot in slots(kernel)
+    ]
+    half = torch.tensor(moves[: len(moves) // 2], dtype=torch.int64, device=keys.device)
+    forward, twin = _find_neighbors(keys, half)
+    if twin >= 0:
+        raise ValueError(
+            f"coordinates must be unique, row {twin} has those of another one: {coordinates[twin].tolist()}; "
+            "average or drop such rows first"
+        )
+    places = coordinates.int()
+    return KernelMap(forward, forward.flip(0), places, shape, places, shape, kernel)
+
+
+@torch.no_grad()
+def strided_map(
+    coordinates: Int[Tensor, "n columns"],
+    shape: Sequence[int],
+    kernel: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+) -> KernelMap:
+    """Return the map of a convolution with an output wherever an input is reached, in ascending order of coordinates.
+
+    Slot k reads `in = out * stride - padding + k * dilation`. ValueError as in `submanifold_map`.
+    """
+    shape = check_coordinates(coordinates, shape)
+    settings = _settings(len(shape), kernel, stride, padding, dilation)
+    out_shape = tuple(
+        (size + 2 * border - wide * (length - 1) - 1) // step + 1
+        for size, length, step, border, wide in zip(shape, *settings, strict=True)
+    )
+    _check_out_shape(out_shape, shape)
+
+    def reach(places: Tensor, axis: int, place: int) -> tuple[Tensor, Tensor]:
+        _, step, border, wide = (setting[axis] for setting in settings)
+        moved = places + (border - place * wide)
+        target = moved.div(step, rounding_mode="floor")
+        return target, (moved - target * step == 0) & (target >= 0) & (target < out_shape[axis])
+
+    return _reached_map(coordinates, shape, out_shape, settings[0], reach)
+
+
+@torch.no_grad()
+def transposed_map(
+    coordinates: Int[Tensor, "n columns"],
+    shape: Sequence[int],
+    kernel: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    output_padding: Size = 0,
+) -> KernelMap:
+    """Return the map of a transposed convolution, in ascending order of coordinates.
+
+    Slot k writes `out = in * stride - padding + k * dilation`. ValueError as in `submanifold_map`.
+    """
+    shape = check_coordinates(coordinates, shape)
+    settings = _settings(len(shape), kernel, stride, padding, dilation)
+    extra = per_axis("output_padding", output_padding, len(shape), 0)
+    out_shape = tuple(
+        (size - 1) * step - 2 * border + wide * (length - 1) + 1 + more
+        for size, length, step, border, wide, more in zip(shape, *settings, extra, strict=True)
+    )
+    _check_out_shape(out_shape, shape)
+
+    def reach(places: Tensor, axis: int, place: int) -> tuple[Tensor, Tensor]:
+        _, step, border, wide = (setting[axis] for setting in settings)
+        target = places * step + (place * wide - border)
+        return target, (target >= 0) & (target < out_shape[axis])
+
+    return _reached_map(coordinates, shape, out_shape, settings[0], reach)
+
+
+def _settings(axes: int, kernel: Size, stride: Size, padding: Size, dilation: Size) -> list[tuple[int, ...]]:
+    named = (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
+    return [per_axis(name, value, axes, least) for name, value, least in named]
+
+
+def _check_out_shape(out_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if min(out_shape) < 1:
+        raise ValueError(f"the shape {shape} is too small for this kernel: the output would be {out_shape}")
+
+
+def _reached_map(
+    coordinates: Int[Tensor, "n columns"],
+    shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    reach: Callable[[Tensor, int, int], tuple[Tensor, Tensor]],
+) -> KernelMap:
+    """Return the map whose outputs are all places that `reach` leads to from an input, sorted."""
+    keys, _ = linear_keys(coordinates, shape, [0] * len(shape))
+    _check_unique(keys, coordinates)
+    columns = coordinates.long().unbind(1)
+    places = [[reach(columns[axis + 1], axis, at) for at in range(size)] for axis, size in enumerate(kernel)]
+    found = []  # for every slot: input rows, and the numbers of the outputs they reach
+    for slot in slots(kernel):
+        hits = [places[axis][at] for axis, at in enumerate(slot)]
+        inside = torch.stack([valid for _, valid in hits]).all(0).nonzero().flatten()
+        target = torch.stack([columns[0][inside], *(target[inside] for target, _ in hits)], 1)
+        found.append((inside, linear_keys(target, out_shape, [0] * len(shape))[0]))
+    rows, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
+    unique, outputs = numbers.unique(return_inverse=True)
+    slot_of = torch.arange(len(found), device=rows.device).repeat_interleave(
+        torch.tensor([len(inside) for inside, _ in found], device=rows.device)
+    )
+    forward = rows.new_full((len(found), len(unique)), -1, dtype=torch.int32)
+    backward = rows.new_full((len(found), len(coordinates)), -1, dtype=torch.int32)
+    forward[slot_of, outputs] = rows.int()
+    backward[slot_of, rows] = outputs.int()
+    return KernelMap(forward, backward, _coordinates_of(unique, out_shape), out_shape, coordinates.int(), shape, kernel)
+
+
+def _coordinates_of(keys: Int[Tensor, " n"], shape: tuple[int, ...]) -> Int[Tensor, "n columns"]:
+    columns = []
+    for size in reversed(shape):
+        columns.append(keys % size)
+        keys = keys // size
+    return torch.stack([keys, *reversed(columns)], 1).int()
+
+
+def _check_unique(keys: Int[Tensor, " n"], coordinates: Tensor) -> None:
+    ordered, order = keys.sort()
+    twins = (ordered[1:] == ordered[:-1]).nonzero()
+    if len(twins):
+        row = int(order[twins[0] + 1])
+        raise ValueError(
+            f"coordinates must be unique, row {row} has those of another one: {coordinates[row].tolist()}; "
+            "average or drop such rows first"
+        )
+
+
+def _find_neighbors(keys: Int[Tensor, " n"], steps: Int[Tensor, " half"]) -> tuple[Int[Tensor, "slots n"], int]:
+    """Return the rows whose key is larger by each step, the rows themselves and the mirror image; and a twin or -1."""
+    if keys.is_cuda or _extension.load() is not None:
+        if not keys.is_cuda:
+            warnings.warn(f"neighbours are searched for in torch: {_extension.load()}", stacklevel=4)
+        return find_neighbors_reference(keys, steps)
+    return torch.ops.sparse_kernels.find_neighbors_cpu(keys.contiguous(), steps)
+
+
+def find_neighbors_reference(keys: Int[Tensor, " n"], steps: Int[Tensor, " half"]) -> tuple[Tensor, int]:
+    """The same in torch, on any device: a sorted list and a binary search."""
+    count, half = len(keys), len(steps)
+    found = keys.new_full((2 * half + 1, count), -1, dtype=torch.int32)
+    rows = torch.arange(count, dtype=torch.int32, device=keys.device)
+    found[half] = rows
+    ordered, order = keys.sort()
+    twins = (ordered[1:] == ordered[:-1]).nonzero()
+    if len(twins) or count == 0:
+        return found, int(order[twins[0] + 1]) if count else -1
+    for slot in range(half):
+        wanted = keys + steps[slot]
+        at = torch.searchsorted(ordered, wanted).clamp(max=count - 1)
+        hit = ordered[at] == wanted
+        found[slot] = torch.where(hit, order[at].int(), -1)
+        found[-1 - slot][order[at[hit]]] = rows[hit]
+    return found, -1

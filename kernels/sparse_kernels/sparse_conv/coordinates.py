@@ -1,0 +1,69 @@
+"""Checked coordinates as single integers, so that a neighbour is found by one addition."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+LARGEST = 2**31  # of one axis, and of the number of rows
+
+
+def per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tuple[int, ...]:
+    """Return one integer for each axis; ValueError unless all are at least `least`."""
+    values = (value,) * axes if isinstance(value, int) else tuple(int(item) for item in value)
+    if len(values) != axes or min(values) < least:
+        raise ValueError(f"{name} must be one integer of at least {least}, or {axes} of them, got {value}")
+    return values
+
+
+def check_coordinates(coordinates: Int[Tensor, "n columns"], shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape as a tuple; ValueError on coordinates that are no integers, outside it, or of other columns."""
+    if not 1 <= len(shape) <= 4 or not all(1 <= size < LARGEST for size in shape):
+        raise ValueError(f"shape must have 1 to 4 sizes between 1 and 2^31 - 1, got {tuple(shape)}")
+    if coordinates.ndim != 2 or coordinates.shape[1] != len(shape) + 1:
+        raise ValueError(
+            f"coordinates must be (rows, {len(shape) + 1}): batch, then {len(shape)} axes of the shape {tuple(shape)}; "
+            f"got {tuple(coordinates.shape)}"
+        )
+    if coordinates.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"coordinates must be int32 or int64, got {coordinates.dtype}")
+    if len(coordinates) >= LARGEST:
+        raise ValueError(f"there may be at most 2^31 - 1 rows, got {len(coordinates)}")
+    if len(coordinates) and ((least := coordinates.amin(0)) < 0).any():
+        raise ValueError(f"coordinates must not be negative, the smallest are {least.tolist()}; subtract the minimum")
+    if len(coordinates) and any(
+        most >= size for most, size in zip(coordinates.amax(0).tolist()[1:], shape, strict=True)
+    ):
+        raise ValueError(
+            f"coordinates reach {coordinates.amax(0).tolist()[1:]}, outside the shape {tuple(shape)}; "
+            "give a larger shape or drop those rows"
+        )
+    return tuple(int(size) for size in shape)
+
+
+def linear_keys(
+    coordinates: Int[Tensor, "n columns"], shape: Sequence[int], margin: Sequence[int]
+) -> tuple[Int[Tensor, " n"], list[int]]:
+    """Return each row's number in a grid with a margin around every axis, and the grid's steps along the axes.
+
+    No step of at most the margin leads from one line of the grid into the next. ValueError where 63 bits do not do.
+    """
+    sizes = [size + 2 * border for size, border in zip(shape, margin, strict=True)]
+    batches = int(coordinates[:, 0].amax()) + 1 if len(coordinates) else 1
+    if batches * math.prod(sizes) >= 2**63:
+        raise ValueError(f"{batches} batches of the shape {tuple(shape)} have more than 2^63 places; split the scene")
+    steps = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    keys = coordinates[:, 0].long() * math.prod(sizes)
+    for axis, step in enumerate(steps):
+        keys += (coordinates[:, axis + 1].long() + margin[axis]) * step
+    return keys, steps
+
+
+def slots(kernel: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the places in a kernel in the order of its weights: row-major, the last axis fastest."""
+    return list(itertools.product(*(range(size) for size in kernel)))

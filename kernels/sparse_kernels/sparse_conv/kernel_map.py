@@ -1,0 +1,42 @@
+"""Which input row meets which output row in every slot of a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KernelMap:
+    """The neighbourhoods of a sparse convolution: built once from coordinates, used by every layer that shares them.
+
+    `forward` holds, for each slot of the kernel (row-major, last axis fastest) and each output row, the input row it
+    reads, or -1; `backward` the same with the roles exchanged. Coordinates are (batch, then one column for each axis
+    of `shape`), as in spconv.
+    """
+
+    forward: Int[Tensor, "slots outputs"]
+    backward: Int[Tensor, "slots inputs"]
+    coordinates: Int[Tensor, "outputs columns"]
+    shape: tuple[int, ...]
+    input_coordinates: Int[Tensor, "inputs columns"]
+    input_shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+    def inverse(self) -> KernelMap:
+        """Return the map of the inverse convolution, which leads back to the input's coordinates."""
+        return KernelMap(
+            self.backward,
+            self.forward,
+            self.input_coordinates,
+            self.input_shape,
+            self.coordinates,
+            self.shape,
+            self.kernel,
+        )
+
+    def pairs(self) -> int:
+        """Return how many pairs of an input and an output row there are; reads from the device."""
+        return int((self.forward >= 0).sum())
