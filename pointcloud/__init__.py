@@ -1,0 +1,14 @@
+"""Sparse 3D networks on spconv's own modules and weights, right and trainable on any machine."""
+
+from typing import Any
+
+__all__ = ["convert"]
+
+
+def __getattr__(name: str) -> Any:
+    # spconv and what it needs take a second to import: only when they are used.
+    if name == "convert":
+        from pointcloud.nn.convert import convert
+
+        return convert
+    raise AttributeError(f"module 'pointcloud' has no attribute {name!r}")
