@@ -54,7 +54,7 @@ class Spconv:
 
     def __init__(self, coordinates: Tensor, weight: Tensor):
         self.library = importlib.import_module("spconv.pytorch")
-        self.ops = importlib.import_module("spconv.pytorch.ops")
+        self.ops: Any = importlib.import_module("spconv.pytorch.ops")
         # On a CPU, backward asks for a CUDA stream before it looks where the tensors are.
         self.ops.get_current_stream = lambda: 0
         self.coordinates = coordinates
@@ -145,7 +145,8 @@ def _time(run: Callable[[], object], engine: Ours | Spconv, cached: bool) -> flo
 def measure_pairs(voxels: int, repeats: int) -> dict[str, Any]:
     """Return the row of building the pairs alone."""
     coordinates = surface(voxels)
-    ours, theirs = (engine(coordinates, torch.zeros(16, *[KERNEL] * 3, 16)) for engine in (Ours, Spconv))
+    weight = torch.zeros(16, *[KERNEL] * 3, 16)
+    ours, theirs = Ours(coordinates, weight), Spconv(coordinates, weight)
     slow = min(best_of(theirs.pairs, "cpu", 1) for _ in range(repeats))
     fast = min(best_of(ours.pairs, "cpu", 1) for _ in range(repeats))
     return origin("cpu") | {

@@ -1,6 +1,9 @@
 """Sparse 3D networks on spconv's own modules and weights, right and trainable on any machine."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pointcloud.nn.convert import convert
 
 __all__ = ["convert"]
 

@@ -177,7 +177,7 @@ def main(
         text_length = choice.choice((128, 512)) if choice.random() < long_text else 24
         picked = choose_frames(len(places), count, choice)
         part, kept = videos[:, :, picked].to(device), places[picked]
-        weights = form_weights(captions, kept / (length - 1), *part.shape[3:], forms).to(device)
+        weights = form_weights(captions, kept / (length - 1), part.shape[3], part.shape[4], forms).to(device)
         with at_frames(model.transformer.rope, length, kept), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             loss = flow_matching_loss(model, part, captions, weights, shift, text_length)
             place_loss = locator.loss(kept_grid(kept, length, part))

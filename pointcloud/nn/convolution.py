@@ -54,7 +54,7 @@ class CPUConvolution(SparseConvolution):
             return map_of(shared)
         made = self._build_map(input)
         if self.indice_key is not None:
-            known[self.indice_key] = _indice_data(made, self)
+            known[self.indice_key] = indice_data(made, self, self.subm)
         return made
 
     def _build_map(self, input: SparseConvTensor) -> KernelMap:
@@ -78,8 +78,8 @@ def _one_type(weight: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     return weight.to(dtype), features.to(dtype)
 
 
-def _indice_data(made: KernelMap, layer: SparseConvolution) -> IndiceData:
-    """Return spconv's record of a map, which its checks of shared keys read; the pairs themselves stay ours."""
+def indice_data(made: KernelMap, layer: Any, submanifold: bool) -> IndiceData:
+    """Return spconv's record of a layer's map, which its checks of shared keys read; the pairs themselves stay ours."""
     data = IndiceData(
         made.coordinates,
         made.input_coordinates,
@@ -87,7 +87,7 @@ def _indice_data(made: KernelMap, layer: SparseConvolution) -> IndiceData:
         None,
         list(made.input_shape),
         list(made.shape),
-        is_subm=layer.subm,
+        is_subm=submanifold,
         algo=layer.algo,
         ksize=layer.kernel_size,
         stride=layer.stride,
@@ -98,13 +98,13 @@ def _indice_data(made: KernelMap, layer: SparseConvolution) -> IndiceData:
     return data
 
 
-def map_of(data: IndiceData) -> KernelMap:
+def map_of(data: Any) -> KernelMap:
     """Return the map of a record that a layer of ours or, on the CPU, one of spconv's (a pooling) has left."""
     made = getattr(data, "kernel_map", None)
     return made if made is not None else _map_of_pairs(data)
 
 
-def _map_of_pairs(data: IndiceData) -> KernelMap:
+def _map_of_pairs(data: Any) -> KernelMap:
     pairs: Tensor = data.indice_pairs
     counts = data.indice_pair_num.tolist()
     slots = len(counts)

@@ -16,11 +16,10 @@ spconv = pytest.importorskip("spconv.pytorch")
 import pointcloud  # noqa: E402
 from pointcloud import nn as layers  # noqa: E402
 from pointcloud.nn.convolution import map_of  # noqa: E402
+from tests.pointcloud.scenes import SHAPE, make_scene  # noqa: E402
 
 # spconv's own dense() does this.
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
-
-SHAPE = [9, 10, 11]
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +29,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def scene(channels: int = 6, count: int = 150, seed: int = 0) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    places = torch.cat([torch.randint(size, (count, 1), generator=generator) for size in (2, *SHAPE)], 1).unique(dim=0)
-    places = places[torch.randperm(len(places), generator=generator)].int()
-    return spconv.SparseConvTensor(torch.randn(len(places), channels, generator=generator), places, SHAPE, 2)
 
 
 class Net(nn.Module):
@@ -61,7 +53,7 @@ class Net(nn.Module):
 
 def test_a_network_of_spconv_keeps_its_results_when_converted() -> None:
     torch.manual_seed(0)
-    net, x = Net(spconv).train(), scene()  # in evaluation mode spconv refuses a bias on the CPU
+    net, x = Net(spconv).train(), make_scene()  # in evaluation mode spconv refuses a bias on the CPU
     keys = list(net.state_dict())
     expected = [out.dense() for out in net(x)]
     assert pointcloud.convert(net) is net
@@ -89,7 +81,7 @@ def test_checkpoints_go_both_ways() -> None:
 def test_gradients_equal_those_of_dense_convolution() -> None:
     torch.manual_seed(0)
     layer = layers.SparseConv3d(6, 5, 3, stride=2, padding=1).double()
-    x = scene()
+    x = make_scene()
     leaf = x.features.double().requires_grad_()
     out = layer(x.replace_feature(leaf))
     (out.features.square().sum()).backward()
@@ -105,7 +97,7 @@ def test_gradients_equal_those_of_dense_convolution() -> None:
 
 def test_bfloat16_autocast_and_training() -> None:
     layer = layers.SubMConv3d(6, 4, 3)
-    x = scene()
+    x = make_scene()
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
     assert out.features.dtype == torch.bfloat16
@@ -122,12 +114,12 @@ def test_activation_and_added_input() -> None:
     relu.act_type = tensorview.gemm.Activation.ReLU  # as spconv fuses it
     plain = layers.SubMConv3d(6, 6, 3)
     plain.load_state_dict(relu.state_dict())
-    x = scene()
+    x = make_scene()
     assert torch.equal(relu(x, add_input=x).features, (plain(x).features + x.features).relu())
 
 
 def test_pairs_of_spconv_become_the_same_map() -> None:
-    x = scene()
+    x = make_scene()
     for kind, options in ((spconv.SubMConv3d, {}), (spconv.SparseConv3d, {"stride": 2, "padding": 1})):
         layer = kind(6, 6, 3, bias=False, indice_key="key", **options)
         theirs = layer(x)
@@ -146,7 +138,7 @@ def test_pairs_of_spconv_become_the_same_map() -> None:
 
 
 def test_clear_errors() -> None:
-    x = scene()
+    x = make_scene()
     with pytest.raises(ValueError, match="features have 6 channels, this layer takes 5"):
         layers.SubMConv3d(5, 4, 3)(x)
     with pytest.raises(ValueError, match="no earlier convolution has the indice_key 'none'"):

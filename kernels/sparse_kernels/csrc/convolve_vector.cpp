@@ -139,22 +139,23 @@ static size_t gradient_bytes(int32_t panels) {
 }
 
 // sums (R channels) += the outer products of `pairs` rows of inputs and of gradients
-template <int R>
-static void add_outer(const float* inputs, int32_t pairs, const float* gradients, int32_t width, float* sums) {
-  vf acc[R][VECTORS];
+template <int R, int V>
+static __attribute__((noinline)) void add_outer(
+    const float* inputs, int32_t pairs, const float* gradients, int32_t width, float* sums) {
+  vf acc[R][V];
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < VECTORS; v++) acc[r][v] = load(sums + r * width + v * LANES);
+    for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * width + v * LANES);
   for (int32_t k = 0; k < pairs; k++) {
-    vf row[VECTORS];
-    for (int v = 0; v < VECTORS; v++) row[v] = load(gradients + static_cast<int64_t>(k) * width + v * LANES);
+    vf row[V];
+    for (int v = 0; v < V; v++) row[v] = load(gradients + static_cast<int64_t>(k) * width + v * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const vf x = broadcast(inputs[k * GRADIENT_CHANNELS + r]);
-      for (int v = 0; v < VECTORS; v++) acc[r][v] += x * row[v];
+      for (int v = 0; v < V; v++) acc[r][v] += x * row[v];
     }
   }
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < VECTORS; v++) store(sums + r * width + v * LANES, acc[r][v]);
+    for (int v = 0; v < V; v++) store(sums + r * width + v * LANES, acc[r][v]);
 }
 
 static void gradient(const GradientJob& job) {
@@ -177,11 +178,13 @@ static void gradient(const GradientJob& job) {
         read_row(part, map[row], job.channels, job.channels, 1.0f, inputs + i * GRADIENT_CHANNELS);
         read_row(job.gradients, first + row, job.channels_out, width, 1.0f, gradients + static_cast<int64_t>(i) * width);
       }
-      for (int32_t panel = 0; panel < job.panels; panel++)
+      for (int32_t panel = 0; panel < job.panels; panel++) {
+        const bool half = job.channels_out - panel * PANEL <= LANES;
         for_rows<ROWS>(job.channels, 0, [&]<int R>(int32_t i) {
-          add_outer<R>(inputs + i, pairs, gradients + panel * PANEL, width,
-                       sums + static_cast<int64_t>(i) * width + panel * PANEL);
+          float* to = sums + static_cast<int64_t>(i) * width + panel * PANEL;
+          (half ? add_outer<R, 1> : add_outer<R, VECTORS>)(inputs + i, pairs, gradients + panel * PANEL, width, to);
         });
+      }
     }
   }
   for (int32_t i = 0; i < job.channels; i++)
