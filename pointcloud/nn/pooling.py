@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import spconv.pytorch as spconv
 import torch
 from jaxtyping import Float
 from spconv.pytorch.core import SparseConvTensor
+from spconv.pytorch.modules import SparseModule
 from spconv.pytorch.pool import SparseAvgPool, SparseMaxPool
 from torch import Tensor
 
@@ -13,13 +17,15 @@ from pointcloud.nn.convolution import indice_data, map_of
 from sparse_kernels.sparse_conv import KernelMap, strided_map, submanifold_map
 
 
-def _kernel_map(layer: SparseMaxPool | SparseAvgPool, input: SparseConvTensor, out: SparseConvTensor) -> KernelMap:
+def _kernel_map(layer: Any, input: SparseConvTensor, out: SparseConvTensor) -> KernelMap:
     """Return the map of a pooling, kept in `out` under the layer's key for an inverse convolution."""
-    shared, submanifold = input.find_indice_pair(layer.indice_key), getattr(layer, "subm", False)
-    if shared is not None and submanifold:
-        return map_of(shared)
+    shared, submanifold = input.find_indice_pair(layer.indice_key), layer.subm
     if shared is not None:
-        raise ValueError(f"indice_key {layer.indice_key!r} is taken; give this pooling another one")
+        made = map_of(shared)
+        same = made.kernel == tuple(layer.kernel_size) and list(shared.dilation) == list(layer.dilation)
+        if not (submanifold and shared.is_subm and same and len(made.coordinates) == len(input.indices)):
+            raise ValueError(f"indice_key {layer.indice_key!r} is taken; give this pooling another one")
+        return made
     place = input.indices, input.spatial_shape, layer.kernel_size
     made = (
         submanifold_map(*place, layer.dilation)
@@ -29,12 +35,6 @@ def _kernel_map(layer: SparseMaxPool | SparseAvgPool, input: SparseConvTensor, o
     if layer.indice_key is not None:
         out.indice_dict = {**input.indice_dict, layer.indice_key: indice_data(made, layer, submanifold)}
     return made
-
-
-def _replaced(input: SparseConvTensor, features: Tensor, kernel_map: KernelMap) -> SparseConvTensor:
-    out = input.replace_feature(features)
-    out.indices, out.spatial_shape = kernel_map.coordinates, list(kernel_map.shape)
-    return out
 
 
 def max_over_map(x: Float[Tensor, "n c"], kernel_map: KernelMap) -> Float[Tensor, "m c"]:
@@ -59,32 +59,39 @@ def mean_over_map(x: Float[Tensor, "n c"], kernel_map: KernelMap) -> Float[Tenso
     return sums / (kernel_map.forward >= 0).sum(0)[:, None].to(x.dtype)
 
 
-class CPUMaxPool(SparseMaxPool):
-    """What the max poolings below add to those of spconv, whose maximum starts at 0 (on CUDA it still does)."""
+class CPUPooling(SparseModule):
+    """What the poolings below add to those of spconv: a forward pass on the CPU, by `over_map`."""
+
+    over_map: Callable[[Tensor, KernelMap], Tensor]
 
     def forward(self, input: SparseConvTensor) -> SparseConvTensor:
+        """Return the pooled tensor, rows in ascending order of coordinates (in the input's order if submanifold)."""
         if input.features.is_cuda or input.is_quantized:
             return super().forward(input)
         out = input.shadow_copy()
         kernel_map = _kernel_map(self, input, out)
-        return _replaced(out, max_over_map(input.features, kernel_map), kernel_map)
+        out = out.replace_feature(self.over_map(input.features, kernel_map))
+        out.indices, out.spatial_shape = kernel_map.coordinates, list(kernel_map.shape)
+        return out
 
 
-class CPUAvgPool(SparseAvgPool):
-    """What the average poolings below add to those of spconv, which run on CUDA only."""
+class CPUMaxPool(CPUPooling, SparseMaxPool):
+    """spconv's maximum starts at 0, on CUDA too; this one does not on the CPU."""
 
-    def forward(self, input: SparseConvTensor) -> SparseConvTensor:
-        if input.features.is_cuda or input.is_quantized:
-            return super().forward(input)
-        out = input.shadow_copy()
-        kernel_map = _kernel_map(self, input, out)
-        return _replaced(out, mean_over_map(input.features, kernel_map), kernel_map)
+    over_map = staticmethod(max_over_map)
+
+
+class CPUAvgPool(CPUPooling, SparseAvgPool):
+    """spconv's mean runs on CUDA only."""
+
+    over_map = staticmethod(mean_over_map)
 
 
 class SparseGlobalMaxPool(spconv.SparseGlobalMaxPool):
     """The largest feature of each sample and channel, (batch c); -inf where a sample has no rows."""
 
     def forward(self, input: SparseConvTensor) -> Float[Tensor, "batch c"]:
+        """Reduce the rows of each sample, on any device."""
         x = input.features
         index = input.indices[:, :1].long().expand(-1, x.shape[1])
         return x.new_full((input.batch_size, x.shape[1]), -torch.inf).scatter_reduce(0, index, x, "amax")
@@ -94,6 +101,7 @@ class SparseGlobalAvgPool(spconv.SparseGlobalAvgPool):
     """The mean feature of each sample and channel, (batch c); 0 where a sample has no rows."""
 
     def forward(self, input: SparseConvTensor) -> Float[Tensor, "batch c"]:
+        """Average the rows of each sample, on any device."""
         x, sample = input.features, input.indices[:, 0].long()
         sums = x.new_zeros(input.batch_size, x.shape[1]).index_add(0, sample, x)
         return sums / torch.bincount(sample, minlength=input.batch_size).clamp(min=1)[:, None].to(x.dtype)

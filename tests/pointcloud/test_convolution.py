@@ -68,6 +68,17 @@ def test_a_network_of_spconv_keeps_its_results_when_converted() -> None:
         pointcloud.convert(net, to="minkowski")
 
 
+@pytest.mark.parametrize("kind", ("SubMConv", "SparseConv", "SparseConvTranspose"))
+@pytest.mark.parametrize("axes", (1, 2, 4))
+def test_other_numbers_of_axes(kind: str, axes: int) -> None:
+    generator = torch.Generator().manual_seed(axes)
+    places = torch.randint(5, (60, axes + 1), generator=generator).unique(dim=0).int()
+    x = spconv.SparseConvTensor(torch.randn(len(places), 6, generator=generator), places, [5] * axes, 5)
+    layer = getattr(spconv, f"{kind}{axes}d")(6, 7, 3, bias=False)
+    expected = layer(x).dense()
+    assert (pointcloud.convert(layer)(x).dense() - expected).abs().max() < 2e-6
+
+
 def test_checkpoints_go_both_ways() -> None:
     theirs, ours = Net(spconv), Net(layers)
     ours.load_state_dict(theirs.state_dict())

@@ -77,3 +77,15 @@ def test_an_inverse_convolution_leads_back_from_a_pooling() -> None:
     pool = layers.SparseMaxPool3d(3, 2, 1, indice_key="pool")
     with pytest.raises(ValueError, match="'pool' is taken"):
         pool(pool(positive))
+
+
+def test_a_submanifold_pooling_shares_a_key_only_with_its_own_kind() -> None:
+    x = make_scene()
+    after = layers.SubMConv3d(6, 6, 3, indice_key="same")(x)
+    maximum = spconv.pool.SparseMaxPool(3, 3, indice_key="same", subm=True)
+    maximum.__class__ = layers.pooling.CPUMaxPool
+    out = maximum(after)
+    assert torch.equal(out.indices, x.indices) and (out.features >= after.features).all()
+    maximum.kernel_size = [5, 5, 5]
+    with pytest.raises(ValueError, match="'same' is taken"):
+        maximum(after)

@@ -9,7 +9,13 @@ import sys
 from pathlib import Path
 
 FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-O1")
-FILES = ("test_block_sparse_attention.py", "test_quantised.py", "test_kmeans.py", "test_block_scores.py")
+FILES = (
+    "test_sparse_conv.py",
+    "test_block_sparse_attention.py",
+    "test_quantised.py",
+    "test_kmeans.py",
+    "test_block_scores.py",
+)
 INSIDE = "--inside"
 
 

@@ -116,7 +116,7 @@ def test_gradients_of_every_order() -> None:
 
 
 @built
-def test_operators_keep_their_contract() -> None:
+def test_operators_pass_opcheck() -> None:
     case = draw_case(2)
     kernel_map, weight = case.map(), case.weight.float().flatten(1, -2).permute(1, 2, 0)
     x, maps = case.features.float().requires_grad_(), (kernel_map.forward, kernel_map.backward)

@@ -49,16 +49,7 @@ static inline float weight_cell(const WeightJob& job, int32_t i, int32_t j) {
 template <int R, int V>
 static inline __attribute__((always_inline)) void multiply_cells(
     vf (&acc)[R][V], const float* rows, int32_t count, const float* packed) {
-#pragma GCC unroll 4
-  for (int32_t k = 0; k < count; k++) {
-    vf column[V];
-    for (int v = 0; v < V; v++) column[v] = load(packed + k * PANEL + v * LANES);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const vf x = broadcast(rows[r * static_cast<int64_t>(count) + k]);
-      for (int v = 0; v < V; v++) acc[r][v] += x * column[v];
-    }
-  }
+  multiply<R>(acc, rows, count, packed, PANEL, count);
 }
 #endif
 
@@ -77,8 +68,7 @@ template <int R, int V>
 static __attribute__((noinline)) void add_products(
     const float* rows, int32_t count, const float* packed, float* sums, int32_t width, const int32_t* places) {
   vf acc[R][V];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) acc[r][v] = vf{};
+  clear(acc);
   multiply_cells<R, V>(acc, rows, count, packed);
   for (int r = 0; r < R; r++) {
     float* to = sums + static_cast<int64_t>(places[r]) * width;

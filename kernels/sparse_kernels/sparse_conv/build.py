@@ -28,7 +28,9 @@ def submanifold_map(
     shape = check_coordinates(coordinates, shape)
     kernel, dilation = per_axis("kernel", kernel, len(shape), 1), per_axis("dilation", dilation, len(shape), 1)
     if not all(size % 2 for size in kernel):
-        raise ValueError(f"kernel must be odd on every axis of a submanifold convolution, got {kernel}")
+        raise ValueError(
+            f"kernel must be odd on every axis of a submanifold convolution, got {kernel}; use strided_map for an even one"
+        )
     margin = [size // 2 * step for size, step in zip(kernel, dilation, strict=True)]
     keys, steps = linear_keys(coordinates, shape, margin)
     moves = [
@@ -40,11 +42,7 @@ def submanifold_map(
     ]
     half = torch.tensor(moves[: len(moves) // 2], dtype=torch.int64, device=keys.device)
     forward, twin = _find_neighbors(keys, half)
-    if twin >= 0:
-        raise ValueError(
-            f"coordinates must be unique, row {twin} has those of another one: {coordinates[twin].tolist()}; "
-            "average or drop such rows first"
-        )
+    _refuse_twin(twin, coordinates)
     places = coordinates.int()
     return KernelMap(forward, forward.flip(0), places, shape, places, shape, kernel)
 
@@ -117,7 +115,9 @@ def _settings(axes: int, kernel: Size, stride: Size, padding: Size, dilation: Si
 
 def _check_out_shape(out_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if min(out_shape) < 1:
-        raise ValueError(f"the shape {shape} is too small for this kernel: the output would be {out_shape}")
+        raise ValueError(
+            f"the shape {shape} is too small for this kernel: the output would be {out_shape}; pad it or shrink the kernel"
+        )
 
 
 def _reached_map(
@@ -129,7 +129,7 @@ def _reached_map(
 ) -> KernelMap:
     """Return the map whose outputs are all places that `reach` leads to from an input, sorted."""
     keys, _ = linear_keys(coordinates, shape, [0] * len(shape))
-    _check_unique(keys, coordinates)
+    _refuse_twin(_first_twin(*keys.sort()), coordinates)
     columns = coordinates.long().unbind(1)
     places = [[reach(columns[axis + 1], axis, at) for at in range(size)] for axis, size in enumerate(kernel)]
     found = []  # for every slot: input rows, and the numbers of the outputs they reach
@@ -158,11 +158,14 @@ def _coordinates_of(keys: Int[Tensor, " n"], shape: tuple[int, ...]) -> Int[Tens
     return torch.stack([keys, *reversed(columns)], 1).int()
 
 
-def _check_unique(keys: Int[Tensor, " n"], coordinates: Tensor) -> None:
-    ordered, order = keys.sort()
+def _first_twin(ordered: Int[Tensor, " n"], order: Int[Tensor, " n"]) -> int:
+    """Return a row whose key another row has, given all keys sorted and their rows; -1 without one."""
     twins = (ordered[1:] == ordered[:-1]).nonzero()
-    if len(twins):
-        row = int(order[twins[0] + 1])
+    return int(order[twins[0] + 1]) if len(twins) else -1
+
+
+def _refuse_twin(row: int, coordinates: Int[Tensor, "n columns"]) -> None:
+    if row >= 0:
         raise ValueError(
             f"coordinates must be unique, row {row} has those of another one: {coordinates[row].tolist()}; "
             "average or drop such rows first"
@@ -185,9 +188,9 @@ def find_neighbors_reference(keys: Int[Tensor, " n"], steps: Int[Tensor, " half"
     rows = torch.arange(count, dtype=torch.int32, device=keys.device)
     found[half] = rows
     ordered, order = keys.sort()
-    twins = (ordered[1:] == ordered[:-1]).nonzero()
-    if len(twins) or count == 0:
-        return found, int(order[twins[0] + 1]) if count else -1
+    twin = _first_twin(ordered, order)
+    if twin >= 0 or count == 0:
+        return found, twin
     for slot in range(half):
         wanted = keys + steps[slot]
         at = torch.searchsorted(ordered, wanted).clamp(max=count - 1)

@@ -36,11 +36,10 @@ def check_coordinates(coordinates: Int[Tensor, "n columns"], shape: Sequence[int
         raise ValueError(f"there may be at most 2^31 - 1 rows, got {len(coordinates)}")
     if len(coordinates) and ((least := coordinates.amin(0)) < 0).any():
         raise ValueError(f"coordinates must not be negative, the smallest are {least.tolist()}; subtract the minimum")
-    if len(coordinates) and any(
-        most >= size for most, size in zip(coordinates.amax(0).tolist()[1:], shape, strict=True)
-    ):
+    most = coordinates.amax(0).tolist() if len(coordinates) else [0] * (len(shape) + 1)
+    if any(reach >= size for reach, size in zip(most, (LARGEST, *shape), strict=True)):
         raise ValueError(
-            f"coordinates reach {coordinates.amax(0).tolist()[1:]}, outside the shape {tuple(shape)}; "
+            f"coordinates reach {most}, outside the shape (batch below 2^31, {', '.join(map(str, shape))}); "
             "give a larger shape or drop those rows"
         )
     return tuple(int(size) for size in shape)
