@@ -29,7 +29,8 @@ def submanifold_map(
     kernel, dilation = per_axis("kernel", kernel, len(shape), 1), per_axis("dilation", dilation, len(shape), 1)
     if not all(size % 2 for size in kernel):
         raise ValueError(
-            f"kernel must be odd on every axis of a submanifold convolution, got {kernel}; use strided_map for an even one"
+            f"kernel must be odd on every axis of a submanifold convolution, got {kernel}; "
+            "use strided_map for an even one"
         )
     margin = [size // 2 * step for size, step in zip(kernel, dilation, strict=True)]
     keys, steps = linear_keys(coordinates, shape, margin)
@@ -116,7 +117,8 @@ def _settings(axes: int, kernel: Size, stride: Size, padding: Size, dilation: Si
 def _check_out_shape(out_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if min(out_shape) < 1:
         raise ValueError(
-            f"the shape {shape} is too small for this kernel: the output would be {out_shape}; pad it or shrink the kernel"
+            f"the shape {shape} is too small for this kernel: the output would be {out_shape}; "
+            "add padding or give a smaller kernel"
         )
 
 
