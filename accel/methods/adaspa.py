@@ -11,7 +11,7 @@ from torch import Tensor
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.execute import full_attention
 from accel.attention.orders.grid import tiles
-from accel.attention.patterns.text import keep_text
+from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Computed, Dense, Plan, Sparse
 from accel.attention.schedule import dense_step_count
 from accel.attention.selection import select_blocks

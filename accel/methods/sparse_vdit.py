@@ -29,7 +29,8 @@ class SparseVDiT:
     A head stays full when no pattern gets below `tolerance`. The error is the relative squared error of the
     head's output (the paper's scale is not stated); published: penalty (lambda) 0.5. With a `table` from
     `accel.search.search_patterns` the choice is the offline one of the paper; without, each generation searches
-    for itself at its last dense step.
+    for itself at its last dense step. `first_frame` (ours) keeps all pairs of the first latent frame in every pattern,
+    which is narrower for it, unless they would take more than half of the density.
     """
 
     density: float = 0.2
@@ -38,6 +39,7 @@ class SparseVDiT:
     block: int = 64
     penalty: float = 0.5
     tolerance: float = 0.3
+    first_frame: bool = True
     table: PatternTable | None = None
 
     def __post_init__(self) -> None:
@@ -64,19 +66,26 @@ class SparseVDiT:
         modes = self.table.modes(call.progress, call.layer)
         if memory.values.get("modes") != modes:
             if "columns" not in memory.values:
-                memory.values["columns"] = rank_columns(call.q, call.k, call.scale, call.geometry)
+                memory.values["columns"] = self._rank_columns(call)
             memory.values["modes"] = modes
             memory.values["plan"] = self._plan(call, [modes], memory.values["columns"])
         return memory.values["plan"]
 
+    def _rank_columns(self, call: AttentionCall) -> Int[Tensor, "b h s"]:
+        return rank_columns(call.q, call.k, call.scale, call.geometry, self._keeps_first_frame(call))
+
     def _plan(self, call: AttentionCall, modes: list[list[str]], columns: Int[Tensor, "b h s"]) -> Sparse:
-        return head_mode_plan(modes, columns, call.geometry, self.density, self.block, call.q.device)
+        first_frame = self._keeps_first_frame(call)
+        return head_mode_plan(modes, columns, call.geometry, self.density, self.block, call.q.device, first_frame)
+
+    def _keeps_first_frame(self, call: AttentionCall) -> bool:
+        return self.first_frame and 2 / call.geometry.frames <= self.density / 2
 
     def choose(
         self, call: AttentionCall, out: Float[Tensor, "b h s d"]
     ) -> tuple[list[list[str]], Int[Tensor, "b h s"]]:
         """Return each sample's and head's mode and column ranking, given the full output of the call."""
-        columns = rank_columns(call.q, call.k, call.scale, call.geometry)
+        columns = self._rank_columns(call)
         losses = []
         for mode in CANDIDATES:
             if mode == "skip":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.orders.grid import tiles
-from accel.attention.patterns.text import keep_text
+from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.attention.schedule import is_dense
 from accel.attention.selection import select_blocks

@@ -10,7 +10,7 @@ from accel.attention.execute import execute, sampled_recall
 from accel.attention.orders.grid import native, tiles, token_major, with_text
 from accel.attention.patterns.band import band
 from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
-from accel.attention.patterns.text import keep_text
+from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Computed, Dense, Sparse
 from accel.attention.schedule import dense_step_count, is_dense
 from accel.attention.selection import select_blocks
@@ -142,6 +142,22 @@ def test_each_head_mode_equals_its_brute_force(mode: str) -> None:
         scores = (call.q[0, head] @ call.k[0, head].T * call.scale).masked_fill(~mask, -torch.inf)
         expected = scores.softmax(-1).nan_to_num(0) @ call.v[0, head]
         assert torch.allclose(out[0, head], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["diagonal", "multi-diagonal", "stripe"])
+@pytest.mark.parametrize("position", ["none", "first", "last"])
+def test_every_pattern_keeps_the_first_frame_and_its_density(mode: str, position: str) -> None:
+    geometry = Geometry(9, 4, 8, position, 0 if position == "none" else 16)
+    call = make_call(geometry=geometry)
+    columns = rank_columns(call.q, call.k, call.scale, geometry, first_frame=True)
+    plan = head_mode_plan([[mode] * 4], columns, geometry, 0.5, 16, call.q.device, first_frame=True)
+    mask = plan.block_map.to_dense().repeat_interleave(16, -1).repeat_interleave(16, -2)
+    mask = torch.zeros_like(mask)[..., : geometry.tokens, : geometry.tokens].copy_(mask)
+    rows = mask.new_zeros(mask.shape).scatter(2, plan.q_order[..., None].expand(mask.shape), mask)
+    pairs = rows.new_zeros(mask.shape).scatter(3, plan.kv_order[..., None, :].expand(mask.shape), rows)
+    first = slice(16, 48) if position == "first" else slice(0, 32)
+    assert pairs[:, :, first].all() and pairs[..., first].all()
+    assert not pairs.all() and pairs.float().mean().item() == pytest.approx(0.5, abs=0.12)
 
 
 def test_heads_of_all_kinds_share_one_launch() -> None:

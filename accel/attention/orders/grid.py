@@ -24,10 +24,14 @@ def native(geometry: Geometry) -> Int[Tensor, " s"]:
     return torch.arange(geometry.tokens)
 
 
-def token_major(geometry: Geometry) -> Int[Tensor, " s"]:
-    """Return the order in which one pixel's tokens of all frames are neighbours (Sparse VideoGen, section 4.2)."""
+def token_major(geometry: Geometry, first_frame: bool = False) -> Int[Tensor, " s"]:
+    """Return the order in which one pixel's tokens of all frames are neighbours (Sparse VideoGen, section 4.2).
+
+    With `first_frame` the first frame stays together, ahead of the others.
+    """
     tokens = torch.arange(geometry.video_tokens).view(geometry.frames, geometry.frame_tokens)
-    return with_text(tokens.T.flatten(), geometry)
+    ahead = int(first_frame)
+    return with_text(torch.cat([tokens[:ahead].flatten(), tokens[ahead:].T.flatten()]), geometry)
 
 
 def tiles(geometry: Geometry, tile: tuple[int, int, int]) -> Int[Tensor, " s"]:

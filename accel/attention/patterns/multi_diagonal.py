@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accel.attention.call import Geometry
 from accel.attention.orders.grid import token_major
-from accel.attention.patterns.text import keep_text
+from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap
 from sparse_kernels.block_map import uniform_offsets
