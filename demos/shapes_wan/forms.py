@@ -23,23 +23,27 @@ class _Middle(random.Random):
 
 
 def form_weights(
-    captions: list[str], times: Float[Tensor, " frames"], height: int, width: int, extra: float
+    captions: list[str], times: Float[Tensor, " frames"], height: int, width: int, share: float
 ) -> Float[Tensor, "batch 1 frames height width"]:
-    """Return each token's weight in the loss, 1 on average: more by `extra` where another shape would change it.
+    """Return each token's weight in the loss, 1 on average; `share` of it lies where another shape would change tokens.
 
-    `times` are in [0, 1]. The weights follow from the caption alone, so that what minimises the loss stays the same;
-    an empty caption has the same weight everywhere.
+    Every actor of a video has the same part of `share`, so that small ones count as much as large ones. `times` are
+    in [0, 1]. The weights follow from the caption alone, so that what minimises the loss stays the same; an empty
+    caption has the same weight everywhere.
     """
+    if not 0 <= share < 1:
+        raise ValueError(f"share is {share}, but it is a part of the loss: 0 to below 1")
     weights = torch.ones(len(captions), 1, len(times), height, width)
     for weight, caption in zip(weights, captions, strict=True):
         if caption:
-            weight[0] += extra * _disagreement(parse_caption(caption), times, height, width)
-            weight /= weight.mean()
+            differs = _disagreement(parse_caption(caption), times, height, width)
+            differs /= differs.mean((1, 2, 3), keepdim=True)
+            weight[0] += share * (differs.mean(0) - 1)
     return weights
 
 
-def _disagreement(scene: Scene, times: Tensor, height: int, width: int) -> Float[Tensor, "frames height width"]:
-    """Return how much of each token is covered by one shape and not by another, over all actors."""
+def _disagreement(scene: Scene, times: Tensor, height: int, width: int) -> Float[Tensor, "actors frames height width"]:
+    """Return how much of each token is covered by one shape and not by another, for each actor."""
     drawn = torch.stack(
         [
             covers(
@@ -52,5 +56,4 @@ def _disagreement(scene: Scene, times: Tensor, height: int, width: int) -> Float
             for shape in SHAPES
         ]
     )
-    differs = (drawn.amax(0) - drawn.amin(0)).amax(0)
-    return adaptive_avg_pool2d(differs, (height, width))
+    return adaptive_avg_pool2d(drawn.amax(0) - drawn.amin(0), (height, width))

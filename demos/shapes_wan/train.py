@@ -136,7 +136,7 @@ def main(
     learning_rate: float = 2e-3,
     decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
     shift: float = 5.0,
-    forms: Annotated[float, typer.Option(help="extra weight of tokens that another shape would change")] = 0.0,
+    forms: Annotated[float, typer.Option(help="share of the loss at tokens that another shape would change")] = 0.0,
     auxiliary: Annotated[float, typer.Option(help="weight of the auxiliary tasks of reading and locating")] = 0.3,
     drop_caption: float = 0.1,
     long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,

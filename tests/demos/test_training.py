@@ -55,12 +55,16 @@ def test_the_loss_looks_where_another_shape_would_change_a_token() -> None:
     """Every shape of a place has the same weights; they are high exactly where the pictures of two shapes differ."""
     actor = parse_caption("a large red circle stays still").actors[0]
     captions = [caption_of((replace(actor, shape=shape),), "black", True, True) for shape in SHAPES]
-    weights = form_weights([*captions, ""], torch.tensor([0.0, 0.5]), 16, 16, extra=6.0)
+    weights = form_weights([*captions, ""], torch.tensor([0.0, 0.5]), 16, 16, share=0.5)
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
     assert weights.mean((1, 2, 3, 4)).allclose(torch.ones(4)) and torch.equal(weights[3], torch.ones(1, 2, 16, 16))
     # The middle of the frame is covered whatever the shape, its corners never.
     assert weights[0, 0, 0, 8, 8] == weights[0, 0, 0, 0, 0] == weights[0].min()
     assert weights[0].max() > 3 and 0.02 < (weights[0, 0, 0] > 2).float().mean() < 0.15
+    small = form_weights([captions[0].replace("large", "small")], torch.tensor([0.0, 0.5]), 16, 16, share=0.5)
+    assert (small - 0.5).clamp(min=0).mean() == pytest.approx((weights[0] - 0.5).clamp(min=0).mean().item(), abs=1e-4)
+    with pytest.raises(ValueError, match="share is 1.0, but it is a part of the loss"):
+        form_weights(captions, torch.tensor([0.0]), 16, 16, share=1.0)
 
 
 def test_actors_move_as_the_caption_says() -> None:
@@ -153,7 +157,7 @@ def test_the_whole_chain_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     train_vae.main(vae, steps=2, image_steps=1, batch=1)
     latents.main(vae, pools, "coarse", count=4, shards=1, threads=threads)
     train.main(stage, "coarse:4", pools, steps=1, tokens=512)
-    train.main(stage, "coarse:3,coarse:4", pools, steps=2, tokens=512, forms=4.0, long_text=1.0, bfloat16=True)
+    train.main(stage, "coarse:3,coarse:4", pools, steps=2, tokens=512, forms=0.5, long_text=1.0, bfloat16=True)
     assert torch.load(stage / "checkpoint.pt", weights_only=True)["step"] == 2
     assemble.main(stage, vae, pools, tmp_path / "model", "coarse", steps=2)
     pipeline = WanPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
