@@ -56,22 +56,20 @@ def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
     avx512 = '__builtin_cpu_supports("avx512f")&&__builtin_cpu_supports("avx512bw")&&__builtin_cpu_supports("avx512vl")'
     bf16 = f'{avx512}&&__builtin_cpu_supports("avx512bf16")'
     vnni = f'{bf16}&&__builtin_cpu_supports("avx512vnni")'
+    products = [
+        '-DNAME="avx512_bf16"',
+        "-DLANES=16",
+        "-DROWS=12",
+        f"-DCAN_RUN={bf16}",
+        "-DBFLOAT16_PRODUCTS",
+        *BFLOAT16,
+    ]
     return {
         **units,
         **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
         **_vector("avx512", 16, 12, avx512, *AVX512),
-        "convolve_avx512_bf16": (
-            "convolve_vector.cpp",
-            [
-                '-DNAME="avx512_bf16"',
-                "-DKERNEL=convolver_avx512_bf16",
-                "-DLANES=16",
-                "-DROWS=12",
-                f"-DCAN_RUN={bf16}",
-                "-DBFLOAT16_PRODUCTS",
-                *BFLOAT16,
-            ],
-        ),
+        "convolve_avx512_bf16": ("convolve_vector.cpp", ["-DKERNEL=convolver_avx512_bf16", *products]),
+        "reduce_avx512_bf16": ("reduce_vector.cpp", ["-DKERNEL=reducer_avx512_bf16", *products]),
         "avx512_bf16": _narrow("avx512_bf16", bf16, "-DROWS=12", *BFLOAT16),
         "avx512_int8": _narrow("avx512_int8", vnni, "-DROWS=12", *BFLOAT16, "-mavx512vnni", "-DINT8"),
         "amx": _narrow("amx", "amx_is_usable()", *AMX),

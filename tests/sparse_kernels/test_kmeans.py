@@ -67,7 +67,7 @@ def forced(x: Tensor, start: Tensor, iterations: int, instructions: str) -> Clus
     if reason is not None:
         pytest.skip(reason)
     try:
-        return cpu.forward(x, start, iterations, 0.0, instructions)
+        return cpu.forward(x, start, iterations, 0.0, instructions=instructions)
     except RuntimeError as error:
         if "not available on this processor" in str(error) or "unknown instruction set" in str(error):
             pytest.skip(f"{instructions} is not available here")
@@ -85,6 +85,24 @@ def test_every_instruction_set_and_odd_size(instructions: str, rows: int, cluste
     assert torch.equal(ours.labels.long(), labels)
     assert (ours.centroids - centroids).abs().max() < 2e-6
     assert_consistent(ours)
+
+
+@pytest.mark.parametrize(("rows", "clusters", "head_dim"), [(48, 16, 8), (49, 17, 3), (300, 33, 80), (1000, 70, 64)])
+def test_bfloat16_products_find_the_nearest_of_rounded_centroids(rows: int, clusters: int, head_dim: int) -> None:
+    x, start = make_rows(rows, 1, 2, rows, clusters, head_dim)
+    x = x.bfloat16()
+    ours = forced(x, start, 1, "avx512_bf16")
+    assert_consistent(ours)
+    to_rounded = distances(x, start.bfloat16())
+    excess = to_rounded.gather(-1, ours.labels.long()[..., None])[..., 0] - to_rounded.amin(-1)
+    assert excess.max() < 1e-4 * to_rounded.amin(-1).max()
+    chosen = torch.nn.functional.one_hot(ours.labels.long(), clusters).double()
+    means = chosen.mT @ x.double() / chosen.sum(2)[..., None].clamp(min=1)
+    assert ((ours.centroids - means).abs() * (ours.sizes > 0)[..., None]).max() < 2e-6
+    # Rounding costs nothing that counts.
+    exact, rough = (kmeans(x, start, iterations=20, tolerance=0, precision=name) for name in ("float32", "bfloat16"))
+    inertia = [distances(x, c.centroids).amin(-1).sum() for c in (exact, rough)]
+    assert inertia[1] < 1.02 * inertia[0]
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -170,6 +188,7 @@ def test_bad_input_is_named() -> None:
         ((x, start.to("meta")), {}, "centroids is on meta, x on cpu"),
         ((x, start), {"iterations": -1}, "iterations must be 0 or more, got -1"),
         ((x, start), {"tolerance": -1.0}, "tolerance must be 0 or more"),
+        ((x, start), {"precision": "int8"}, "precision must be float32 or bfloat16, got 'int8'"),
         ((x, start), {"backend": "tpu"}, "unknown backend 'tpu'; accepted: cpu, triton, reference"),
         ((x.to("meta"), start.to("meta")), {"backend": "cpu"}, "backend cpu cannot run this call: x is on meta"),
     ):

@@ -62,8 +62,9 @@ def cluster_call(
             centroids, rounds = first_centroids(video, min(max(count, 1), tokens)), first_iterations
             if first_share < 1:
                 some = _random_places(tokens, max(centroids.shape[2], round(first_share * tokens))).to(x.device)
-                centroids, rounds = kmeans(video[:, :, some], centroids, iterations=rounds).centroids, iterations
-        clusters = kmeans(video, centroids, iterations=rounds)
+                rough = kmeans(video[:, :, some], centroids, iterations=rounds, precision="bfloat16")
+                centroids, rounds = rough.centroids, iterations
+        clusters = kmeans(video, centroids, iterations=rounds, precision="bfloat16")
         memory.values[name] = clusters.centroids
         axes.append(_with_text(clusters, call.geometry))
     return axes[0], axes[1]

@@ -1,62 +1,13 @@
 // Sparse convolution with sums in float32: gather, product and sum of a tile of output rows without leaving the cache.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
+#include "cells.h"
 #include "convolve.h"
-#include "micro_kernel.h"
-
-// A cell is 32 bits of a row or of a column: one float, or with -DBFLOAT16_PRODUCTS two channels in bfloat16.
-#ifdef BFLOAT16_PRODUCTS
-static inline int32_t cells(int32_t depth) { return (depth + 1) / 2; }
-
-static inline void read_cells(const Rows& inputs, int64_t row, int32_t depth, float* to) {
-  uint16_t* channels = reinterpret_cast<uint16_t*>(to);
-  memcpy(channels, static_cast<const uint16_t*>(inputs.data) + row_offset(inputs, row), depth * sizeof(uint16_t));
-  if (depth % 2) channels[depth] = 0;
-}
-
-static inline float weight_cell(const WeightJob& job, int32_t i, int32_t j) {
-  const float* at = job.weight + 2 * i * job.stride_in + j * job.stride_out;
-  const uint32_t second = 2 * i + 1 < job.depth ? to_bfloat16(at[job.stride_in]) : 0;
-  const uint32_t bits = to_bfloat16(at[0]) | second << 16;
-  float cell;
-  memcpy(&cell, &bits, sizeof cell);
-  return cell;
-}
-
-template <int R, int V>
-static inline __attribute__((always_inline)) void multiply_cells(
-    vf (&acc)[R][V], const float* rows, int32_t count, const float* packed) {
-  for (int32_t k = 0; k < count; k++) {
-    __m512bh column[V];
-    for (int v = 0; v < V; v++) column[v] = (__m512bh)_mm512_loadu_si512(packed + k * PANEL + v * LANES);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const __m512bh x = (__m512bh)_mm512_castps_si512(_mm512_set1_ps(rows[r * static_cast<int64_t>(count) + k]));
-      for (int v = 0; v < V; v++) acc[r][v] = (vf)_mm512_dpbf16_ps((__m512)acc[r][v], x, column[v]);
-    }
-  }
-}
-#else
-static inline int32_t cells(int32_t depth) { return depth; }
-
-static inline void read_cells(const Rows& inputs, int64_t row, int32_t depth, float* to) {
-  read_row(inputs, row, depth, depth, 1.0f, to);
-}
-
-static inline float weight_cell(const WeightJob& job, int32_t i, int32_t j) {
-  return job.weight[i * job.stride_in + j * job.stride_out];
-}
-
-template <int R, int V>
-static inline __attribute__((always_inline)) void multiply_cells(
-    vf (&acc)[R][V], const float* rows, int32_t count, const float* packed) {
-  multiply<R>(acc, rows, count, packed, PANEL, count);
-}
-#endif
 
 static void pack(const WeightJob& job) {
   for (int32_t i = 0; i < cells(job.depth); i++)
     for (int32_t j = 0; j < PANEL; j++)
-      job.packed[static_cast<int64_t>(i) * PANEL + j] = j < job.valid ? weight_cell(job, i, j) : 0.0f;
+      job.packed[static_cast<int64_t>(i) * PANEL + j] =
+          j < job.valid ? column_cell(job.weight + j * job.stride_out, job.stride_in, i, job.depth) : 0.0f;
 }
 
 static size_t convolve_bytes(int32_t channels_in, int32_t panels) {

@@ -30,7 +30,8 @@ struct Clustering {
   std::vector<int64_t> active;  // heads that still move
 
   Rows head(int64_t i, const int64_t* sorted = nullptr) const {
-    return {head_data(x, i / x.size(1), i % x.size(1), sizeof(float)), x.stride(2), sorted, FLOAT32};
+    const Element element = element_of(x);
+    return {head_data(x, i / x.size(1), i % x.size(1), element_bytes(element)), x.stride(2), sorted, element};
   }
 };
 
@@ -75,7 +76,7 @@ void sort_rows(Clustering& c) {
 }
 
 void move_centroids(Clustering& c) {
-  const int64_t bytes = c.head_dim * static_cast<int64_t>(sizeof(double));
+  const int64_t bytes = c.head_dim * static_cast<int64_t>(sizeof(double) + sizeof(float));
   share_out(static_cast<int64_t>(c.active.size()) * c.clusters, bytes, [&](int64_t item, char* scratch) {
     const int64_t head = c.active[item / c.clusters], i = item % c.clusters, at = head * c.clusters + i;
     const int32_t* offsets = c.offsets + head * (c.clusters + 1);

@@ -34,7 +34,7 @@ struct MeanJob {
   int64_t begin, end;
   int32_t head_dim;
   float* centroid;
-  double* scratch;  // head_dim
+  double* scratch;  // head_dim doubles and as many floats
 };
 
 // The sum of 2^(scale * row * key - log2(e) * lse) over `count` rows and each block of keys.
@@ -61,7 +61,7 @@ struct Reducer {
   int32_t panel;
   bool (*can_run)();
   size_t (*nearest_bytes)(int32_t head_dim);  // scratch
-  size_t (*mass_bytes)(int32_t head_dim);     // scratch
+  size_t (*mass_bytes)(int32_t head_dim);     // scratch; null where the kernel only finds the nearest
   void (*pack)(const ColumnJob&);
   void (*nearest)(const NearestJob&);
   double (*mean)(const MeanJob&);  // returns how far the centroid moved, squared
@@ -72,4 +72,5 @@ extern "C" {
 extern const Reducer reducer_portable;
 extern const Reducer reducer_avx2;
 extern const Reducer reducer_avx512;
+extern const Reducer reducer_avx512_bf16;
 }

@@ -1,6 +1,7 @@
 // Scores of rows against panels of columns, reduced while they are in registers: nearest centroid, mass of a block.
-// Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
-#include "micro_kernel.h"
+// Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile), and with
+// -DBFLOAT16_PRODUCTS for the nearest of rows in bfloat16 alone.
+#include "cells.h"
 #include "reduce.h"
 
 static constexpr float LOG2_E = 1.4426950408889634f;
@@ -14,9 +15,12 @@ static void pack(const ColumnJob& job) {
     }
     double norm = 0;
     for (int32_t x = 0; x < job.head_dim; x++) {
-      norm += static_cast<double>(job.scratch[x]) * job.scratch[x];
-      job.packed[static_cast<int64_t>(x) * PANEL + j] = job.scratch[x] * job.scale;
+      const double value = rounded(job.scratch[x]);  // distances are those to what is compared
+      norm += value * value;
+      job.scratch[x] *= job.scale;
     }
+    for (int32_t i = 0; i < cells(job.head_dim); i++)
+      job.packed[static_cast<int64_t>(i) * PANEL + j] = column_cell(job.scratch, 1, i, job.head_dim);
     if (job.norms) job.norms[j] = j < job.valid ? static_cast<float>(norm) : __builtin_inff();
   }
 }
@@ -24,11 +28,11 @@ static void pack(const ColumnJob& job) {
 // Smallest score and its vector's number, for each lane of R rows.
 template <int R>
 static void nearest_rows(
-    const float* rows, int32_t depth, const float* packed, const float* norms, int32_t panel, float* best, int32_t* where) {
+    const float* rows, int32_t count, const float* packed, const float* norms, int32_t panel, float* best, int32_t* where) {
   vf acc[R][VECTORS];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < VECTORS; v++) acc[r][v] = load(norms + v * LANES);
-  multiply<R>(acc, rows, depth, packed, PANEL, depth);
+  multiply_cells<R, VECTORS>(acc, rows, count, packed);
   for (int r = 0; r < R; r++) {
     vf smallest = load(best + r * LANES);
     vi number;
@@ -60,18 +64,18 @@ static size_t nearest_bytes(int32_t head_dim) {
 }
 
 static void nearest(const NearestJob& job) {
-  const int32_t depth = job.head_dim;
+  const int32_t depth = cells(job.head_dim);
   float* best = reinterpret_cast<float*>(job.scratch);
   int32_t* where = reinterpret_cast<int32_t*>(best + NEAREST_ROWS * LANES);
   float* rows = reinterpret_cast<float*>(where + NEAREST_ROWS * LANES);
   for (int32_t r = 0; r < job.count; r++)
-    read_row(job.rows, job.first_row + r, depth, depth, 1.0f, rows + static_cast<int64_t>(r) * depth);
+    read_cells(job.rows, job.first_row + r, job.head_dim, rows + static_cast<int64_t>(r) * depth);
   for (int32_t i = 0; i < job.count * LANES; i++) {
     best[i] = __builtin_inff();
     where[i] = 0;
   }
   for (int32_t panel = 0; panel < job.panels; panel++) {
-    const float* packed = job.packed + static_cast<int64_t>(panel) * depth * PANEL;
+    const float* packed = job.packed + static_cast<int64_t>(panel) * job.head_dim * PANEL;
     for_rows<ROWS>(job.count, 0, [&]<int R>(int32_t r) {
       nearest_rows<R>(rows + static_cast<int64_t>(r) * depth, depth, packed, job.norms + panel * PANEL, panel,
                       best + r * LANES, where + r * LANES);
@@ -83,9 +87,10 @@ static void nearest(const NearestJob& job) {
 // Sums in double: a cluster may hold most of a long sequence.
 static double mean(const MeanJob& job) {
   double* sum = job.scratch;
+  float* row = reinterpret_cast<float*>(sum + job.head_dim);
   memset(sum, 0, static_cast<size_t>(job.head_dim) * sizeof(double));
   for (int64_t i = job.begin; i < job.end; i++) {
-    const float* row = static_cast<const float*>(job.rows.data) + row_offset(job.rows, i);
+    read_row(job.rows, i, job.head_dim, job.head_dim, 1.0f, row);
     for (int32_t x = 0; x < job.head_dim; x++) sum[x] += static_cast<double>(row[x]);
   }
   const double share = 1.0 / static_cast<double>(job.end - job.begin);
@@ -99,6 +104,10 @@ static double mean(const MeanJob& job) {
   return moved;
 }
 
+#ifdef BFLOAT16_PRODUCTS
+static constexpr decltype(Reducer::mass) mass = nullptr;
+static constexpr decltype(Reducer::mass_bytes) mass_bytes = nullptr;
+#else
 template <int R>
 static void weigh_rows(const float* q, int32_t depth, const float* packed, const float* lse, vf (&total)[VECTORS]) {
   vf acc[R][VECTORS];
@@ -139,6 +148,7 @@ static void mass(const MassJob& job) {
     job.mass[block] += sum;
   }
 }
+#endif
 
 static bool can_run() { return CAN_RUN; }
 

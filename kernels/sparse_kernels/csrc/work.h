@@ -14,7 +14,8 @@ namespace {
 
 inline const Reducer& choose_reducer(const std::string& wanted) {
 #ifdef X86
-  const Reducer* reducers[] = {&reducer_avx512, &reducer_avx2, &reducer_portable};
+  // The last one rounds and is taken by name only.
+  const Reducer* reducers[] = {&reducer_avx512, &reducer_avx2, &reducer_portable, &reducer_avx512_bf16};
 #else
   const Reducer* reducers[] = {&reducer_portable};
 #endif
@@ -24,7 +25,7 @@ inline const Reducer& choose_reducer(const std::string& wanted) {
       return *reducer;
     }
   }
-  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: avx512, avx2, portable");
+  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: avx512_bf16, avx512, avx2, portable");
   return reducer_portable;
 }
 

@@ -1,4 +1,4 @@
-"""The C++ kernel: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time."""
+"""The C++ kernel: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time, and bfloat16 products on request."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ def forward(
     centroids: Float[Tensor, "b h k d"],
     iterations: int,
     tolerance: float,
+    precision: str = "float32",
     instructions: str = "",
 ) -> Clusters:
     """Return the clusters of every head; `instructions` forces an instruction set, for tests."""
-    x = x.float()  # widened once: every iteration reads all rows twice
+    if x.dtype == torch.float16:
+        x = x.float()  # what the kernel widens slowly
+    rounds = precision == "bfloat16" and x.dtype == torch.bfloat16
+    if rounds and _extension.instruction_set(torch.bfloat16) in ("avx512_bf16", "amx"):
+        instructions = instructions or "avx512_bf16"
     return Clusters(
         *torch.ops.sparse_kernels.kmeans_cpu(
             x if x.stride(-1) == 1 else x.contiguous(),

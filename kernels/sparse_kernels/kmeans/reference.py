@@ -17,9 +17,13 @@ def can_run(x: Tensor, centroids: Tensor) -> str | None:
 
 
 def forward(
-    x: Float[Tensor, "b h n d"], centroids: Float[Tensor, "b h k d"], iterations: int, tolerance: float
+    x: Float[Tensor, "b h n d"],
+    centroids: Float[Tensor, "b h k d"],
+    iterations: int,
+    tolerance: float,
+    precision: str = "float32",
 ) -> Clusters:
-    """Return the clusters of every head."""
+    """Return the clusters of every head, as exact as float32 in either precision."""
     heads = [
         _cluster_head(rows, start, iterations, tolerance)
         for rows, start in zip(x.float().flatten(0, 1), centroids.float().flatten(0, 1), strict=True)

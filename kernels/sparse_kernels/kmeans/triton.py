@@ -39,9 +39,13 @@ def can_run(x: Tensor, centroids: Tensor) -> str | None:
 
 
 def forward(
-    x: Float[Tensor, "b h n d"], centroids: Float[Tensor, "b h k d"], iterations: int, tolerance: float
+    x: Float[Tensor, "b h n d"],
+    centroids: Float[Tensor, "b h k d"],
+    iterations: int,
+    tolerance: float,
+    precision: str = "float32",
 ) -> Clusters:
-    """Return the clusters of every head."""
+    """Return the clusters of every head, as exact as float32 in either precision."""
     return Clusters(*kmeans_triton(x, centroids, iterations, tolerance))
 
 
