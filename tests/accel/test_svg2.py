@@ -121,9 +121,9 @@ def test_a_batch_equals_single_runs() -> None:
 def test_memory_warm_starts_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[torch.Tensor, int]] = []
 
-    def noted(x: torch.Tensor, centroids: torch.Tensor, *, iterations: int) -> Any:
+    def noted(x: torch.Tensor, centroids: torch.Tensor, *, iterations: int, precision: str) -> Any:
         calls.append((centroids, iterations))
-        return kmeans(x, centroids, iterations=iterations)
+        return kmeans(x, centroids, iterations=iterations, precision=precision)
 
     monkeypatch.setattr(clusters_module, "kmeans", noted)
     memory, method = LayerMemory(), SVG2(**SMALL)
@@ -145,7 +145,7 @@ def test_state_lives_for_one_branch_and_generation(name: str, monkeypatch: pytes
 
     def noted(x: torch.Tensor, centroids: torch.Tensor, **options: int) -> Any:
         iterations.append(options["iterations"])
-        return kmeans(x, centroids, iterations=options["iterations"])
+        return kmeans(x, centroids, **options)
 
     monkeypatch.setattr(clusters_module, "kmeans", noted)
     pipe = pipeline("wan-2.1")
