@@ -48,13 +48,15 @@ app: .venv/installed-dev compiler
 	touch $@
 
 # Debian packages are installed where they are missing and may be: without g++ attention runs on a slow fallback and says
-# so, without Chromium the browser test is skipped.
+# so, without Chromium the browser test is skipped, without open3d's libraries those of PLY and PCD files.
 compiler:
 	@command -v g++ >/dev/null || $(MAKE) --no-print-directory apt PACKAGES=g++ || echo "g++ is missing and was not installed"
 
 system-packages: compiler
 	@{ command -v chromium && command -v chromedriver; } >/dev/null \
 		|| $(MAKE) --no-print-directory apt PACKAGES="chromium chromium-driver" || echo "chromium is missing and was not installed"
+	@$(BIN)/python -c "import open3d" 2>/dev/null || $(MAKE) --no-print-directory apt \
+		PACKAGES="libusb-1.0-0 libgl1 libegl1 libx11-6 libudev1 libidn2-0" || echo "open3d's libraries are missing"
 
 apt: SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 apt:

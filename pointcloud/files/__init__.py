@@ -1,0 +1,7 @@
+"""Point clouds in files of every usual kind."""
+
+from pointcloud.files.binary import read_labels
+from pointcloud.files.read import SUFFIXES, read_points
+from pointcloud.files.write import write_points
+
+__all__ = ["SUFFIXES", "read_labels", "read_points", "write_points"]

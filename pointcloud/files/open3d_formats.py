@@ -1,0 +1,85 @@
+"""PLY and PCD, with their attributes, by open3d."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pointcloud.points import PointCloud
+
+LIBRARIES = "libusb-1.0-0 libgl1 libegl1 libx11-6 libudev1 libidn2-0"
+OURS = {"colors": "color", "normals": "normal"}
+
+
+def _open3d() -> Any:
+    """Return open3d; ImportError that says what to install."""
+    try:
+        import open3d
+    except ModuleNotFoundError as error:
+        raise ImportError('.ply and .pcd need open3d: pip install "visual-accel[points]"') from error
+    except (ImportError, OSError) as error:
+        raise ImportError(f"open3d needs libraries of the system ({error}): apt install {LIBRARIES}") from error
+    return open3d
+
+
+def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return xyz and all attributes; ValueError if the file is cut short or of another kind."""
+    open3d, log = _open3d(), io.StringIO()
+    level = open3d.utility.VerbosityLevel.Warning
+    # Of a PLY that is cut short, open3d returns rows of random numbers: only its log tells.
+    with contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
+        cloud = open3d.t.io.read_point_cloud(str(path))
+    said = " ".join(re.sub("\x1b[^m]*m", "", log.getvalue()).split())
+    if "failed" in said or _ends_early(path):
+        raise ValueError(f"{path} cannot be read as {path.suffix}: it is cut short or of another kind")
+    if said:
+        warnings.warn(f"{path}: {said}", stacklevel=4)
+    columns = {name: cloud.point[name].numpy() for name in cloud.point}
+    xyz = columns.pop("positions")
+    return xyz, {_name(name): _unit(name, column) for name, column in columns.items()}
+
+
+def _ends_early(path: Path) -> bool:
+    """Say whether a PCD file of text has fewer numbers than its header says, which open3d fills with zeros."""
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".pcd" or b"DATA ascii" not in file.read(4096):
+            return False
+    header, _, body = path.read_bytes().partition(b"DATA ascii")
+    fields = {line.split()[0]: line.split()[1:] for line in header.splitlines() if line.strip()}
+    numbers = sum(map(int, fields.get(b"COUNT", [b"1"] * len(fields[b"FIELDS"]))))
+    return len(body.split()) < numbers * int(fields[b"POINTS"][0])
+
+
+def _name(name: str) -> str:
+    """Return our name of an attribute; CloudCompare writes scalar_Intensity."""
+    return OURS.get(name, name.removeprefix("scalar_").lower())
+
+
+def _unit(name: str, column: np.ndarray) -> np.ndarray:
+    if name == "colors" and column.dtype.kind == "u":
+        column = column / np.iinfo(column.dtype).max
+    return column[:, 0] if column.shape[1:] == (1,) else column
+
+
+def write_ply(path: Path, cloud: PointCloud) -> None:
+    """Write a binary PLY: colours as bytes, whole numbers as int32, coordinates as float64 if there is an origin."""
+    open3d = _open3d()
+    xyz = cloud.xyz.cpu().numpy()
+    written = open3d.t.geometry.PointCloud(xyz + np.asarray(cloud.origin) if any(cloud.origin) else xyz)
+    theirs = {ours: name for name, ours in OURS.items()}
+    for name, column in cloud.attributes.items():
+        if name == "color":
+            column = (column.clamp(0, 1) * 255).round().to(torch.uint8)
+        else:
+            column = column.to(torch.float32 if column.is_floating_point() else torch.int32)
+        array = np.ascontiguousarray(column.cpu().numpy())
+        written.point[theirs.get(name, name)] = array[:, None] if array.ndim == 1 else array
+    if not open3d.t.io.write_point_cloud(str(path), written):
+        raise OSError(f"open3d could not write {path}")

@@ -1,0 +1,64 @@
+"""Read a point cloud from a file of any accepted kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointcloud.files.binary import read_scan
+from pointcloud.files.las import read_las
+from pointcloud.files.open3d_formats import read_open3d
+from pointcloud.files.tables import read_npy, read_xyz
+from pointcloud.points import PointCloud
+
+SUFFIXES = (".bin", ".pcd.bin", ".npy", ".xyz", ".ply", ".pcd", ".las", ".laz")
+READERS = {
+    ".npy": read_npy,
+    ".xyz": read_xyz,
+    ".ply": read_open3d,
+    ".pcd": read_open3d,
+    ".las": read_las,
+    ".laz": read_las,
+}
+# Up to here steps of float32 are finer than a millimetre.
+FAR = 8192.0
+
+
+def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
+    """Return the points of a file whose name ends with one of `SUFFIXES`.
+
+    Floats become float32, whole numbers int64. An axis on which every point is more than 8192 m away (map
+    coordinates) is counted from an `origin` at its least whole metre. `layout` ("kitti" or "nuscenes") overrides what
+    the name says. FileNotFoundError without the file; ValueError if it has another name, is cut short or empty, or has
+    numbers that are NaN or infinite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    xyz, attributes = _read(path, layout)
+    if len(xyz) == 0:
+        raise ValueError(f"{path} holds no points")
+    for name, column in {"xyz": xyz, **attributes}.items():
+        bad = ~np.isfinite(column).reshape(len(xyz), -1).all(1)
+        if bad.any():
+            raise ValueError(f"{path} has NaN or infinity in {name} of {bad.sum()} of {len(xyz)} points; remove them")
+    origin = np.where(np.abs(xyz).min(0) > FAR, np.floor(xyz.min(0)), 0.0)
+    tensors = {name: _tensor(column) for name, column in attributes.items()}
+    x, y, z = origin.tolist()
+    return PointCloud(_tensor(xyz - origin), tensors, (x, y, z))
+
+
+def _read(path: Path, layout: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    suffix = path.suffix.lower()
+    if layout is not None or suffix == ".bin":
+        return read_scan(path, layout or ("nuscenes" if path.name.lower().endswith(".pcd.bin") else "kitti"))
+    if suffix not in READERS:
+        raise ValueError(f"{path} ends with {suffix or 'no suffix'}; accepted: {', '.join(SUFFIXES)}")
+    return READERS[suffix](path)
+
+
+def _tensor(column: np.ndarray) -> Tensor:
+    return torch.from_numpy(column.astype(np.float32 if column.dtype.kind == "f" else np.int64))

@@ -1,0 +1,53 @@
+"""Tables with a point in each row: `.npy` and `.xyz` (text)."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from pointcloud.points import PointCloud
+
+# After x y z, as in OpenPCDet's frames of the Waymo data set.
+COLUMNS = ("intensity", "elongation", "no_label_zone")
+
+
+def read_npy(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return xyz and the attributes of a float array with 3 to 6 columns: x y z, then `COLUMNS`."""
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as .npy, it is cut short or of another kind: {error}") from error
+    if not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.ndim != 2 or not 3 <= table.shape[1] <= 6:
+        found = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "an archive"
+        raise ValueError(f"{path} must hold floats (points, 3 to 6): x y z {' '.join(COLUMNS)}; found {found}")
+    return table[:, :3], dict(zip(COLUMNS, table[:, 3:].T, strict=False))
+
+
+def write_npy(path: Path, cloud: PointCloud) -> None:
+    """Write x y z and as many of `COLUMNS`, from the first, as there are: float64 with an origin, else float32."""
+    names = tuple(takewhile(cloud.attributes.__contains__, COLUMNS))
+    table = cloud.values(names).cpu().numpy()
+    if any(cloud.origin):
+        table = table.astype(np.float64)
+        table[:, :3] += cloud.origin
+    with path.open("wb") as file:
+        np.save(file, table)
+
+
+def read_xyz(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the first three columns of a text file and, if it has four, the last as intensity.
+
+    Columns beyond four have no agreed meaning and are left out. Lines may be empty or begin with #.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an empty file gets our own error
+            table = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as rows of numbers x y z: {error}") from error
+    if table.size and table.shape[1] < 3:
+        raise ValueError(f"{path} has {table.shape[1]} columns; at least x y z are needed")
+    return table[:, :3].reshape(-1, 3), {"intensity": table[:, 3]} if table.shape[1] == 4 else {}
