@@ -12,7 +12,7 @@ from typing import Any
 
 from accel.compare import contrast, warm_up
 from accel.generation import CallOptions, Generation, call_arguments, generate
-from accel.methods import METHODS, Method, by_name
+from accel.methods import Method, from_text
 from accel.pipelines import InputError, LoadedPipeline
 from accel.report import finite
 
@@ -26,7 +26,10 @@ attention_sparse_seconds attention_speedup planning_share memory_bytes density d
 
 @dataclass(frozen=True)
 class Case:
-    """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps."""
+    """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps.
+
+    The method may have options, as `accel.methods.from_text` reads them.
+    """
 
     method: str
     density: float
@@ -34,15 +37,11 @@ class Case:
 
 
 def cases(methods: Iterable[str], densities: Iterable[float], dense_steps: Iterable[float]) -> list[Case]:
-    """Return every combination; InputError names a method that is not known or a share that cannot be."""
-    methods = list(methods)
-    for name in methods:
-        if name not in METHODS:
-            raise InputError(f"unknown method {name!r}; accepted: {', '.join(METHODS)}")
+    """Return every combination; InputError names a method or option that is not known, or a share that cannot be."""
     made = [Case(*values) for values in itertools.product(methods, densities, dense_steps)]
     for case in made:
         try:
-            by_name(case.method, density=case.density, dense_steps=case.dense_steps)
+            method_of(case, case.density)
         except ValueError as error:
             raise InputError(str(error)) from error
     return made
@@ -121,7 +120,7 @@ def _warm_dense(
 
 def method_of(case: Case, density: float) -> Method:
     """Return the method object of a case with its density option set to `density`."""
-    return by_name(case.method, density=density, dense_steps=case.dense_steps)
+    return from_text(case.method, density=density, dense_steps=case.dense_steps)
 
 
 def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOptions) -> float:
@@ -146,7 +145,12 @@ def _row(
 ) -> dict[str, Any]:
     sparse = generate(loaded, prompt, method_of(case, option), **options)
     report = contrast(loaded, dense, sparse).report
-    report |= {"density_asked": case.density, "density_option": option, "dense_share": case.dense_steps}
+    report |= {
+        "method": case.method,
+        "density_asked": case.density,
+        "density_option": option,
+        "dense_share": case.dense_steps,
+    }
     return {name: report[name] for name in KEPT.split()}
 
 

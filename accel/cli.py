@@ -31,7 +31,9 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help="pipeline folder or Hugging Face id; default: the embedded shapes-wan")
     ] = None,
-    method: Annotated[str, typer.Option(help="sparse-attention method, or dense")] = "sparse-vdit",
+    method: Annotated[
+        str, typer.Option(help="sparse-attention method, as NAME or NAME:OPTION=VALUE, or dense")
+    ] = "sparse-vdit",
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
@@ -67,7 +69,9 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="pipeline folder or Hugging Face id; default: the embedded shapes-wan")
     ] = None,
-    methods: Annotated[str, typer.Option(help="names of methods, with commas between them; default: all")] = "",
+    methods: Annotated[
+        str, typer.Option(help="NAME or NAME:OPTION=VALUE, with commas between them; default: all")
+    ] = "",
     densities: Annotated[str, typer.Option(help="measured densities of the sparse calls to compare at")] = "0.2,0.3",
     dense_steps: Annotated[str, typer.Option(help="shares of the steps, from the first, kept dense")] = "0,0.2",
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from 0")] = 3,
@@ -145,7 +149,7 @@ def _one_line_errors() -> Iterator[None]:
 
 def _method(name: str, density: float | None, dense_steps: float | None, compare: bool) -> Any | None:
     """Return the method object, None for dense."""
-    from accel.methods import METHODS, by_name
+    from accel.methods import METHODS, from_text
     from accel.pipelines import InputError
 
     options = {"density": density, "dense_steps": dense_steps}
@@ -154,10 +158,10 @@ def _method(name: str, density: float | None, dense_steps: float | None, compare
         if compare or given:
             raise InputError(f"method dense has nothing to compare or to set; choose one of: {', '.join(METHODS)}")
         return None
-    if name not in METHODS:
+    if name.split(":")[0] not in METHODS:
         raise InputError(f"unknown method {name!r}; accepted: dense, {', '.join(METHODS)}")
     try:
-        return by_name(name, **given)
+        return from_text(name, **given)
     except ValueError as error:
         raise InputError(str(error)) from error
 

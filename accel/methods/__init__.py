@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from typing import Any, Protocol
 
@@ -41,3 +42,28 @@ def by_name(name: str, **options: Any) -> Method:
     if unknown:
         raise ValueError(f"method {name} has no option {', '.join(unknown)}; accepted: {', '.join(fields)}")
     return METHODS[name](**options)
+
+
+def from_text(text: str, **options: Any) -> Method:
+    """Return the method of a text like `re-ttention:base=adaspa:growth=0.02`; `options` give way to what it says.
+
+    ValueError on a name or option that is not known and on an option without a value.
+    """
+    name, *parts = text.split(":")
+    for part in parts:
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (option and equals and value):
+            raise ValueError(f"{part!r} in {text!r} is no option; write NAME:OPTION=VALUE:OPTION=VALUE")
+        options[option] = _value(value)
+    try:
+        return by_name(name.strip(), **options)
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"{text!r} cannot be used: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """Return a number, True, False or None as such, anything else as text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

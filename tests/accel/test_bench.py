@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 from accel import bench
 from accel.bench import Case, Rows, cases, means, run_bench
 from accel.cli import app
+from accel.methods import from_text
+from accel.methods.adaspa import AdaSpa
+from accel.methods.re_ttention import ReTtention
 from accel.pareto import frontier
 from accel.pipelines import InputError, LoadedPipeline
 from tests.tiny_wan import save_tiny, tiny_pipeline
@@ -76,6 +79,9 @@ def test_frontier_drops_what_is_worse_in_both():
     ("arguments", "message"),
     [
         ((["magic"], [0.5], [0.0]), "unknown method 'magic'"),
+        ((["adaspa:base=svg2"], [0.5], [0.0]), "method adaspa has no option base"),
+        ((["adaspa:block"], [0.5], [0.0]), "'block' in 'adaspa:block' is no option; write NAME:OPTION=VALUE"),
+        ((["adaspa:block=big"], [0.5], [0.0]), "'adaspa:block=big' cannot be used"),
         ((["adaspa"], [1.5], [0.0]), "density must be above 0"),
         ((["adaspa"], [0.5], [-1.0]), "dense_steps must lie between"),
     ],
@@ -83,6 +89,13 @@ def test_frontier_drops_what_is_worse_in_both():
 def test_bad_cases(arguments: tuple, message: str):
     with pytest.raises(InputError, match=message):
         cases(*arguments)
+
+
+def test_methods_come_with_options():
+    (case,) = cases(["re-ttention:base=adaspa:growth=0.02:residual_rank=None"], [0.5], [0.25])
+    method = bench.method_of(case, 0.4)
+    assert method == ReTtention(0.4, dense_steps=0.25, base="adaspa", growth=0.02)
+    assert from_text("adaspa:density=0.3", density=0.5) == AdaSpa(density=0.3)
 
 
 def test_file_that_is_no_json(tmp_path: Path):
