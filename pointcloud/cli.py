@@ -1,15 +1,16 @@
-"""The command line: `pointcloud info` tells what this machine can run."""
+"""The command line: `pointcloud detect`, `train`, `evaluate` and `info`, what this machine can run."""
 
 from __future__ import annotations
 
 import typer
 
+from pointcloud.commands_detect import detect
+from pointcloud.commands_train import evaluate, train
+
 app = typer.Typer(help="Sparse 3D networks on point clouds.", no_args_is_help=True, pretty_exceptions_show_locals=False)
-
-
-@app.callback()
-def commands() -> None:
-    """Sparse 3D networks on point clouds."""  # Without a callback, typer would make a lone command nameless.
+app.command()(detect)
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.command()

@@ -1,0 +1,38 @@
+"""Driving scenes as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pointcloud.scenes.lidar import Lidar
+from pointcloud.scenes.scene import Scene, make_scene
+
+EVALUATION_START = 1_000_000  # training has the seeds below
+
+
+class DrivingScenes(IterableDataset[Scene]):
+    """`count` scenes from number `first` on; workers of a DataLoader share them out. Nothing is kept.
+
+    Training and evaluation never share a seed. ValueError if a range leaves its split.
+    """
+
+    def __init__(
+        self, split: Literal["training", "evaluation"], count: int, first: int = 0, lidar: Lidar | None = None
+    ) -> None:
+        if split not in ("training", "evaluation"):
+            raise ValueError(f"split is {split!r}; accepted: 'training', 'evaluation'")
+        if first < 0 or count < 0 or first + count > EVALUATION_START:
+            raise ValueError(f"scenes {first} to {first + count} asked for; a split has those from 0 to 1,000,000")
+        start = first + (EVALUATION_START if split == "evaluation" else 0)
+        self.seeds, self.lidar = range(start, start + count), lidar
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __iter__(self) -> Iterator[Scene]:
+        worker = get_worker_info()
+        seeds = self.seeds if worker is None else self.seeds[worker.id :: worker.num_workers]
+        return (make_scene(seed, self.lidar) for seed in seeds)
