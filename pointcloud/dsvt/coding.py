@@ -1,0 +1,39 @@
+"""Boxes as the values that the head learns in the cell of their centre, and back."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pointcloud.voxels import VoxelGrid
+
+
+def cells_of(boxes: Float[Tensor, "boxes 7"], grid: VoxelGrid) -> Int[Tensor, "boxes 2"]:
+    """Return row (y) and column (x) of the cells that hold the centres; they may lie outside the grid."""
+    lower, size = boxes.new_tensor(grid.lower[:2]), boxes.new_tensor(grid.size[:2])
+    return ((boxes[:, :2] - lower) / size).floor().long().flip(1)
+
+
+def inside(cells: Int[Tensor, "boxes 2"], grid: VoxelGrid) -> Bool[Tensor, " boxes"]:
+    """Return which cells the grid has."""
+    return ((cells >= 0) & (cells < cells.new_tensor([grid.shape[1], grid.shape[0]]))).all(1)
+
+
+def to_values(boxes: Float[Tensor, "boxes 7"], grid: VoxelGrid) -> Float[Tensor, "boxes 8"]:
+    """Return place in the cell (0 to 1), z in metres, logarithms of the sizes, cosine and sine of the heading."""
+    lower, size = boxes.new_tensor(grid.lower[:2]), boxes.new_tensor(grid.size[:2])
+    place = (boxes[:, :2] - lower) / size
+    heading = boxes[:, 6:]
+    parts = [place - place.floor(), boxes[:, 2:3], boxes[:, 3:6].clamp(min=1e-2).log(), heading.cos(), heading.sin()]
+    return torch.cat(parts, 1)
+
+
+def to_boxes(
+    values: Float[Tensor, "boxes 8"], cells: Int[Tensor, "boxes 2"], grid: VoxelGrid
+) -> Float[Tensor, "boxes 7"]:
+    """Return the boxes that `to_values` was given; sizes are kept below 150 m, so that none overflows."""
+    lower, size = values.new_tensor(grid.lower[:2]), values.new_tensor(grid.size[:2])
+    centre = (cells.flip(1) + values[:, :2]) * size + lower
+    heading = torch.atan2(values[:, 7:], values[:, 6:7])
+    return torch.cat([centre, values[:, 2:3], values[:, 3:6].clamp(-5, 5).exp(), heading], 1)

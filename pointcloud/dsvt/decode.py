@@ -1,0 +1,69 @@
+"""From the head's outputs to detections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pointcloud.boxes import nms
+from pointcloud.dsvt.coding import to_boxes
+from pointcloud.dsvt.head import REGRESSION, HeadConfig
+from pointcloud.voxels import VoxelGrid
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found in one cloud, by falling score."""
+
+    boxes: Float[Tensor, "n 7"]
+    scores: Float[Tensor, " n"]
+    labels: Int[Tensor, " n"]
+
+
+def decode(
+    outputs: dict[str, Float[Tensor, "batch _ y x"]],
+    config: HeadConfig,
+    grid: VoxelGrid,
+    threshold: float | None = None,
+) -> list[Detections]:
+    """Return the detections of each sample.
+
+    The `most_peaks` highest cells that are the largest of their 3x3 neighbours and at least `peak_threshold` become
+    boxes. Their score is peak^(1 - a) IoU^a (CIA-SSD, arXiv 2012.03015), IoU predicted, a the class's rectifier. Those
+    below `threshold` (by default `score_threshold`) go, then those that a better one of their class overlaps.
+    """
+    heatmap = outputs["heatmap"].sigmoid()
+    peaks = heatmap * (F.max_pool2d(heatmap, 3, 1, 1) == heatmap)
+    count = min(config.most_peaks, peaks[0].numel())
+    best, index = peaks.flatten(1).topk(count)
+    labels, y, x = torch.unravel_index(index, peaks.shape[1:])
+    sample = torch.arange(len(peaks), device=peaks.device)[:, None].expand_as(index)
+    values = torch.cat([outputs[name][sample, :, y, x] for name in REGRESSION], 2)
+    iou = ((outputs["iou"][sample, 0, y, x] + 1) / 2).clamp(0, 1)
+    power = best.new_tensor(config.rectifier)[labels]
+    scores = best ** (1 - power) * iou**power
+    least = config.score_threshold if threshold is None else threshold
+    found = []
+    for number in range(len(peaks)):
+        high = (scores[number] >= least) & (best[number] >= config.peak_threshold)
+        cells = torch.stack([y[number], x[number]], 1)[high]
+        found.append(
+            _suppress(to_boxes(values[number][high], cells, grid), scores[number][high], labels[number][high], config)
+        )
+    return found
+
+
+def _suppress(
+    boxes: Float[Tensor, "n 7"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], config: HeadConfig
+) -> Detections:
+    kept = []
+    for label, overlap in enumerate(config.suppression):
+        own = (labels == label).nonzero().flatten()
+        kept.append(own[nms(boxes[own], scores[own], overlap)])
+    rows = torch.cat(kept)
+    rows = rows[scores[rows].argsort(descending=True, stable=True)]
+    return Detections(boxes[rows], scores[rows], labels[rows])
