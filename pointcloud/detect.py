@@ -1,0 +1,219 @@
+"""Detections in many files: one cloud at a time, every output whole or absent, and a run goes on where one stopped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pointcloud.files import SUFFIXES, read_points, write_points
+from pointcloud.pictures import colored, draw
+
+if TYPE_CHECKING:
+    from pointcloud.dsvt.decode import Detections
+    from pointcloud.dsvt.detector import Detector
+
+STAGES = ("read", "detect", "write")
+FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
+SUMMARY = "summary"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file of points, and the path without suffix of what is written about it."""
+
+    source: Path
+    target: Path
+
+    def output(self, suffix: str) -> Path:
+        return self.target.with_name(self.target.name + suffix)
+
+
+@dataclass
+class Summary:
+    """How many files were done, done before or failed (with the reason), what was found, and the seconds of it all."""
+
+    detected: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    objects: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    elapsed: float = 0.0
+
+    @property
+    def scans_per_second(self) -> float:
+        return self.detected / self.elapsed if self.elapsed else 0.0
+
+    def milliseconds(self, stage: str) -> float:
+        """Return the mean time of a stage for a scan detected in this run."""
+        return 1000 * self.seconds[stage] / max(self.detected, 1)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count what `_detect` has written."""
+        self.detected += 1
+        self.objects.update(found["class"] for found in record["detections"])
+        self.seconds.update(record["seconds"])
+
+    def report(self) -> dict[str, Any]:
+        """Return it with times per scan, for JSON."""
+        milliseconds = {stage: round(self.milliseconds(stage), 3) for stage in STAGES}
+        return {**vars(self), "milliseconds": milliseconds, "scans_per_second": round(self.scans_per_second, 3)}
+
+
+def detect_files(
+    paths: Sequence[Path],
+    detector: Detector,
+    output: Path,
+    *,
+    model: str,
+    classes: Sequence[str],
+    threshold: float | None = None,
+    pictures: bool = True,
+) -> Summary:
+    """Write NAME.ply (coloured), NAME.png and, last, NAME.json for every file and every file of every folder.
+
+    A file whose JSON is newer than it, and of the same model and threshold, is skipped. One that fails is said in a
+    line on stderr, and the rest goes on. At the end summary.json is written. ValueError if there is nothing to do,
+    FileNotFoundError if a path does not exist.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    total = sum(1 for _ in find_scans(paths, output))
+    if total == 0:
+        raise ValueError(f"no point clouds in {', '.join(map(str, paths))}; accepted: {', '.join(SUFFIXES)}")
+    output.mkdir(parents=True, exist_ok=True)
+    versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
+    facts = {"model": model, "threshold": threshold, "versions": versions}
+    summary, start = Summary(), time.perf_counter()
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        for scan in progress.track(find_scans(paths, output), total, description="scans"):
+            try:
+                if _is_done(scan, facts, pictures):
+                    summary.skipped += 1
+                else:
+                    summary.add(_detect(scan, detector, facts, classes, pictures))
+            except Exception as error:  # whatever a file has done to a reader, the others are not to suffer
+                summary.failed[str(scan.source)] = line = _line(scan, error)
+                console.print(f"failed: {line}", markup=False, highlight=False, soft_wrap=True)
+    summary.elapsed = time.perf_counter() - start
+    _write_json(output / f"{SUMMARY}.json", {**facts, **summary.report()})
+    return summary
+
+
+def find_scans(paths: Sequence[Path], output: Path) -> Iterator[Scan]:
+    """Yield the given files, then those in the given folders and below, sorted; one folder is listed at a time.
+
+    Outputs keep the folders below the deepest one that holds all `paths`, and the whole file name where the stem alone
+    would not tell two files apart. FileNotFoundError on a missing path, ValueError on one inside `output`.
+    """
+    output = output.resolve()
+    files: dict[Path, list[str]] = {}
+    folders: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            folders.append(path.resolve())
+        elif path.exists():
+            files.setdefault(path.parent.resolve(), []).append(path.name)
+        else:
+            raise FileNotFoundError(f"there is no file or folder {path}")
+    places = [*files, *folders]
+    if any(place.is_relative_to(output) for place in places):
+        raise ValueError(f"the output folder {output} holds the points to read; give another one")
+    root = os.path.commonpath(places) if places else ""
+    for folder, names in files.items():
+        yield from _scans(folder, list(dict.fromkeys(names)), root, output)
+    for top in folders:
+        for folder, below, names in os.walk(top):
+            below[:] = sorted(name for name in below if Path(folder, name) != output)
+            points = sorted(name for name in names if name.lower().endswith(SUFFIXES) and name[0] != ".")
+            yield from _scans(Path(folder), points, root, output)
+
+
+def _scans(folder: Path, names: list[str], root: str, output: Path) -> Iterator[Scan]:
+    stems = Counter(map(_stem, names))
+    for name in names:
+        alone = stems[_stem(name)] == 1 and _stem(name) != SUMMARY
+        yield Scan(folder / name, output / folder.relative_to(root) / (_stem(name) if alone else name))
+
+
+def _stem(name: str) -> str:
+    endings = (suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
+    return name[: len(name) - len(max(endings, key=len, default=""))]
+
+
+def _is_done(scan: Scan, facts: dict[str, Any], pictures: bool) -> bool:
+    """Return whether a file needs no more work; ValueError if another one has its place."""
+    file = scan.output(".json")
+    if not file.is_file():
+        return False
+    record = json.loads(file.read_text())
+    if record.get("file") != str(scan.source):
+        raise ValueError(f"{file} is about {record.get('file')}, not {scan.source}; give another output folder")
+    same = all(record.get(name) == facts[name] for name in ("model", "threshold"))
+    newer = file.stat().st_mtime_ns > scan.source.stat().st_mtime_ns
+    return same and newer and (scan.output(".png").is_file() or not pictures)
+
+
+def _detect(
+    scan: Scan, detector: Detector, facts: dict[str, Any], classes: Sequence[str], pictures: bool
+) -> dict[str, Any]:
+    """Write everything about one file; return its record."""
+    from pointcloud.dsvt.decode import Detections
+
+    times = [time.perf_counter()]
+    cloud = read_points(scan.source)
+    times.append(time.perf_counter())
+    found = detector.detect(cloud, facts["threshold"])
+    found = Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
+    times.append(time.perf_counter())
+    scan.target.parent.mkdir(parents=True, exist_ok=True)
+    write_points(scan.output(".ply"), colored(cloud, found))
+    if pictures:
+        _write(scan.output(".png"), lambda path: draw(cloud, found, path, classes))
+    times.append(time.perf_counter())
+    seconds = {stage: round(end - start, 6) for stage, start, end in zip(STAGES, times, times[1:], strict=False)}
+    record = {"file": str(scan.source), "points": len(cloud), "origin": cloud.origin, **facts, "seconds": seconds}
+    record["detections"] = _rows(found, classes)
+    _write_json(scan.output(".json"), record)
+    return record
+
+
+def _rows(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return each detection with named fields: metres from the cloud's origin, and radians."""
+    boxes, scores, labels = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
+    return [
+        {"class": classes[label], "score": round(score, 4)}
+        | {name: round(value, 4) for name, value in zip(FIELDS, box, strict=True)}
+        for box, score, label in zip(boxes, scores, labels, strict=True)
+    ]
+
+
+def _line(scan: Scan, error: Exception) -> str:
+    """Return one line that names the file and what is wrong."""
+    lines = str(error).splitlines() or ["failed"]
+    message = lines[0] if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {lines[0]}"
+    return message if str(scan.source) in message else f"{scan.source}: {message}"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1, allow_nan=False)
+    _write(path, lambda temporary: temporary.write_text(text + "\n"))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let the file appear under its name when it is complete."""
+    temporary = path.with_name(f".partial-{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
