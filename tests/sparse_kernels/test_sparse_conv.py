@@ -147,6 +147,21 @@ def test_cpu_and_torch_find_the_same_neighbors() -> None:
     assert torch.equal(expected.backward, expected.forward.flip(0))
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_cpu_and_torch_reach_the_same_places(axes: int, transposed: bool) -> None:
+    if _extension.load() is not None:
+        pytest.skip("no C++ kernel")
+    generator = torch.Generator().manual_seed(axes)
+    for kernel, stride, padding, dilation in ((3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (1, 3, 0, 1), (4, 3, 3, 2)):
+        size = 9 if axes < 4 else 5
+        coordinates = torch.randint(0, size, (3000, axes + 1), generator=generator).unique(dim=0)
+        settings = torch.tensor([[kernel, stride, padding, dilation, size]] * axes)
+        expected = build.reach_places_reference(coordinates, settings, transposed)
+        ours = torch.ops.sparse_kernels.reach_places_cpu(coordinates, settings, transposed)
+        assert all(map(torch.equal, ours, expected))
+
+
 def test_empty_and_huge() -> None:
     nothing = torch.zeros(0, 4, dtype=torch.int32)
     for kernel_map in (submanifold_map(nothing, (8, 8, 8), 3), strided_map(nothing, (8, 8, 8), 3, 2)):

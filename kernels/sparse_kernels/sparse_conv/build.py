@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from sparse_kernels import _extension
-from sparse_kernels.sparse_conv.coordinates import check_coordinates, linear_keys, per_axis, slots
+from sparse_kernels.sparse_conv.coordinates import check_coordinates, check_places, linear_keys, per_axis, slots
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 
 Size = int | Sequence[int]
@@ -69,13 +69,7 @@ def strided_map(
     )
     _check_out_shape(out_shape, shape)
 
-    def reach(places: Tensor, axis: int, place: int) -> tuple[Tensor, Tensor]:
-        _, step, border, wide = (setting[axis] for setting in settings)
-        moved = places + (border - place * wide)
-        target = moved.div(step, rounding_mode="floor")
-        return target, (moved - target * step == 0) & (target >= 0) & (target < out_shape[axis])
-
-    return _reached_map(coordinates, shape, out_shape, settings[0], reach)
+    return _reached_map(coordinates, shape, out_shape, settings, transposed=False)
 
 
 @torch.no_grad()
@@ -101,12 +95,7 @@ def transposed_map(
     )
     _check_out_shape(out_shape, shape)
 
-    def reach(places: Tensor, axis: int, place: int) -> tuple[Tensor, Tensor]:
-        _, step, border, wide = (setting[axis] for setting in settings)
-        target = places * step + (place * wide - border)
-        return target, (target >= 0) & (target < out_shape[axis])
-
-    return _reached_map(coordinates, shape, out_shape, settings[0], reach)
+    return _reached_map(coordinates, shape, out_shape, settings, transposed=True)
 
 
 def _settings(axes: int, kernel: Size, stride: Size, padding: Size, dilation: Size) -> list[tuple[int, ...]]:
@@ -126,20 +115,42 @@ def _reached_map(
     coordinates: Int[Tensor, "n columns"],
     shape: tuple[int, ...],
     out_shape: tuple[int, ...],
-    kernel: tuple[int, ...],
-    reach: Callable[[Tensor, int, int], tuple[Tensor, Tensor]],
+    settings: list[tuple[int, ...]],
+    transposed: bool,
 ) -> KernelMap:
-    """Return the map whose outputs are all places that `reach` leads to from an input, sorted."""
+    """Return the map whose outputs are all places that inputs reach, sorted."""
     keys, _ = linear_keys(coordinates, shape, [0] * len(shape))
-    _refuse_twin(_first_twin(*keys.sort()), coordinates)
-    columns = coordinates.long().unbind(1)
-    places = [[reach(columns[axis + 1], axis, at) for at in range(size)] for axis, size in enumerate(kernel)]
+    _refuse_twin(_find_neighbors(keys, keys.new_empty(0))[1], coordinates)
+    check_places(coordinates, out_shape)
+    table = torch.tensor([*settings, out_shape]).T.contiguous()
+    if coordinates.is_cuda or _extension.load() is not None:
+        reached = reach_places_reference(coordinates.long(), table, transposed)
+    else:
+        reached = torch.ops.sparse_kernels.reach_places_cpu(coordinates.long().contiguous(), table, transposed)
+    places, forward, backward = reached
+    outputs = _coordinates_of(places, out_shape)
+    return KernelMap(forward, backward, outputs, out_shape, coordinates.int(), shape, settings[0])
+
+
+def reach_places_reference(
+    coordinates: Int[Tensor, "n columns"], settings: Int[Tensor, "axes 5"], transposed: bool
+) -> tuple[Int[Tensor, " m"], Int[Tensor, "slots m"], Int[Tensor, "slots n"]]:
+    """Return the numbers of the reached places in a grid of the output, ascending, and the map both ways, in torch.
+
+    `settings` holds kernel, stride, padding, dilation and output size of each axis.
+    """
+    batch, *columns = coordinates.unbind(1)
+    axes = settings.tolist()
+    places = [
+        [_reach(column, at, axis, transposed) for at in range(axis[0])]
+        for column, axis in zip(columns, axes, strict=True)
+    ]
     found = []  # for every slot: input rows, and the numbers of the outputs they reach
-    for slot in slots(kernel):
+    for slot in slots([axis[0] for axis in axes]):
         hits = [places[axis][at] for axis, at in enumerate(slot)]
         inside = torch.stack([valid for _, valid in hits]).all(0).nonzero().flatten()
-        target = torch.stack([columns[0][inside], *(target[inside] for target, _ in hits)], 1)
-        found.append((inside, linear_keys(target, out_shape, [0] * len(shape))[0]))
+        target = torch.stack([batch[inside], *(target[inside] for target, _ in hits)], 1)
+        found.append((inside, linear_keys(target, [axis[4] for axis in axes], [0] * len(axes))[0]))
     rows, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
     unique, outputs = numbers.unique(return_inverse=True)
     slot_of = torch.arange(len(found), device=rows.device).repeat_interleave(
@@ -149,7 +160,18 @@ def _reached_map(
     backward = rows.new_full((len(found), len(coordinates)), -1, dtype=torch.int32)
     forward[slot_of, outputs] = rows.int()
     backward[slot_of, rows] = outputs.int()
-    return KernelMap(forward, backward, _coordinates_of(unique, out_shape), out_shape, coordinates.int(), shape, kernel)
+    return unique, forward, backward
+
+
+def _reach(column: Int[Tensor, " n"], at: int, axis: list[int], transposed: bool) -> tuple[Tensor, Tensor]:
+    """Return the place on one axis that each input reaches with slot `at`, and whether there is one."""
+    _, stride, padding, dilation, size = axis
+    if transposed:
+        target = column * stride + (at * dilation - padding)
+        return target, (target >= 0) & (target < size)
+    moved = column + (padding - at * dilation)
+    target = moved.div(stride, rounding_mode="floor")
+    return target, (moved - target * stride == 0) & (target >= 0) & (target < size)
 
 
 def _coordinates_of(keys: Int[Tensor, " n"], shape: tuple[int, ...]) -> Int[Tensor, "n columns"]:

@@ -53,14 +53,19 @@ def linear_keys(
     No step of at most the margin leads from one line of the grid into the next. ValueError where 63 bits do not do.
     """
     sizes = [size + 2 * border for size, border in zip(shape, margin, strict=True)]
-    batches = int(coordinates[:, 0].amax()) + 1 if len(coordinates) else 1
-    if batches * math.prod(sizes) >= 2**63:
-        raise ValueError(f"{batches} batches of the shape {tuple(shape)} have more than 2^63 places; split the scene")
+    check_places(coordinates, sizes)
     steps = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     keys = coordinates[:, 0].long() * math.prod(sizes)
     for axis, step in enumerate(steps):
         keys += (coordinates[:, axis + 1].long() + margin[axis]) * step
     return keys, steps
+
+
+def check_places(coordinates: Int[Tensor, "n columns"], sizes: Sequence[int]) -> None:
+    """Raise ValueError if a grid of these sizes for every batch cannot be numbered in 63 bits."""
+    batches = int(coordinates[:, 0].amax()) + 1 if len(coordinates) else 1
+    if batches * math.prod(sizes) >= 2**63:
+        raise ValueError(f"{batches} batches of the shape {tuple(sizes)} have more than 2^63 places; split the scene")
 
 
 def slots(kernel: Sequence[int]) -> list[tuple[int, ...]]:
