@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.attention import best_of
 from benchmarks.rows import origin, show
-from sparse_kernels.sparse_conv import sparse_conv, submanifold_map
+from sparse_kernels.sparse_conv import sparse_conv, strided_map, submanifold_map
 
 COLUMNS = ("op", "dtype", "voxels", "channels", "pairs_cached", "ms_spconv", "ms_ours", "speedup", "max_error")
 SHAPE = (40, 480, 480)
@@ -45,6 +45,9 @@ class Ours:
     def pairs(self) -> None:
         submanifold_map(self.coordinates, SHAPE, KERNEL)
 
+    def strided_pairs(self) -> None:
+        strided_map(self.coordinates, SHAPE, KERNEL, 2, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         return sparse_conv(x, self.weight, self.map)
 
@@ -70,11 +73,16 @@ class Spconv:
         return self.library.SparseConvTensor(x, self.coordinates, list(SHAPE), 1)
 
     def pairs(self) -> None:
+        self._build(1, submanifold=True)
+
+    def strided_pairs(self) -> None:
+        self._build(2, submanifold=False)
+
+    def _build(self, stride: int, submanifold: bool) -> None:
+        algorithm = importlib.import_module("spconv.core").ConvAlgo.Native
+        axes = ([KERNEL] * 3, [stride] * 3, [1] * 3, [1] * 3, [0] * 3)
         with one_thread():
-            algorithm = importlib.import_module("spconv.core").ConvAlgo.Native
-            self.ops.get_indice_pairs(
-                self.coordinates, 1, list(SHAPE), algorithm, [KERNEL] * 3, [1] * 3, [1] * 3, [1] * 3, [0] * 3, True
-            )
+            self.ops.get_indice_pairs(self.coordinates, 1, list(SHAPE), algorithm, *axes, submanifold)
 
     def forward(self, x: Tensor) -> Tensor:
         tensor = self._tensor(x)
@@ -142,15 +150,16 @@ def _time(run: Callable[[], object], engine: Ours | Spconv, cached: bool) -> flo
     return best_of(run if cached else lambda: (engine.pairs(), run()), "cpu", 1)
 
 
-def measure_pairs(voxels: int, repeats: int) -> dict[str, Any]:
-    """Return the row of building the pairs alone."""
+def measure_pairs(voxels: int, strided: bool, repeats: int) -> dict[str, Any]:
+    """Return the row of building the pairs alone, of a submanifold convolution or of one with stride 2."""
     coordinates = surface(voxels)
     weight = torch.zeros(16, *[KERNEL] * 3, 16)
     ours, theirs = Ours(coordinates, weight), Spconv(coordinates, weight)
-    slow = min(best_of(theirs.pairs, "cpu", 1) for _ in range(repeats))
-    fast = min(best_of(ours.pairs, "cpu", 1) for _ in range(repeats))
+    runs = [engine.strided_pairs if strided else engine.pairs for engine in (theirs, ours)]
+    slow, fast = (min(best_of(run, "cpu", 1) for _ in range(repeats)) for run in runs)
     return origin("cpu") | {
-        "op": "pairs", "dtype": "int32", "voxels": len(coordinates), "channels": 0, "pairs": ours.map.pairs(),
+        "op": "pairs, stride 2" if strided else "pairs", "dtype": "int32", "voxels": len(coordinates), "channels": 0,
+        "pairs": None if strided else ours.map.pairs(),
         "pairs_cached": False, "ms_spconv": slow * 1e3, "ms_ours": fast * 1e3, "speedup": slow / fast, "max_error": 0.0,
     }  # fmt: skip
 
@@ -163,7 +172,7 @@ def main(
     if importlib.util.find_spec("spconv") is None:
         raise typer.BadParameter("spconv is not installed; pip install spconv")
     repeats = 3 if quick else 7
-    rows = [measure_pairs(voxels, repeats) for voxels in (20_000, 100_000)]
+    rows = [measure_pairs(voxels, strided, repeats) for voxels in (20_000, 100_000) for strided in (False, True)]
     for voxels in (20_000, 100_000):
         for channels in (16, 32, 64, 128):
             rows += measure(voxels, channels, repeats)
