@@ -49,18 +49,24 @@ def detect(
         raise typer.Exit(1)
 
 
-def load_detector(model: str, device: str) -> Detector:
-    """Return a model by its name or file, on a device; ValueError if there is no such model or device."""
+def find_device(name: str) -> str:
+    """Return what a device's name stands for; ValueError if it is not here."""
     import torch
 
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not here; accepted: auto, cpu, cuda or cuda:N") from error
+    return name
+
+
+def load_detector(model: str, device: str) -> Detector:
+    """Return a model by its name or file, on a device; ValueError if there is no such model or device."""
     from pointcloud.dsvt.detector import Detector
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not here; accepted: auto, cpu, cuda or cuda:N") from error
+    place = find_device(device)
     shipped = {file.stem: file for file in sorted(EMBEDDED.glob("*.safetensors"))}
     file = shipped.get(model, Path(model))
     if not file.is_file():

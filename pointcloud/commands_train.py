@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pointcloud.commands_detect import find_device, load_detector
+
 train = typer.Typer(help="Train a network on scenes made on the fly.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure a network on scenes it was not trained on.", no_args_is_help=True)
 
@@ -52,7 +54,6 @@ def evaluate_detect(
 ) -> None:
     """Print the average precision of each class; write it as JSON with the precision-recall curves as PNG."""
     with _one_line_errors():
-        from pointcloud.commands_detect import load_detector
         from pointcloud.evaluation import evaluate as run
         from pointcloud.evaluation import write_results
         from pointcloud.scenes import DrivingScenes
@@ -67,19 +68,6 @@ def evaluate_detect(
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def find_device(name: str) -> str:
-    """Return what a device's name stands for; ValueError if it is not here."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not here; accepted: auto, cpu, cuda or cuda:N") from error
-    return name
 
 
 def _set_threads(count: int | None) -> None:

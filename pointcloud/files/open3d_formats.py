@@ -7,31 +7,19 @@ import io
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from pointcloud.import_open3d import import_open3d
 from pointcloud.points import PointCloud
 
-LIBRARIES = "libusb-1.0-0 libgl1 libegl1 libx11-6 libudev1 libidn2-0"
 OURS = {"colors": "color", "normals": "normal"}
-
-
-def _open3d() -> Any:
-    """Return open3d; ImportError that says what to install."""
-    try:
-        import open3d
-    except ModuleNotFoundError as error:
-        raise ImportError('.ply and .pcd need open3d: pip install "visual-accel[points]"') from error
-    except (ImportError, OSError) as error:
-        raise ImportError(f"open3d needs libraries of the system ({error}): apt install {LIBRARIES}") from error
-    return open3d
 
 
 def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return xyz and all attributes; ValueError if the file is cut short or of another kind."""
-    open3d, log = _open3d(), io.StringIO()
+    open3d, log = import_open3d(), io.StringIO()
     level = open3d.utility.VerbosityLevel.Warning
     # Of a PLY that is cut short, open3d returns rows of random numbers: only its log tells.
     with contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
@@ -70,7 +58,7 @@ def _unit(name: str, column: np.ndarray) -> np.ndarray:
 
 def write_ply(path: Path, cloud: PointCloud) -> None:
     """Write a binary PLY: colours as bytes, whole numbers as int32, coordinates as float64 if there is an origin."""
-    open3d = _open3d()
+    open3d = import_open3d()
     xyz = cloud.xyz.cpu().numpy()
     written = open3d.t.geometry.PointCloud(xyz + np.asarray(cloud.origin) if any(cloud.origin) else xyz)
     theirs = {ours: name for name, ours in OURS.items()}

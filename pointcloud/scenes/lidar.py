@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from pointcloud.import_open3d import import_open3d
 from pointcloud.scenes.objects import Mesh
 
 
@@ -51,17 +51,9 @@ class Returns:
     cosine: Float[np.ndarray, " points"]
 
 
-def _open3d() -> Any:
-    try:
-        import open3d
-    except ImportError as error:
-        raise ImportError('driving scenes need open3d: pip install "visual-accel[points]"') from error
-    return open3d
-
-
 def scan(mesh: Mesh, lidar: Lidar, generator: np.random.Generator) -> Returns:
     """Return one turn of the sensor at (0, 0, height): the nearest hit of each ray, noisy in range, some lost."""
-    open3d = _open3d()
+    open3d = import_open3d()
     directions, sensor = lidar.directions(), np.array([0, 0, lidar.height])
     rays = np.concatenate([np.broadcast_to(sensor, directions.shape), directions], 1).astype(np.float32)
     scene = open3d.t.geometry.RaycastingScene(nthreads=1)
