@@ -48,7 +48,7 @@ app: .venv/installed-dev compiler
 	touch $@
 
 # Debian packages are installed where they are missing and may be: without g++ attention runs on a slow fallback and says
-# so, without Chromium the browser test is skipped, without open3d's libraries those of PLY and PCD files.
+# so, without Chromium the browser test is skipped, without open3d's libraries tests of PLY, PCD and driving scenes fail.
 compiler:
 	@command -v g++ >/dev/null || $(MAKE) --no-print-directory apt PACKAGES=g++ || echo "g++ is missing and was not installed"
 
