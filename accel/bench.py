@@ -87,7 +87,7 @@ def run_bench(
 ) -> None:
     """Fill `rows`; each row's seconds are warm, and dense runs just before the sparse ones of its prompt and seed."""
     calibrated: dict[Case, float] = {}
-    for prompt, seed in itertools.product(prompts, seeds):
+    for seed, prompt in itertools.product(seeds, prompts):  # a run that is stopped has seen as many prompts as it can
         missing = [case for case in chosen if rows.find(case, prompt, seed) is None]
         if not missing:
             continue

@@ -33,8 +33,8 @@ class SparseVDiT:
     which is narrower for it, unless they would take more than half of the density.
     """
 
-    density: float = 0.2
-    dense_steps: float = 0.15
+    density: float = 0.35
+    dense_steps: float = 0.25
     dense_layers: int = 0
     block: int = 64
     penalty: float = 0.5

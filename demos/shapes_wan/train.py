@@ -21,6 +21,7 @@ from demos.shapes_wan.latents import latent_length
 from demos.shapes_wan.model import build_text_encoder, build_tokenizer, build_transformer, embed_captions
 from demos.shapes_wan.muon import Muon
 from demos.shapes_wan.reader import Reader
+from demos.shapes_wan.scenes import parse_caption
 from demos.shapes_wan.subset import at_frames, choose_frames, kept_grid
 
 MOST_VIDEOS = 8  # in a step
@@ -95,11 +96,17 @@ def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 40) 
     return min(1, (step + 1) / warmup, (steps - step) / max(1, decay * steps))
 
 
+def has_small_corners(caption: str) -> bool:
+    """Return whether a small square or triangle is in the scene: the forms that are learned last."""
+    return any(actor.size == "small" and actor.shape != "circle" for actor in parse_caption(caption).actors)
+
+
 class Pools:
     """All shards of one geometry with enough latent frames, in random order, each latent normalised per channel."""
 
-    def __init__(self, folder: Path, geometry: str, frames: int, seed: int):
+    def __init__(self, folder: Path, geometry: str, frames: int, seed: int, corners: int = 1):
         self.folder, self.geometry, self.frames, self.random = folder, geometry, frames, random.Random(seed)
+        self.corners = corners
         self.waiting: list[tuple[Tensor, list[str], Tensor]] = []
         stats = torch.load(folder / "stats.pt")
         self.mean, self.std = (stats[name].view(-1, 1, 1, 1) for name in ("mean", "std"))
@@ -119,7 +126,9 @@ class Pools:
         return latents, ["" if self.random.random() < drop_caption else caption for caption in captions], frames
 
     def _batches(self, pool: dict[str, Any]) -> Iterator[tuple[Tensor, list[str], Tensor]]:
-        order = self.random.sample(range(len(pool["captions"])), len(pool["captions"]))
+        more = self.corners > 1
+        times = [self.corners if more and has_small_corners(caption) else 1 for caption in pool["captions"]]
+        order = self.random.sample(range(len(times)), sum(times), counts=times)
         size = min(MOST_VIDEOS, len(order))
         for first in range(0, len(order) - size + 1, size):
             chosen = order[first : first + size]
@@ -137,6 +146,7 @@ def main(
     decay: Annotated[float, typer.Option(help="last share of the steps, over which the rate falls")] = 0.3,
     shift: float = 5.0,
     forms: Annotated[float, typer.Option(help="share of the loss at tokens that another shape would change")] = 0.0,
+    corners: Annotated[int, typer.Option(help="times that a video with a small square or triangle is drawn")] = 1,
     auxiliary: Annotated[float, typer.Option(help="weight of the auxiliary tasks of reading and locating")] = 0.3,
     drop_caption: float = 0.1,
     long_text: Annotated[float, typer.Option(help="share of steps with 128 or 512 text tokens")] = 0.0,
@@ -160,7 +170,7 @@ def main(
     parts: dict[str, Any] = dict(model=model, average=average, locator=locator, reader=reader, muon=muon, adamw=adamw)
     first = load_checkpoint(output, **parts)
     choice = random.Random(first)
-    pools = {part: Pools(latents, *part, seed=first) for part in set(parts_of_mix)}
+    pools = {part: Pools(latents, *part, seed=first, corners=corners) for part in set(parts_of_mix)}
     torch.manual_seed(first)
     start, recent = time.perf_counter(), []
     if compile_blocks:

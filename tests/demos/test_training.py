@@ -145,6 +145,15 @@ def test_a_pool_with_too_few_frames_is_left_out(tmp_path: Path) -> None:
         train.Pools(tmp_path, "full", 4, seed=0).batch(drop_caption=0.0)
 
 
+def test_pools_draw_small_corners_more_often(tmp_path: Path) -> None:
+    torch.save({"mean": torch.zeros(2), "std": torch.ones(2)}, tmp_path / "stats.pt")
+    captions = [f"a {form} stays still" for form in ("small red square", "small red circle", "large red triangle")]
+    pool = {"latents": torch.zeros(3, 2, 1, 4, 4), "frames": [0], "captions": captions}
+    torch.save(pool, tmp_path / "full-000.pt")
+    _, drawn, _ = train.Pools(tmp_path, "full", 1, seed=0, corners=3).batch(drop_caption=0.0)
+    assert sorted(drawn) == sorted(captions + 2 * captions[:1])
+
+
 # Torch says that a norm with float32 weights has no fast path for bfloat16; that is so in training.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.slow
