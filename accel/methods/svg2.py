@@ -19,8 +19,9 @@ class SVG2:
     A `density` replaces `top_p`: the same rule, its share solved for that density in every call. Published (code,
     Wan text to video): top_p 0.9, at least `least_share` 0.1 of the key clusters, 50 iterations of k-means in the
     first sparse call and 2 in later ones, a fifth of the steps dense. Cluster counts of None follow the number of
-    tokens. `cluster_dense_steps` clusters in the dense steps already. Ours is that the first iterations see only
-    `first_share` of the tokens, and the usual number of later ones all of them; 1 is as published.
+    tokens. `cluster_dense_steps` clusters in the dense steps already. Ours are 20 and 1 iterations, which give the same
+    likeness for three quarters of the planning, and that the first ones see only `first_share` of the tokens, and the
+    usual number of later ones all of them; 1 is as published.
     """
 
     density: float | None = None
@@ -30,9 +31,9 @@ class SVG2:
     least_share: float = 0.1
     query_clusters: int | None = None
     key_clusters: int | None = None
-    first_iterations: int = 50
+    first_iterations: int = 20
     first_share: float = 0.25
-    iterations: int = 2
+    iterations: int = 1
     cluster_dense_steps: bool = False
 
     def __post_init__(self) -> None:

@@ -29,7 +29,8 @@ from tests.accel.cluster_calls import (
 )
 from tests.accel.wan_models import STEPS, generate, pipeline
 
-SMALL: dict[str, Any] = dict(dense_steps=0.0, query_clusters=COUNTS[0], key_clusters=COUNTS[1])
+PUBLISHED = dict(first_iterations=50, iterations=2)
+SMALL: dict[str, Any] = dict(dense_steps=0.0, query_clusters=COUNTS[0], key_clusters=COUNTS[1], **PUBLISHED)
 
 
 def sparse(plan: Plan) -> Sparse:
@@ -149,7 +150,8 @@ def test_state_lives_for_one_branch_and_generation(name: str, monkeypatch: pytes
 
     monkeypatch.setattr(clusters_module, "kmeans", noted)
     pipe = pipeline("wan-2.1")
-    with accel.enabled(pipe, name, density=0.5, dense_steps=0.2, query_clusters=4, key_clusters=6) as handle:
+    counts = dict(query_clusters=4, key_clusters=6, **PUBLISHED)
+    with accel.enabled(pipe, name, density=0.5, dense_steps=0.2, **counts) as handle:
         first = generate(pipe)
         assert handle.memory_bytes() == 0
         # One dense step; then two axes, layers and branches start cold, on some tokens and twice on all.
