@@ -88,11 +88,11 @@ def bench(
     """Compare methods with the dense pipeline and each other, on the same videos at equal measured density."""
     with _one_line_errors():
         from accel.bench import Rows, cases, run_bench
-        from accel.methods import METHODS
+        from accel.methods import SPARSE_METHODS
         from accel.pipelines import load_pipeline
         from accel.report import prepare_output
 
-        names = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
+        names = [name.strip() for name in methods.split(",")] if methods else SPARSE_METHODS
         chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps))
         _set_threads(threads)
         for file in filter(None, (json_file, plot)):

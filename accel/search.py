@@ -61,12 +61,10 @@ class PatternSearch:
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Return the mixed output of the modes chosen for this call."""
-        from torch.nn.functional import scaled_dot_product_attention
-
-        from accel.attention.execute import execute
+        from accel.attention.execute import dense_attention, execute
         from accel.attention.schedule import is_dense
 
-        out = scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale)
+        out = dense_attention(call)
         modes, columns = self.method.choose(call, out)
         self.notes[call.progress.step, call.layer] = modes[0]
         if is_dense(call, self.method.dense_steps, self.method.dense_layers):

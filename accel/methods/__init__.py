@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.plan import Plan
 from accel.methods.adaspa import AdaSpa
+from accel.methods.full import Full
 from accel.methods.re_ttention import ReTtention
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.methods.svg2 import SVG2
@@ -22,7 +23,9 @@ METHODS = {
     "xattention": XAttention,
     "svg2": SVG2,
     "svg-ear": SVGEAR,
+    "full": Full,
 }
+SPARSE_METHODS = tuple(name for name in METHODS if name != "full")
 
 
 class Method(Protocol):

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.execute import execute
+from accel.attention.execute import dense_attention, execute
 from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
 from accel.attention.plan import Computed, Dense, Plan, Sparse
 from accel.attention.schedule import dense_step_count
@@ -55,7 +54,7 @@ class SparseVDiT:
         if call.progress.step < max(1, dense) - 1:
             return Dense()
         if "plan" not in memory.values:
-            out = scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale)
+            out = dense_attention(call)
             modes, columns = self.choose(call, out)
             memory.values["plan"] = self._plan(call, modes, columns)
             return Computed(out)

@@ -52,7 +52,8 @@ class SparseAttentionProcessor:
         if arguments["is_causal"] or arguments["parallel_config"] is not None:
             self.session.warn_once("the call is causal or context-parallel")
             return dense()
-        return self.session.attend(self.layer, q, k, v, mask, dense)
+        # Whoever chose a backend gets it in dense calls.
+        return self.session.attend(self.layer, q, k, v, mask, dense, free_choice=self._dense_backend is None)
 
 
 def wrap_processor(stock: Any, session: Session, layer: int) -> SparseAttentionProcessor:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
-from accel.attention.execute import execute, sampled_recall
+from accel.attention.execute import execute, full_attention, sampled_recall
 from accel.attention.plan import Computed, Sparse
 from accel.models.stopwatch import Stopwatch
 from accel.statistics import CallRecord
+from sparse_kernels import outruns_sdpa
 
 
 class Session:
@@ -79,8 +81,21 @@ class Session:
     def _note_memory(self) -> None:
         self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory_bytes())
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dense: Any) -> Tensor:
-        """Return the attention (b s h d) of one self-attention call; `dense()` runs what the pipeline would have."""
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        dense: Callable[[], Tensor],
+        *,
+        free_choice: bool = True,
+    ) -> Tensor:
+        """Return the attention (b s h d) of one self-attention call; `dense()` runs what the pipeline would have.
+
+        With `free_choice` our kernel computes what the method leaves dense, where it is faster.
+        """
         reason = self._obstacle(q, k, mask)
         if reason is not None:
             self.warn_once(reason)
@@ -99,6 +114,8 @@ class Session:
             density, recall, kind = plan.density, sampled_recall(call, lse), "sparse"
         elif isinstance(plan, Computed):
             out, kind = plan.out.transpose(1, 2), "refresh"
+        elif free_choice and outruns_sdpa(call.q):
+            out = full_attention(call)[0].transpose(1, 2)
         else:
             out = dense()
         watch.lap()

@@ -2,7 +2,7 @@
 
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_scores import antidiagonal_scores, block_mass, pooled
-from sparse_kernels.block_sparse_attention import backend_reasons, block_sparse_attention
+from sparse_kernels.block_sparse_attention import backend_reasons, block_sparse_attention, outruns_sdpa
 from sparse_kernels.kmeans import Clusters, kmeans
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "block_mass",
     "block_sparse_attention",
     "kmeans",
+    "outruns_sdpa",
     "pooled",
 ]

@@ -83,6 +83,7 @@ def test_frontier_drops_what_is_worse_in_both():
         ((["adaspa:block"], [0.5], [0.0]), "'block' in 'adaspa:block' is no option; write NAME:OPTION=VALUE"),
         ((["adaspa:block=big"], [0.5], [0.0]), "'adaspa:block=big' cannot be used"),
         ((["adaspa"], [1.5], [0.0]), "density must be above 0"),
+        ((["full"], [0.3], [0.0]), "full attention has density 1"),
         ((["adaspa"], [0.5], [-1.0]), "dense_steps must lie between"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accel.compare import compare
-from accel.methods import METHODS, by_name
+from accel.methods import SPARSE_METHODS, by_name
 from accel.pipelines import LoadedPipeline, embedded_folder, load_pipeline, video_tokens
 
 
@@ -39,7 +39,7 @@ def test_captions_steer_the_latents(loaded: LoadedPipeline) -> None:
     assert background("black") < 0.25 < background("gray") < 0.75 < background("white")
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", SPARSE_METHODS)
 def test_methods_run_on_it(loaded: LoadedPipeline, name: str) -> None:
     options = {"density": 0.5} if name in ("svg2", "svg-ear") else {"density": 0.5, "block": 32}
     comparison = compare(

@@ -64,6 +64,11 @@ def block_sparse_attention(
     return (out, lse) if return_lse else out
 
 
+def outruns_sdpa(q: Float[Tensor, "b h s d"]) -> bool:
+    """Return whether this device's kernel is known to compute attention over all keys faster than PyTorch's SDPA."""
+    return q.device.type == "cpu" and _module("cpu").outruns_sdpa(q)
+
+
 def backend_reasons(device: str = "cpu") -> dict[str, str | None]:
     """Return for each backend why it cannot run plain float32 attention on `device`, None where it can."""
     q = torch.zeros(1, 1, 64, 64, device=device)
