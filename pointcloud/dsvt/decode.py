@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pointcloud.boxes import nms
 from pointcloud.dsvt.coding import to_boxes
-from pointcloud.dsvt.head import REGRESSION, HeadConfig
+from pointcloud.dsvt.head import HeadConfig
 from pointcloud.voxels import VoxelGrid
 
 
@@ -42,7 +42,7 @@ def decode(
     best, index = peaks.flatten(1).topk(count)
     labels, y, x = torch.unravel_index(index, peaks.shape[1:])
     sample = torch.arange(len(peaks), device=peaks.device)[:, None].expand_as(index)
-    values = torch.cat([outputs[name][sample, :, y, x] for name in REGRESSION], 2)
+    values = torch.cat([outputs[name][sample, :, y, x] for name in config.regression], 2)
     iou = ((outputs["iou"][sample, 0, y, x] + 1) / 2).clamp(0, 1)
     power = best.new_tensor(config.rectifier)[labels]
     scores = best ** (1 - power) * iou**power

@@ -58,5 +58,5 @@ WAYMO_VOXEL_DETECTOR = DetectorConfig(WAYMO_VOXEL, ("intensity", "elongation"))
 DSVT_TINY = DetectorConfig(
     TINY,
     bev=BEVConfig(blocks=(0, 1, 1), filters=(64, 64, 128), upsample_filters=(64, 64, 64)),
-    head=HeadConfig(channels=32),
+    head=HeadConfig(channels=32, axis=True),
 )

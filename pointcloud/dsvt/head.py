@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Values of a box in the order of `coding.to_values`: place in the cell, z, logarithms of the sizes, cosine and sine.
-REGRESSION = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}
-
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -17,7 +14,9 @@ class HeadConfig:
 
     Peaks below `peak_threshold` go before scores are rectified, which lifts low ones (a vehicle's 0.001 to 0.11), and
     detections below `score_threshold` after it. `rectifier` is the exponent of the predicted IoU in the score,
-    `suppression` the overlap above which the worse of two boxes of a class goes.
+    `suppression` the overlap above which the worse of two boxes of a class goes. `axis`, which no published network
+    has, learns the line along which an object stands apart from which end is its front: where both ends look alike,
+    the mean of both headings is what cosine and sine alone would learn.
     """
 
     classes: tuple[str, ...] = ("vehicle", "pedestrian", "cyclist")
@@ -30,6 +29,7 @@ class HeadConfig:
     suppression: tuple[float, ...] = (0.7, 0.6, 0.55)
     peak_threshold: float = 0.1
     score_threshold: float = 0.1
+    axis: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.classes) == len(self.rectifier) == len(self.suppression):
@@ -38,13 +38,18 @@ class HeadConfig:
                 "values given; give one a class"
             )
 
+    @property
+    def regression(self) -> dict[str, int]:
+        """Channels of the branches whose outputs are, in this order, the values of `coding.to_values`."""
+        return {"center": 2, "center_z": 1, "dim": 3, "rot": 2, **({"axis": 2} if self.axis else {})}
+
 
 class CenterHead(nn.Module):
     """A shared convolution and one branch of two convolutions for each kind of output."""
 
     def __init__(self, config: HeadConfig, channels_in: int) -> None:
         super().__init__()
-        outputs = {**REGRESSION, "iou": 1, "heatmap": len(config.classes)}
+        outputs = {**config.regression, "iou": 1, "heatmap": len(config.classes)}
         self.shared = nn.Sequential(*_conv(channels_in, config.channels))
         self.branches = nn.ModuleDict()
         for name, channels in outputs.items():

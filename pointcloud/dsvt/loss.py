@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pointcloud.boxes import overlaps_3d
 from pointcloud.dsvt.coding import to_boxes
-from pointcloud.dsvt.head import REGRESSION, HeadConfig
+from pointcloud.dsvt.head import HeadConfig
 from pointcloud.dsvt.targets import Targets
 from pointcloud.voxels import VoxelGrid
 
@@ -39,12 +39,12 @@ def detection_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the weighted losses, whose sum is to be minimised.
 
-    `heatmap`: focal loss. `boxes`: L1 of the eight values at the cells of true centres. `overlap`: 1 - DIoU there.
+    `heatmap`: focal loss. `boxes`: L1 of the values at the cells of true centres. `overlap`: 1 - DIoU there.
     `iou`: L1 between the IoU branch and 2 IoU - 1, where IoU is the one of volumes, headings included, of true and
     decoded box, through which no gradient flows. All are means over objects.
     """
     sample, y, x = targets.cells.unbind(1)
-    values = torch.cat([outputs[name][sample, :, y, x] for name in REGRESSION], 1)
+    values = torch.cat([outputs[name][sample, :, y, x] for name in config.regression], 1)
     boxes = to_boxes(values, targets.cells[:, 1:], grid)
     objects = max(len(boxes), 1)
     with torch.no_grad():

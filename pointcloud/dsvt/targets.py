@@ -19,7 +19,7 @@ class Targets:
 
     heatmap: Float[Tensor, "batch classes y x"]
     cells: Int[Tensor, "objects 3"]
-    values: Float[Tensor, "objects 8"]
+    values: Float[Tensor, "objects values"]
     boxes: Float[Tensor, "objects 7"]
 
 
@@ -71,4 +71,4 @@ def make_targets(
         cells.append(torch.nn.functional.pad(cells_of(own, grid), (1, 0), value=sample))
         kept.append(own)
     all_boxes = torch.cat(kept)
-    return Targets(torch.stack(heatmaps), torch.cat(cells), to_values(all_boxes, grid), all_boxes)
+    return Targets(torch.stack(heatmaps), torch.cat(cells), to_values(all_boxes, grid, config.axis), all_boxes)

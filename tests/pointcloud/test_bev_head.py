@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pointcloud.dsvt.bev import BEVBackbone, BEVConfig, ResidualBlock
 from pointcloud.dsvt.coding import cells_of, to_boxes, to_values
 from pointcloud.dsvt.decode import decode
-from pointcloud.dsvt.head import REGRESSION, CenterHead, HeadConfig
+from pointcloud.dsvt.head import CenterHead, HeadConfig
 from pointcloud.dsvt.loss import detection_losses, distance_iou_loss, focal_loss
 from pointcloud.dsvt.targets import Targets, draw_heatmap, make_targets, peak_radius
 from pointcloud.voxels import VoxelGrid
@@ -37,15 +37,13 @@ def make_boxes() -> tuple[Tensor, Tensor]:
     return boxes, torch.tensor([0, 1, 2, 0])
 
 
-def perfect_outputs(targets: Targets, iou: float = 1.0) -> dict[str, Tensor]:
+def perfect_outputs(targets: Targets, iou: float = 1.0, head: HeadConfig = HEAD) -> dict[str, Tensor]:
     """Return outputs that say what the targets do."""
     heatmap = targets.heatmap
     outputs = {"heatmap": heatmap.clamp(1e-4, 1 - 1e-4).logit(), "iou": torch.full_like(heatmap[:, :1], 2 * iou - 1)}
     sample, y, x = targets.cells.unbind(1)
-    for (name, channels), values in zip(
-        REGRESSION.items(), targets.values.split(list(REGRESSION.values()), 1), strict=True
-    ):
-        outputs[name] = heatmap.new_zeros(len(heatmap), channels, *heatmap.shape[2:])
+    for name, values in zip(head.regression, targets.values.split(list(head.regression.values()), 1), strict=True):
+        outputs[name] = heatmap.new_zeros(len(heatmap), values.shape[1], *heatmap.shape[2:])
         outputs[name][sample, :, y, x] = values
     return outputs
 
@@ -99,6 +97,28 @@ def test_boxes_come_back_from_their_values() -> None:
     assert (back[:, :6] - boxes[:, :6]).abs().max() < 1e-5
     assert angle_between(back[:, 6], boxes[:, 6]).abs().max() < 1e-6
     assert ((to_values(boxes, GRID)[:, :2] >= 0) & (to_values(boxes, GRID)[:, :2] < 1)).all()
+
+
+def test_the_axis_gives_the_line_and_the_heading_only_the_front() -> None:
+    boxes, labels = make_boxes()
+    head = HeadConfig(axis=True)
+    targets = make_targets([boxes], [labels], head, GRID)
+    outputs = perfect_outputs(targets, head=head)
+    sample, y, x = targets.cells.unbind(1)
+    weak = boxes[:, 6] + torch.tensor([1.4, -1.4, 0.7, -0.7])  # far off, but on the right side
+    outputs["rot"][sample, :, y, x] = 0.01 * torch.stack([weak.cos(), weak.sin()], 1)
+    found = decode(outputs, head, GRID)[0]
+    order = torch.cdist(found.boxes[:, :3], boxes[:, :3]).argmin(1)
+    assert angle_between(found.boxes[:, 6], boxes[order, 6]).abs().max() < 1e-4
+    outputs["rot"] *= -1
+    back = decode(outputs, head, GRID)[0]
+    turned = angle_between(back.boxes[:, 6], found.boxes[:, 6]).abs()
+    assert torch.allclose(turned, torch.full_like(turned, math.pi), atol=1e-4)
+    reverse = boxes + torch.eye(7)[6] * math.pi
+    lines = [to_values(either, GRID, axis=True)[:, 8:] for either in (boxes, reverse)]
+    assert torch.allclose(*lines, atol=1e-5)
+    assert detection_losses(outputs, targets, head, GRID)["boxes"] > 0
+    assert detection_losses(perfect_outputs(targets, head=head), targets, head, GRID)["boxes"] == 0
 
 
 def test_radius_of_peaks() -> None:
