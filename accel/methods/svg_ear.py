@@ -11,7 +11,7 @@ from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.centroids import centroid_mass, cluster_plan, select_clusters
 from accel.attention.cluster_error import log_centroid_error, route_by_error
 from accel.attention.compensation import compensate
-from accel.attention.orders.clusters import cluster_call, take_rows, video_slice
+from accel.attention.orders.clusters import cluster_call, video_slice
 from accel.attention.plan import Dense, Plan
 from accel.attention.schedule import is_dense
 from accel.attention.selection import select_blocks
@@ -36,9 +36,9 @@ class SVGEAR:
     area_exponent: float = 1.0
     query_clusters: int | None = None
     key_clusters: int | None = None
-    first_iterations: int = 50
+    first_iterations: int = 20
     first_share: float = 0.25
-    iterations: int = 2
+    iterations: int = 1
     cluster_dense_steps: bool = False
 
     def __post_init__(self) -> None:
@@ -60,9 +60,8 @@ class SVGEAR:
         )
         if dense:
             return Dense()
-        video = video_slice(call.geometry)
-        k, v = (take_rows(x[:, :, video], keys.clusters.order) for x in (call.k, call.v))
-        values = pooled(v, keys.clusters.offsets)
+        k, v = (x[:, :, video_slice(call.geometry)] for x in (call.k, call.v))
+        values = pooled(v, keys.clusters.offsets, keys.clusters.order)
         error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
         kept = self._route(call, queries.clusters, keys.clusters, error)
         return cluster_plan(queries, keys, kept, compensate(queries.clusters, keys.clusters, values, kept))

@@ -23,7 +23,7 @@ AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 
 
 # These are built on torch's headers; each knows whether the x86 kernels are there.
-SCHEDULERS = ("attention", "block_scores", "kmeans", "sparse_conv")
+SCHEDULERS = ("attention", "block_scores", "centroids", "kmeans", "sparse_conv")
 
 
 def _vector(name: str, lanes: int, rows: int, test: str, *flags: str) -> dict[str, tuple[str, list[str]]]:
@@ -163,6 +163,18 @@ def _register_fake() -> None:
     def _(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         blocks = [offsets.shape[-1] - 1 for offsets in rest[:2]]
         return q.new_empty((*q.shape[:2], *blocks), dtype=torch.float32)
+
+    @torch.library.register_fake("sparse_kernels::centroid_error_cpu")
+    def _(queries: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return queries.new_empty((*queries.shape[:2], rest[4].shape[2], queries.shape[2]))
+
+    @torch.library.register_fake("sparse_kernels::merge_centroids_cpu")
+    def _(q: torch.Tensor, out: torch.Tensor, *rest: object) -> torch.Tensor:
+        return torch.empty_like(out)
+
+    @torch.library.register_fake("sparse_kernels::pooled_cpu")
+    def _(x: torch.Tensor, offsets: torch.Tensor, *rest: object) -> torch.Tensor:
+        return x.new_empty((*x.shape[:2], offsets.shape[-1] - 1, x.shape[3]), dtype=torch.float32)
 
 
 def instruction_set(dtype: torch.dtype) -> str | None:

@@ -12,11 +12,12 @@ from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.centroids import centroid_mass, select_clusters
 from accel.attention.execute import execute
 from accel.attention.orders import clusters as clusters_module
-from accel.attention.orders.clusters import cluster_call, first_centroids, take_rows, video_slice
+from accel.attention.orders.clusters import cluster_call, first_centroids, video_slice
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.methods import by_name
 from accel.methods.svg2 import SVG2
 from sparse_kernels import BlockMap, block_sparse_attention, kmeans
+from sparse_kernels.centroids.reference import take_rows
 from tests.accel.cluster_calls import (
     COUNTS,
     GEOMETRIES,
@@ -220,12 +221,6 @@ def test_empty_clusters_make_empty_blocks() -> None:
         for backend in (None, "reference"):
             out = block_sparse_attention(q, k, call.v, block_map, backend=backend, **orders)
             assert (out - dense(few)).abs().max() < 1e-5
-
-
-def test_take_rows_equals_indexing() -> None:
-    x, index = torch.randn(2, 3, 5, 4).transpose(0, 1), torch.randint(0, 5, (3, 2, 7), dtype=torch.int32)
-    taken = take_rows(x, index)
-    assert all(torch.equal(taken[b, h], x[b, h, index[b, h].long()]) for b in range(3) for h in range(2))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ FILES = (
     "test_quantised.py",
     "test_kmeans.py",
     "test_block_scores.py",
+    "test_centroids.py",
 )
 INSIDE = "--inside"
 

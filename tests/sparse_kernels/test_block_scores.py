@@ -89,12 +89,12 @@ def test_mass_equals_brute_force(backend: str, dtype: torch.dtype, orders: bool)
     assert torch.allclose(mass.sum(-1), case.q_offsets.diff().float().expand(2, 4, -1), atol=1e-4)
 
 
-@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("instructions", [*INSTRUCTIONS, "avx512_bf16"])
 @pytest.mark.parametrize(("lengths", "head_dim"), [((1, 1), 1), ((97, 33), 16), ((300, 700), 80), ((64, 1500), 128)])
 def test_every_instruction_set_and_odd_size(instructions: str, lengths: tuple[int, int], head_dim: int) -> None:
     if _extension.load() is not None:
         pytest.skip("no C++ kernel")
-    case = make_case(1, lengths, head_dim)
+    case = make_case(1, lengths, head_dim, torch.bfloat16 if instructions == "avx512_bf16" else torch.float32)
     tensors = (case.q, case.k, case.lse, case.q_offsets, case.kv_offsets, case.q_order, case.kv_order)
     try:
         mass = cpu.block_mass(*tensors, head_dim**-0.5, instructions)
@@ -192,6 +192,14 @@ def test_antidiagonal_padding_gets_nothing() -> None:
     short = antidiagonal_scores(case.q, case.k[:, :, :40], 32, 8)
     assert torch.allclose(short.sum(-1), torch.tensor(4.0), atol=1e-5)
     assert torch.allclose(antidiagonal_scores(case.q[:, :, :104], case.k, 32, 8).sum(-1)[..., 3], torch.tensor(1.0))
+
+
+def test_antidiagonals_of_bfloat16_are_near_those_of_its_values() -> None:
+    case = make_case(4, (256, 256), 64, torch.bfloat16)
+    scores = antidiagonal_scores(case.q, case.k, 32, 8, backend="cpu")
+    exact = antidiagonal_scores(case.q.float(), case.k.float(), 32, 8, backend="reference")
+    assert (scores - exact).abs().max() < 2e-2 * exact.max()
+    assert torch.allclose(scores.sum(-1), exact.sum(-1), atol=1e-4)
 
 
 def test_antidiagonals_in_several_pieces() -> None:

@@ -91,10 +91,3 @@ def _with_text(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
         order = torch.cat([order, text.expand(*order.shape[:2], -1)], -1)
         offsets = pad(offsets, (0, 1), value=geometry.tokens)
     return ClusteredTokens(clusters, order, offsets)
-
-
-def take_rows(x: Float[Tensor, "b h k c"], index: Int[Tensor, "b h n"]) -> Float[Tensor, "b h n c"]:
-    """Return rows of every head by index: the centroid of each token by its label, or tokens in an order."""
-    # One lookup of whole rows in a flat table is several times faster than `gather` with an expanded index.
-    first = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(*x.shape[:2], 1) * x.shape[2]
-    return x.flatten(0, 2).index_select(0, (index + first).flatten()).view(*index.shape, -1)

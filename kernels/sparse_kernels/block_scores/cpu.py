@@ -1,4 +1,4 @@
-"""The C++ kernel of block mass: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time."""
+"""The C++ kernel of block mass: float32 arithmetic on AVX-512, AVX2 or SSE, and products of bf16 on AVX512_BF16."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels import _extension
-
-# A product of depth stride * d with a softmax over 1 / stride**2 of the pairs: nearly all its time is torch's own
-# matrix product, which no kernel of ours would shorten.
-from sparse_kernels.block_scores.reference import antidiagonal_scores as antidiagonal_scores
+from sparse_kernels.block_scores import reference
 
 
 def can_run(q: Tensor, k: Tensor) -> str | None:
@@ -33,6 +30,8 @@ def block_mass(
 ) -> Float[Tensor, "b h nq nk"]:
     """Return exp(q k scale - lse) summed over blocks; `instructions` forces an instruction set, for tests."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    if _multiplies_bfloat16(q):  # two exact products at a time, added up in float32
+        instructions = instructions or "avx512_bf16"
     return torch.ops.sparse_kernels.block_mass_cpu(
         q,
         k,
@@ -44,3 +43,18 @@ def block_mass(
         scale,
         instructions,
     )
+
+
+def antidiagonal_scores(
+    q: Float[Tensor, "b h sq d"], k: Float[Tensor, "b hkv skv d"], block: int, stride: int, scale: float, causal: bool
+) -> Float[Tensor, "b h nq nk"]:
+    """Return the estimate; nearly all its time is torch's matrix product, in bf16 where processor and input have that.
+
+    The sums of antidiagonals are then rounded to bf16.
+    """
+    products = torch.bfloat16 if _multiplies_bfloat16(q) else torch.float32
+    return reference.antidiagonal_scores(q, k, block, stride, scale, causal, products)
+
+
+def _multiplies_bfloat16(q: Tensor) -> bool:
+    return q.dtype == torch.bfloat16 and _extension.instruction_set(torch.bfloat16) in ("avx512_bf16", "amx")

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from sparse_kernels.block_scores.checks import check_order, shared_offsets
+from sparse_kernels import _extension
+from sparse_kernels.block_scores.checks import DTYPES, check_order, shared_offsets
 
 
 def pooled(
@@ -21,6 +22,10 @@ def pooled(
         raise ValueError(f"x must be a floating-point tensor (b h s d), got {x.dtype} {tuple(x.shape)}")
     offsets = shared_offsets("offsets", offsets, x)
     check_order("order", order, x)
+    if x.device.type == "cpu" and x.dtype in DTYPES and not x.requires_grad and _extension.load() is None:
+        order = None if order is None else order.contiguous()
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        return torch.ops.sparse_kernels.pooled_cpu(x, offsets.contiguous(), order, "")
     if order is not None:
         x = x.gather(2, order[..., None].expand_as(x))
     offsets = offsets.expand(*x.shape[:2], -1).contiguous()

@@ -59,29 +59,40 @@ def _mass_of_head(q: Tensor, k: Tensor, lse: Tensor, q_offsets: Tensor, kv_offse
 
 
 def antidiagonal_scores(
-    q: Float[Tensor, "b h sq d"], k: Float[Tensor, "b hkv skv d"], block: int, stride: int, scale: float, causal: bool
+    q: Float[Tensor, "b h sq d"],
+    k: Float[Tensor, "b hkv skv d"],
+    block: int,
+    stride: int,
+    scale: float,
+    causal: bool,
+    products: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b h nq nk"]:
     """Return the softmax over reshaped tokens, summed over blocks of block / stride of them."""
     batch, heads = q.shape[:2]
     group = heads // k.shape[1]
+    lengths = -(-q.shape[2] // stride), -(-k.shape[2] // stride)
     scores = []
     for b in range(batch):
         for h in range(heads):
-            queries = _reshape(q[b, h], block, stride, reverse=True) * (scale / stride)
-            keys = _reshape(k[b, h // group], block, stride, reverse=False)
-            lengths = -(-q.shape[2] // stride), -(-k.shape[2] // stride)
-            scores.append(_antidiagonals_of_head(queries, keys, lengths, block // stride, causal))
+            queries = _reshape(q[b, h].to(products), block, stride, reverse=True)
+            keys = _reshape(k[b, h // group].to(products), block, stride, reverse=False)
+            scores.append(_antidiagonals_of_head(queries, keys, lengths, block // stride, scale / stride, causal))
     return torch.stack(scores).unflatten(0, (batch, heads))
 
 
 def _reshape(x: Float[Tensor, "s d"], block: int, stride: int, reverse: bool) -> Float[Tensor, "n sd"]:
     """Lay every `stride` tokens end to end, after filling up the last block with zeros."""
-    tokens = torch.nn.functional.pad(x.float(), (0, 0, 0, -x.shape[0] % block)).unflatten(0, (-1, stride))
+    tokens = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[0] % block)).unflatten(0, (-1, stride))
     return (tokens.flip(1) if reverse else tokens).flatten(1)
 
 
 def _antidiagonals_of_head(
-    q: Float[Tensor, "n sd"], k: Float[Tensor, "m sd"], lengths: tuple[int, int], block: int, causal: bool
+    q: Float[Tensor, "n sd"],
+    k: Float[Tensor, "m sd"],
+    lengths: tuple[int, int],
+    block: int,
+    scale: float,
+    causal: bool,
 ) -> Float[Tensor, "nq nk"]:
     """Add up the softmax by blocks; `lengths` are the reshaped tokens that are not padding alone."""
     blocks = []
@@ -90,8 +101,12 @@ def _antidiagonals_of_head(
     for start in range(0, q.shape[0], step):
         rows = q[start : start + step]
         number = torch.arange(start, start + rows.shape[0], device=q.device)[:, None]
-        hidden = keys >= lengths[1]
-        scores = (rows @ k.T).masked_fill_(hidden | (keys > number) if causal else hidden, -torch.inf)
-        weights = scores.softmax(-1).masked_fill_(number >= lengths[0], 0)
+        scores = (rows @ k.T).float() * scale
+        if lengths[1] < k.shape[0] or causal:
+            hidden = keys >= lengths[1]
+            scores.masked_fill_(hidden | (keys > number) if causal else hidden, -torch.inf)
+        weights = scores.softmax(-1)
+        if lengths[0] < q.shape[0]:
+            weights.masked_fill_(number >= lengths[0], 0)
         blocks.append(weights.unflatten(1, (-1, block)).sum(-1).unflatten(0, (-1, block)).sum(1))
     return torch.cat(blocks)

@@ -1,4 +1,4 @@
-// What the schedulers (kmeans.cpp, block_scores.cpp) and the reducing kernels, one object file for each instruction
+// What the schedulers (kmeans.cpp, block_scores.cpp, centroids.cpp) and the reducing kernels, one object file for each instruction
 // set, tell each other. All of them score rows against packed panels of columns and keep only a reduction of the scores.
 #pragma once
 #include "kernel.h"
@@ -53,19 +53,60 @@ struct MassJob {
   char* scratch;
 };
 
+// For every query centroid, the sum over the `count` keys of a cluster of |g v + v - mean|^2, where
+// g = 2^(query (k - centroid)) - 1: the squared error of the centroid's answer, over its squared weight.
+struct ErrorJob {
+  Rows keys, values;
+  int64_t first_row;
+  int32_t count;
+  int32_t head_dim;
+  const float* centroid;  // of the keys, and the mean of the values
+  const float* mean;
+  const float* packed;  // query centroids, times scale and log2(e)
+  int32_t panels;
+  float* error;  // panels * panel floats, written
+  char* scratch;
+};
+
+// Attention over some centroids merged into that over computed keys, for `count` rows of one query cluster.
+struct MergeJob {
+  Rows queries;  // `order` is also that of lse and of the outputs
+  int64_t first_row;
+  int32_t count;  // at most MERGE_ROWS
+  int32_t head_dim;
+  float scale;  // already times log2(e)
+  const float* lse;
+  const float* packed;  // the key centroids
+  const float* weights;  // of each centroid, in units of log2; panels * panel floats, -infinity for the missing ones
+  int32_t panels;
+  const float* values;  // of each centroid, panels * panel rows of `width` floats
+  int32_t width;        // head_dim filled up to whole panels
+  const void* out;      // in the queries' type
+  int64_t out_stride;
+  void* merged;  // may be `out`
+  int64_t merged_stride;
+  char* scratch;
+};
+
 constexpr int32_t NEAREST_ROWS = 48;  // with the best scores so far, these rows stay in the first-level cache
 constexpr int32_t MASS_ROWS = 96;
+constexpr int32_t ERROR_ROWS = 96;
+constexpr int32_t MERGE_ROWS = 48;
 
 struct Reducer {
   const char* name;
   int32_t panel;
   bool (*can_run)();
   size_t (*nearest_bytes)(int32_t head_dim);  // scratch
-  size_t (*mass_bytes)(int32_t head_dim);     // scratch; null where the kernel only finds the nearest
+  size_t (*mass_bytes)(int32_t head_dim);     // scratch
   void (*pack)(const ColumnJob&);
   void (*nearest)(const NearestJob&);
   double (*mean)(const MeanJob&);  // returns how far the centroid moved, squared
   void (*mass)(const MassJob&);
+  size_t (*error_bytes)(int32_t head_dim);  // null, as all that follows, in the kernel of bfloat16
+  void (*error)(const ErrorJob&);
+  size_t (*merge_bytes)(int32_t head_dim, int32_t panels);
+  void (*merge)(const MergeJob&);
 };
 
 extern "C" {

@@ -1,6 +1,6 @@
 // Scores of rows against panels of columns, reduced while they are in registers: nearest centroid, mass of a block.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile), and with
-// -DBFLOAT16_PRODUCTS for the nearest of rows in bfloat16 alone.
+// -DBFLOAT16_PRODUCTS for the nearest and the mass of rows in bfloat16.
 #include "cells.h"
 #include "reduce.h"
 
@@ -104,19 +104,15 @@ static double mean(const MeanJob& job) {
   return moved;
 }
 
-#ifdef BFLOAT16_PRODUCTS
-static constexpr decltype(Reducer::mass) mass = nullptr;
-static constexpr decltype(Reducer::mass_bytes) mass_bytes = nullptr;
-#else
 template <int R>
-static void weigh_rows(const float* q, int32_t depth, const float* packed, const float* lse, vf (&total)[VECTORS]) {
+static void weigh_rows(const float* q, int32_t count, const float* packed, const float* lse, float scale, vf (&total)[VECTORS]) {
   vf acc[R][VECTORS];
   clear(acc);
-  multiply<R>(acc, q, depth, packed, PANEL, depth);
+  multiply_cells<R, VECTORS>(acc, q, count, packed);
   const vf high = broadcast(128.0f);  // 2^128 is infinite; higher exponents would spill into the sign
   for (int r = 0; r < R; r++) {
     for (int v = 0; v < VECTORS; v++) {
-      const vf x = acc[r][v] - lse[r];
+      const vf x = acc[r][v] * scale - lse[r];
       total[v] += exp2_vector(x > high ? high : x);
     }
   }
@@ -125,21 +121,21 @@ static void weigh_rows(const float* q, int32_t depth, const float* packed, const
 static size_t mass_bytes(int32_t head_dim) { return static_cast<size_t>(MASS_ROWS) * (head_dim + 1) * sizeof(float); }
 
 static void mass(const MassJob& job) {
-  const int32_t depth = job.head_dim;
+  const int32_t count = cells(job.head_dim);
   float* q = reinterpret_cast<float*>(job.scratch);
-  float* lse = q + static_cast<int64_t>(MASS_ROWS) * depth;
+  float* lse = q + static_cast<int64_t>(MASS_ROWS) * count;
   for (int32_t r = 0; r < job.count; r++) {
     const int64_t row = job.first_row + r;
-    read_row(job.queries, row, depth, depth, job.scale, q + static_cast<int64_t>(r) * depth);
+    read_cells(job.queries, row, job.head_dim, q + static_cast<int64_t>(r) * count);
     lse[r] = job.lse[job.queries.order ? job.queries.order[row] : row] * LOG2_E;
   }
   for (int32_t block = job.begin; block < job.end; block++) {
     float sum = 0;
     for (int32_t panel = job.first_panel[block]; panel < job.first_panel[block + 1]; panel++) {
-      const float* packed = job.packed + static_cast<int64_t>(panel) * depth * PANEL;
+      const float* packed = job.packed + static_cast<int64_t>(panel) * job.head_dim * PANEL;
       vf total[VECTORS] = {};
       for_rows<ROWS>(job.count, 0, [&]<int R>(int32_t r) {
-        weigh_rows<R>(q + static_cast<int64_t>(r) * depth, depth, packed, lse + r, total);
+        weigh_rows<R>(q + static_cast<int64_t>(r) * count, count, packed, lse + r, job.scale, total);
       });
       float columns[PANEL];
       for (int v = 0; v < VECTORS; v++) store(columns + v * LANES, total[v]);
@@ -148,10 +144,166 @@ static void mass(const MassJob& job) {
     job.mass[block] += sum;
   }
 }
+
+#ifdef BFLOAT16_PRODUCTS
+static constexpr decltype(Reducer::error) error = nullptr;
+static constexpr decltype(Reducer::error_bytes) error_bytes = nullptr;
+static constexpr decltype(Reducer::merge) merge = nullptr;
+static constexpr decltype(Reducer::merge_bytes) merge_bytes = nullptr;
+#else
+// |g v + v - mean|^2 = squared g^2 + cross g + constant
+struct Terms {
+  float squared, cross, constant;
+};
+
+template <int R>
+static void add_errors(const float* rest, const Terms* terms, int32_t depth, const float* packed, vf (&total)[VECTORS]) {
+  vf acc[R][VECTORS];
+  clear(acc);
+  multiply<R>(acc, rest, depth, packed, PANEL, depth);
+  const vf high = broadcast(43.28f);  // e^30: keeps the square finite; a cluster with such an error is chosen anyway
+  for (int r = 0; r < R; r++) {
+    for (int v = 0; v < VECTORS; v++) {
+      const vf growth = exp2_vector(acc[r][v] > high ? high : acc[r][v]) - 1.0f;
+      total[v] += (terms[r].squared * growth + terms[r].cross) * growth + terms[r].constant;
+    }
+  }
+}
+
+static size_t error_bytes(int32_t head_dim) {
+  return static_cast<size_t>(ERROR_ROWS + 1) * head_dim * sizeof(float) + ERROR_ROWS * sizeof(Terms);
+}
+
+static void error(const ErrorJob& job) {
+  const int32_t depth = job.head_dim;
+  float* rest = reinterpret_cast<float*>(job.scratch);
+  float* value = rest + static_cast<int64_t>(ERROR_ROWS) * depth;
+  Terms* terms = reinterpret_cast<Terms*>(value + depth);
+  memset(job.error, 0, static_cast<size_t>(job.panels) * PANEL * sizeof(float));
+  for (int32_t first = 0; first < job.count; first += ERROR_ROWS) {
+    const int32_t rows = job.count - first < ERROR_ROWS ? job.count - first : ERROR_ROWS;
+    for (int32_t r = 0; r < rows; r++) {
+      float* row = rest + static_cast<int64_t>(r) * depth;
+      read_row(job.keys, job.first_row + first + r, depth, depth, 1.0f, row);
+      read_row(job.values, job.first_row + first + r, depth, depth, 1.0f, value);
+      Terms sums{};
+      for (int32_t x = 0; x < depth; x++) {
+        const float gap = value[x] - job.mean[x];
+        row[x] -= job.centroid[x];
+        sums.squared += value[x] * value[x];
+        sums.cross += 2 * value[x] * gap;
+        sums.constant += gap * gap;
+      }
+      terms[r] = sums;
+    }
+    for (int32_t panel = 0; panel < job.panels; panel++) {
+      vf total[VECTORS] = {};
+      for_rows<ROWS>(rows, 0, [&]<int R>(int32_t r) {
+        add_errors<R>(rest + static_cast<int64_t>(r) * depth, terms + r, depth,
+                      job.packed + static_cast<int64_t>(panel) * depth * PANEL, total);
+      });
+      float* sums = job.error + panel * PANEL;
+      for (int v = 0; v < VECTORS; v++) store(sums + v * LANES, load(sums + v * LANES) + total[v]);
+    }
+  }
+}
+
+static size_t merge_bytes(int32_t head_dim, int32_t panels) {
+  const size_t columns = static_cast<size_t>(panels) * PANEL, width = (head_dim + PANEL - 1) / PANEL * PANEL;
+  return MERGE_ROWS * (head_dim + columns + width + 2) * sizeof(float);
+}
+
+template <int R>
+static void score_rows(
+    const float* q, int32_t depth, const float* packed, const float* weights, float* scores, int32_t columns) {
+  vf acc[R][VECTORS];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < VECTORS; v++) acc[r][v] = load(weights + v * LANES);
+  multiply<R>(acc, q, depth, packed, PANEL, depth);
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < VECTORS; v++) store(scores + static_cast<int64_t>(r) * columns + v * LANES, acc[r][v]);
+}
+
+// Turn a row of scores into weights that add up to 1 with the share of the computed keys, which is returned.
+static float weigh_row(float* scores, int32_t columns, float exact) {
+  vf best = load(scores);
+  for (int32_t j = LANES; j < columns; j += LANES) {
+    const vf x = load(scores + j);
+    best = x > best ? x : best;
+  }
+  float top = horizontal_max(best);
+  top = top > exact ? top : exact;
+  top = top > -1e30f ? top : -1e30f;  // nothing to attend to at all: no infinity less infinity
+  vf total{};
+  for (int32_t j = 0; j < columns; j += LANES) {
+    const vf p = exp2_vector(load(scores + j) - top);
+    store(scores + j, p);
+    total += p;
+  }
+  const float share = exp2_scalar(exact - top), sum = share + horizontal_sum(total), one = 1.0f / sum;
+  for (int32_t j = 0; j < columns; j += LANES) store(scores + j, load(scores + j) * one);
+  return share * one;
+}
+
+template <int R>
+static void mix_rows(const float* weights, int32_t columns, const float* values, int32_t width, float* out) {
+  vf acc[R][VECTORS];
+  clear(acc);
+  multiply<R>(acc, weights, columns, values, width, columns);
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < VECTORS; v++) store(out + static_cast<int64_t>(r) * width + v * LANES, acc[r][v]);
+}
+
+static void write_merged(const MergeJob& job, int64_t row, const float* mixed, const float* exact) {
+  const int64_t to = row * job.merged_stride;
+  if (job.queries.element == FLOAT32) {
+    float* values = static_cast<float*>(job.merged) + to;
+    for (int32_t x = 0; x < job.head_dim; x++) values[x] = mixed[x] + exact[x];
+    return;
+  }
+  uint16_t* values = static_cast<uint16_t*>(job.merged) + to;
+  if (job.queries.element == BFLOAT16) {
+    for (int32_t x = 0; x < job.head_dim; x++) values[x] = to_bfloat16(mixed[x] + exact[x]);
+  } else {
+    for (int32_t x = 0; x < job.head_dim; x++) values[x] = to_float16(mixed[x] + exact[x]);
+  }
+}
+
+static void merge(const MergeJob& job) {
+  const int32_t depth = job.head_dim, columns = job.panels * PANEL, width = job.width;
+  float* q = reinterpret_cast<float*>(job.scratch);
+  float* scores = q + static_cast<int64_t>(MERGE_ROWS) * depth;
+  float* mixed = scores + static_cast<int64_t>(MERGE_ROWS) * columns;
+  float* shares = mixed + static_cast<int64_t>(MERGE_ROWS) * width;
+  const Rows out{job.out, job.out_stride, job.queries.order, job.queries.element};
+  for (int32_t r = 0; r < job.count; r++)
+    read_row(job.queries, job.first_row + r, depth, depth, job.scale, q + static_cast<int64_t>(r) * depth);
+  for (int32_t panel = 0; panel < job.panels; panel++) {
+    for_rows<ROWS>(job.count, 0, [&]<int R>(int32_t r) {
+      score_rows<R>(q + static_cast<int64_t>(r) * depth, depth, job.packed + static_cast<int64_t>(panel) * depth * PANEL,
+                    job.weights + panel * PANEL, scores + static_cast<int64_t>(r) * columns + panel * PANEL, columns);
+    });
+  }
+  for (int32_t r = 0; r < job.count; r++) {
+    const int64_t row = job.queries.order ? job.queries.order[job.first_row + r] : job.first_row + r;
+    shares[r] = weigh_row(scores + static_cast<int64_t>(r) * columns, columns, job.lse[row] * LOG2_E);
+  }
+  for (int32_t x = 0; x < width; x += PANEL) {
+    for_rows<ROWS>(job.count, 0, [&]<int R>(int32_t r) {
+      mix_rows<R>(scores + static_cast<int64_t>(r) * columns, columns, job.values + x, width,
+                  mixed + static_cast<int64_t>(r) * width + x);
+    });
+  }
+  for (int32_t r = 0; r < job.count; r++) {
+    const int64_t row = job.queries.order ? job.queries.order[job.first_row + r] : job.first_row + r;
+    read_row(out, job.first_row + r, depth, depth, shares[r], q);
+    write_merged(job, row, mixed + static_cast<int64_t>(r) * width, q);
+  }
+}
 #endif
 
 static bool can_run() { return CAN_RUN; }
 
 extern "C" const Reducer KERNEL = {
-    NAME, PANEL, can_run, nearest_bytes, mass_bytes, pack, nearest, mean, mass,
+    NAME, PANEL, can_run, nearest_bytes, mass_bytes, pack, nearest, mean, mass, error_bytes, error, merge_bytes, merge,
 };
