@@ -1,4 +1,4 @@
-"""Sparse attention for video diffusion transformers, as a diffusers plug-in: `accel.enable(pipe, "sparse-vdit")`."""
+"""Sparse attention for video diffusion transformers, as a diffusers plug-in: `accel.enable(pipe, "svg-ear")`."""
 
 from typing import TYPE_CHECKING, Any
 

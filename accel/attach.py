@@ -67,7 +67,7 @@ class Handle:
         return list(zip(self._transformers, self._sessions, strict=True))
 
 
-def enable(pipe_or_transformer: Any, method: str | Method = "sparse-vdit", **options: Any) -> Handle:
+def enable(pipe_or_transformer: Any, method: str | Method = "svg-ear", **options: Any) -> Handle:
     """Attach `method` (an object, or a name with its options) to a pipeline's transformers, or to one transformer.
 
     Attaching again replaces what was attached. ValueError when nothing supported is found, or the name or its
@@ -97,7 +97,7 @@ def disable(pipe_or_transformer: Any) -> None:
 
 
 @contextmanager
-def enabled(pipe_or_transformer: Any, method: str | Method = "sparse-vdit", **options: Any) -> Iterator[Handle]:
+def enabled(pipe_or_transformer: Any, method: str | Method = "svg-ear", **options: Any) -> Iterator[Handle]:
     """Attach for the duration of a `with` block, also when it ends in an exception."""
     handle = enable(pipe_or_transformer, method, **options)
     try:
@@ -106,7 +106,7 @@ def enabled(pipe_or_transformer: Any, method: str | Method = "sparse-vdit", **op
         handle.disable()
 
 
-def attn_processors(transformer: nn.Module, method: str | Method = "sparse-vdit", **options: Any) -> dict[str, Any]:
+def attn_processors(transformer: nn.Module, method: str | Method = "svg-ear", **options: Any) -> dict[str, Any]:
     """Return processors for `transformer.set_attn_processor`, and install the progress hook that they need."""
     method = by_name(method, **options) if isinstance(method, str) else method
     adapter = adapter_for(transformer)

@@ -33,7 +33,7 @@ def generate(
     ] = None,
     method: Annotated[
         str, typer.Option(help="sparse-attention method, as NAME or NAME:OPTION=VALUE, or dense")
-    ] = "sparse-vdit",
+    ] = "svg-ear",
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,

@@ -83,8 +83,8 @@ def build_page(loaded: LoadedPipeline, folder: Path) -> gr.Blocks:
         gr.Markdown(f"# visual-accel\nThe same video of **{loaded.name}** with dense and with sparse attention.")
         prompt = gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], elem_id="prompt")
         with gr.Row():
-            method = gr.Dropdown(list(SPARSE_METHODS), value=SPARSE_METHODS[0], label="Method")
-            density = gr.Slider(0.05, 1.0, value=0.35, step=0.05, label="Density of sparse calls")
+            method = gr.Dropdown(list(SPARSE_METHODS), value="svg-ear", label="Method")
+            density = gr.Slider(0.05, 1.0, value=0.25, step=0.05, label="Density of sparse calls")
             default_steps = loaded.defaults["num_inference_steps"]
             steps = gr.Slider(1, max(MOST_STEPS, default_steps), value=default_steps, step=1, label="Denoising steps")
         button = gr.Button("Run", variant="primary", elem_id="run")

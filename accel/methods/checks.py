@@ -28,7 +28,7 @@ def check_clusters(method: Any) -> None:
     """Raise ValueError unless the fields that the clustering methods share are usable."""
     check_shares(method, "dense_steps", "top_p", "least_share", "first_share")
     if method.density is not None and not 0 < method.density <= 1:
-        raise ValueError(f"density must be above 0 and at most 1, or None for top_p, got {method.density}")
+        raise ValueError(f"density must be above 0 and at most 1, got {method.density}; None lets top_p decide")
     for name in ("dense_layers", "first_iterations", "iterations"):
         if getattr(method, name) < 0:
             raise ValueError(f"{name} must be 0 or more, got {getattr(method, name)}")

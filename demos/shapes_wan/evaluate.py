@@ -97,7 +97,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="pipeline folder; default: the embedded shapes-wan")] = None,
     prompts: Annotated[int, typer.Option(min=1, max=24, help="how many of the 24 held-out prompts")] = 24,
     seed: Annotated[int, typer.Option(help="seed of the first prompt; each further prompt takes the next")] = 0,
-    method: Annotated[str, typer.Option(help="sparse-attention method")] = "sparse-vdit",
+    method: Annotated[str, typer.Option(help="sparse-attention method")] = "svg-ear",
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="denoising steps; default: the model's")] = None,

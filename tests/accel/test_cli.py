@@ -52,7 +52,7 @@ def test_comparison_prints_a_table_and_writes_files(model: str, tmp_path: Path):
     assert all(str(tmp_path / "out" / name) in result.stdout.replace("\n", "") for name in names)
 
 
-@pytest.mark.parametrize("method", ["sparse-vdit", "adaspa", "dense"])
+@pytest.mark.parametrize("method", ["svg-ear", "sparse-vdit", "dense"])
 def test_generation_writes_one_video(model: str, tmp_path: Path, method: str):
     result = run("--model", model, "--method", method, "--steps", "2", "--output", str(tmp_path))
     assert result.exit_code == 0, result.output

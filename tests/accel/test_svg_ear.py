@@ -119,7 +119,7 @@ def test_error_of_centroids_equals_its_definition(geometry: Geometry) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize("options", [dict(top_p=0.5), dict(top_p=0.7, least_share=0.2, area_exponent=0.5)])
 def test_plan_equals_the_published_rule(geometry: Geometry, options: dict[str, float]) -> None:
-    call, method = make_call(geometry=geometry), SVGEAR(**options, **SMALL)
+    call, method = make_call(geometry=geometry), SVGEAR(density=None, **options, **SMALL)
     queries, keys = clusters_of(call)
     kept = brute_route(call, queries, keys, method)
     plan = sparse(method.plan(call, LayerMemory()))
@@ -152,7 +152,7 @@ def test_singleton_clusters_are_dense_attention(geometry: Geometry) -> None:
 @pytest.mark.parametrize("options", [dict(density=1.0), dict(top_p=1.0)])
 def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, float]) -> None:
     call = make_call(geometry=geometry)
-    plan = sparse(SVGEAR(**options, **SMALL).plan(call, LayerMemory()))
+    plan = sparse(SVGEAR(**{"density": None, **options}, **SMALL).plan(call, LayerMemory()))
     assert plan.density == 1.0
     assert (execute(call, plan)[0] - dense(call)).abs().max() < 1e-5
 

@@ -46,7 +46,7 @@ COARSE = Lidar(beams=12, azimuths=128)
 
 
 def small_scenes(count: int = 2) -> list[Scene]:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     return [make_scene(seed, COARSE) for seed in range(count)]
 
 
@@ -180,7 +180,7 @@ def test_a_step_that_gives_nan_changes_no_weight() -> None:
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     said: list[str] = []
     options: dict[str, Any] = dict(batch=1, config=SMALL, workers=0, lidar=COARSE, every=1, report=said.append)
     first = train(tmp_path, 2, **options)
@@ -246,7 +246,7 @@ def test_commands_say_in_a_line_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_evaluate_command_writes_its_files(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     make_detector().save(tmp_path / "small.safetensors")
     arguments = ["detect", str(tmp_path / "small.safetensors"), "--output", str(tmp_path / "out"), "--scenes", "1"]
     result = CliRunner().invoke(evaluate_app, arguments)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("open3d")
+pytest.importorskip("open3d", exc_type=ImportError)
 
 from pointcloud.boxes import overlaps_bev, points_in_boxes  # noqa: E402
 from pointcloud.scenes import CLASSES, DrivingScenes, Lidar, Scene, dataset, make_scene  # noqa: E402

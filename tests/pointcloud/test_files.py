@@ -100,7 +100,7 @@ def test_xyz(tmp_path: Path, columns: int) -> None:
 
 
 def test_ply_keeps_attributes_and_origin(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     for cloud in (make_cloud(), make_cloud((500_000.0, 4_100_000.0, 0.0))):
         write_points(tmp_path / "a.ply", cloud)
         again = read_points(tmp_path / "a.ply")
@@ -114,7 +114,7 @@ def test_ply_keeps_attributes_and_origin(tmp_path: Path) -> None:
 
 
 def test_ply_of_another_program(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     names = ("double x", "double y", "double z", "uchar red", "uchar green", "uchar blue", "float scalar_Intensity")
     header = ["ply", "format ascii 1.0", "element vertex 2", *(f"property {name}" for name in names), "end_header"]
     (tmp_path / "a.ply").write_text("\n".join([*header, "1 2 3 255 0 51 .5", "4 5 6 0 0 255 .25", ""]))
@@ -129,7 +129,7 @@ def test_ply_of_another_program(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [{"write_ascii": True}, {"compressed": True}, {}])
 def test_pcd(tmp_path: Path, kind: dict[str, bool]) -> None:
-    open3d = pytest.importorskip("open3d")
+    open3d = pytest.importorskip("open3d", exc_type=ImportError)
     rows = draw(4)
     cloud = open3d.t.geometry.PointCloud(np.ascontiguousarray(rows[:, :3]))
     cloud.point["intensity"] = np.ascontiguousarray(rows[:, 3:])
@@ -180,7 +180,7 @@ def test_las_cut_short(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".ply", ".pcd"])
 def test_open3d_files_cut_short(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
-    open3d = pytest.importorskip("open3d")
+    open3d = pytest.importorskip("open3d", exc_type=ImportError)
     path = tmp_path / f"a{suffix}"
     assert open3d.t.io.write_point_cloud(str(path), open3d.t.geometry.PointCloud(draw(3)))
     whole = path.read_bytes()
