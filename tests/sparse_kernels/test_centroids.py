@@ -155,6 +155,18 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(before)
 
 
+def test_opcheck() -> None:
+    if reason := _extension.load():
+        pytest.skip(reason)
+    case, ops = make_case(16), torch.ops.sparse_kernels
+    centroids, values = case.keys.centroids, case.values
+    keys = (case.keys.order, case.keys.offsets, centroids, values)
+    torch.library.opcheck(ops.centroid_error_cpu.default, (case.queries.centroids, case.k, case.v, *keys, SCALE, ""))
+    queries = (case.queries.order, case.queries.offsets, case.weights(), centroids, values)
+    torch.library.opcheck(ops.merge_centroids_cpu.default, (case.q, *case.out(), *queries, SCALE, ""))
+    torch.library.opcheck(ops.pooled_cpu.default, (case.v, case.keys.offsets, case.keys.order, ""))
+
+
 def test_buffers_of_the_reference_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case()
     whole = case.error("reference"), case.merged("reference")
