@@ -1,5 +1,5 @@
-// What the schedulers (kmeans.cpp, block_scores.cpp, centroids.cpp) and the reducing kernels, one object file for each instruction
-// set, tell each other. All of them score rows against packed panels of columns and keep only a reduction of the scores.
+// What the schedulers (kmeans.cpp, block_scores.cpp, centroids.cpp) and the reducing kernels, one object file for each
+// instruction set, tell each other. All of them score rows against packed panels of columns and reduce the scores.
 #pragma once
 #include "kernel.h"
 
