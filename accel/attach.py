@@ -13,8 +13,8 @@ from accel.methods import Method, by_name
 from accel.models.adapters import adapter_for
 from accel.models.processor import SparseAttentionProcessor, wrap_processor
 from accel.models.progress import HOOK, ProgressHook, install_hook, remove_hook
+from accel.models.records import CallRecord, summarize
 from accel.models.session import Session
-from accel.statistics import CallRecord, summarize
 
 
 class Handle:

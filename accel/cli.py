@@ -50,8 +50,8 @@ def generate(
 ) -> None:
     """Make a video with sparse attention; with --compare also densely, and report speed-up and likeness."""
     with _one_line_errors():
-        from accel.pipelines import load_pipeline
-        from accel.report import prepare_output
+        from accel.workbench.loading import load_pipeline
+        from accel.workbench.reporting import prepare_output
 
         chosen = _method(method, density, dense_steps, compare)
         _set_threads(threads)
@@ -87,10 +87,10 @@ def bench(
 ) -> None:
     """Compare methods with the dense pipeline and each other, on the same videos at equal measured density."""
     with _one_line_errors():
-        from accel.bench import Rows, cases, run_bench
         from accel.methods import SPARSE_METHODS
-        from accel.pipelines import load_pipeline
-        from accel.report import prepare_output
+        from accel.workbench.bench import Rows, cases, run_bench
+        from accel.workbench.loading import load_pipeline
+        from accel.workbench.reporting import prepare_output
 
         names = [name.strip() for name in methods.split(",")] if methods else SPARSE_METHODS
         chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps))
@@ -114,7 +114,7 @@ def info() -> None:
     import torch
     from rich.console import Console
 
-    from accel.pipelines import embedded_folder
+    from accel.workbench.loading import embedded_folder
     from sparse_kernels import backend_reasons
 
     table = _table("what", "here")
@@ -138,7 +138,7 @@ def info() -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Turn input that cannot be used into one line on stderr and exit code 2."""
-    from accel.pipelines import InputError
+    from accel.workbench.loading import InputError
 
     try:
         yield
@@ -150,7 +150,7 @@ def _one_line_errors() -> Iterator[None]:
 def _method(name: str, density: float | None, dense_steps: float | None, compare: bool) -> Any | None:
     """Return the method object, None for dense."""
     from accel.methods import METHODS, from_text
-    from accel.pipelines import InputError
+    from accel.workbench.loading import InputError
 
     options = {"density": density, "dense_steps": dense_steps}
     given = {option: value for option, value in options.items() if value is not None}
@@ -169,7 +169,7 @@ def _method(name: str, density: float | None, dense_steps: float | None, compare
 def _set_threads(threads: int | None) -> None:
     import torch
 
-    from accel.pipelines import InputError
+    from accel.workbench.loading import InputError
 
     if threads is None:
         return
@@ -179,8 +179,8 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _generate(loaded: Any, method: Any | None, prompt: str, output: Path, options: dict[str, Any]) -> None:
-    from accel.generation import generate
-    from accel.report import write_generation
+    from accel.workbench.generation import generate
+    from accel.workbench.reporting import write_generation
 
     generation = generate(loaded, prompt, method, **options)
     _print_written(write_generation(generation, output))
@@ -189,8 +189,8 @@ def _generate(loaded: Any, method: Any | None, prompt: str, output: Path, option
 def _compare(loaded: Any, method: Any, prompt: str, output: Path, options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from accel.compare import compare
-    from accel.report import write_comparison
+    from accel.workbench.comparison import compare
+    from accel.workbench.reporting import write_comparison
 
     comparison = compare(loaded, method, prompt, **options)
     written = write_comparison(comparison, output)
@@ -199,7 +199,7 @@ def _compare(loaded: Any, method: Any, prompt: str, output: Path, options: dict[
 
 
 def _shares(name: str, text: str) -> list[float]:
-    from accel.pipelines import InputError
+    from accel.workbench.loading import InputError
 
     try:
         return [float(share) for share in text.split(",")]
@@ -212,7 +212,7 @@ def _print_bench(rows: list[dict[str, Any]], plot: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from accel.bench import means
+    from accel.workbench.bench import means
 
     columns = {"density": "density", "recall": "recall", "speedup": "speed-up", "attention_speedup": "attention"}
     columns |= {"planning_share": "planning", "psnr_db": "PSNR", "ssim": "SSIM"}
@@ -223,7 +223,7 @@ def _print_bench(rows: list[dict[str, Any]], plot: Path | None) -> None:
         table.add_row(row["method"], f"{row['dense_share']:g}", *numbers)
     Console().print(table)
     if plot is not None:
-        from accel.pareto import draw_pareto
+        from accel.workbench.pareto import draw_pareto
 
         draw_pareto(summary, plot)
         _print_written([plot])
@@ -264,7 +264,7 @@ def _print_written(files: list[Path]) -> None:
 def _devices() -> list[str]:
     import torch
 
-    from accel.report import device_name
+    from accel.workbench.reporting import device_name
 
     cpu = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads"
     return [cpu, *(device_name(torch.device("cuda", index)) for index in range(torch.cuda.device_count()))]

@@ -10,10 +10,10 @@ from typing import Annotated
 import gradio as gr
 import typer
 
-from accel.compare import Comparison, compare
 from accel.methods import SPARSE_METHODS, by_name
-from accel.pipelines import InputError, LoadedPipeline, load_pipeline
-from accel.report import write_comparison
+from accel.workbench.comparison import Comparison, compare
+from accel.workbench.loading import InputError, LoadedPipeline, load_pipeline
+from accel.workbench.reporting import write_comparison
 
 EXAMPLES = [
     "a large red circle moves left on a white background",

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.execute import full_attention
+from accel.attention.masks.kept import keep_text
+from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
-from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Computed, Dense, Plan, Sparse
 from accel.attention.schedule import dense_step_count
-from accel.attention.selection import select_blocks
 from accel.methods.checks import check_common
 from sparse_kernels import BlockMap, block_mass
 from sparse_kernels.block_map import uniform_offsets

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.corrections import DenominatorRatio, InTurn, keep_residual
+from accel.attention.corrections.residual import DenominatorRatio, InTurn, keep_residual
 from accel.attention.execute import execute, full_attention
-from accel.attention.patterns.multi_diagonal import multi_diagonal_plan
+from accel.attention.masks.multi_diagonal import multi_diagonal_plan
 from accel.attention.plan import Computed, Correction, Dense, Plan, Sparse
 from accel.attention.schedule import dense_step_count
 from accel.methods.checks import check_common, check_shares

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.execute import dense_attention, execute
-from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
+from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
 from accel.attention.plan import Computed, Dense, Plan, Sparse
 from accel.attention.schedule import dense_step_count
 from accel.methods.checks import check_common

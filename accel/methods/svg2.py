@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.centroids import centroid_mass, cluster_plan, select_clusters
+from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan, select_clusters
 from accel.attention.orders.clusters import cluster_call
 from accel.attention.plan import Dense, Plan
 from accel.attention.schedule import is_dense

@@ -8,13 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.centroids import centroid_mass, cluster_plan, select_clusters
-from accel.attention.cluster_error import log_centroid_error, route_by_error
-from accel.attention.compensation import compensate
+from accel.attention.corrections.centroids import compensate
+from accel.attention.masks.cluster_error import log_centroid_error, route_by_error
+from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan, select_clusters
+from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.clusters import cluster_call, video_slice
 from accel.attention.plan import Dense, Plan
 from accel.attention.schedule import is_dense
-from accel.attention.selection import select_blocks
 from accel.methods.checks import check_clusters
 from sparse_kernels import Clusters, pooled
 

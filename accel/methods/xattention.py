@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.masks.kept import keep_text
+from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
-from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.attention.schedule import is_dense
-from accel.attention.selection import select_blocks
 from accel.methods.checks import check_common
 from sparse_kernels import BlockMap, antidiagonal_scores
 from sparse_kernels.block_map import uniform_offsets

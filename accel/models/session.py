@@ -14,8 +14,8 @@ from torch import Tensor
 from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.execute import execute, full_attention, sampled_recall
 from accel.attention.plan import Computed, Sparse
+from accel.models.records import CallRecord
 from accel.models.stopwatch import Stopwatch
-from accel.statistics import CallRecord
 from sparse_kernels import outruns_sdpa
 
 

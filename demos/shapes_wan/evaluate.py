@@ -13,11 +13,11 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 
-from accel.generation import Generation, generate
 from accel.methods import by_name
-from accel.metrics import psnr, ssim
-from accel.pipelines import InputError, LoadedPipeline, load_pipeline
-from accel.report import prepare_output
+from accel.workbench.generation import Generation, generate
+from accel.workbench.loading import InputError, LoadedPipeline, load_pipeline
+from accel.workbench.metrics import psnr, ssim
+from accel.workbench.reporting import prepare_output
 from demos.shapes_wan.contact_sheet import strip, write_contact_sheet
 from demos.shapes_wan.judge import judge
 from demos.shapes_wan.results import WAYS, Results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import accel
-from accel.attention.patterns.head_modes import MODES
+from accel.attention.masks.head_modes import MODES
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.search import search_patterns
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from accel.pipelines import embedded_folder
+from accel.workbench.loading import embedded_folder
 from demos.shapes_wan import assemble, latents, train, train_vae
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.forms import form_weights

@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from accel.attention.budget import fill_budget
 from accel.attention.call import Geometry
+from accel.attention.masks.budget import fill_budget
+from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Correction, Sparse
-from accel.attention.selection import select_blocks
 from sparse_kernels import BlockMap, Clusters
 
 

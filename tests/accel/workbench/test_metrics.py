@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from accel.metrics import attention_times, psnr, ssim
-from accel.statistics import CallRecord
+from accel.models.records import CallRecord
+from accel.workbench.metrics import attention_times, psnr, ssim
 
 
 def video(seed: int, shape: tuple[int, ...] = (3, 24, 40, 3)) -> np.ndarray:

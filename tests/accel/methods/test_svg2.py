@@ -9,8 +9,8 @@ import torch
 
 import accel
 from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
-from accel.attention.centroids import centroid_mass, select_clusters
 from accel.attention.execute import execute
+from accel.attention.masks.cluster_pairs import centroid_mass, select_clusters
 from accel.attention.orders import clusters as clusters_module
 from accel.attention.orders.clusters import cluster_call, first_centroids, video_slice
 from accel.attention.plan import Dense, Plan, Sparse

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from accel.statistics import CallRecord
+    from accel.models.records import CallRecord
 
 ATTENTION_TIMINGS = 3
 SSIM_SIGMA = 1.5

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import accel
 from accel.attention.call import AttentionCall, Geometry, LayerMemory
-from accel.attention.corrections import CachedResidual, LowRankResidual, keep_residual
+from accel.attention.corrections.residual import CachedResidual, LowRankResidual, keep_residual
 from accel.attention.execute import execute
 from accel.attention.orders.grid import token_major
 from accel.attention.plan import Computed, Dense, Sparse

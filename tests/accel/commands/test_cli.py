@@ -14,8 +14,8 @@ from click.testing import Result
 from diffusers import WanTransformer3DModel
 from typer.testing import CliRunner
 
-from accel import pipelines
 from accel.cli import app
+from accel.workbench import loading
 from tests.tiny_wan import save_tiny
 
 PROMPT = "a red circle moves left"
@@ -104,14 +104,14 @@ def test_weights_that_are_nan(model: str, tmp_path: Path):
 
 
 def test_unwritable_output_is_found_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipelines, "load_pipeline", pytest.fail)
+    monkeypatch.setattr(loading, "load_pipeline", pytest.fail)
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "out"
     assert_refused(run("--output", str(output)), "cannot be written", output)
 
 
 def test_absent_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipelines, "embedded_folder", lambda: tmp_path)
+    monkeypatch.setattr(loading, "embedded_folder", lambda: tmp_path)
     assert_refused(run("--output", str(tmp_path / "out")), "is not in this installation", tmp_path / "out")
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from accel import pipelines
-from accel.pipelines import InputError, check_geometry, load_pipeline, video_tokens
+from accel.workbench import loading
+from accel.workbench.loading import InputError, check_geometry, load_pipeline, video_tokens
 from tests.tiny_wan import save_tiny
 
 
@@ -49,7 +49,7 @@ def test_generation_file_gives_the_defaults(folder: Path, tmp_path: Path, monkey
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "generation.json").write_text('{"num_frames": 9, "guidance_scale": 1.0}')
-    monkeypatch.setattr(pipelines, "embedded_folder", lambda: copy)
+    monkeypatch.setattr(loading, "embedded_folder", lambda: copy)
     loaded = load_pipeline(None, device="cpu")
     assert loaded.name == "shapes-wan"
     assert loaded.defaults["num_frames"] == 9 and loaded.defaults["width"] == 832
@@ -62,7 +62,7 @@ def test_generation_file_gives_the_defaults(folder: Path, tmp_path: Path, monkey
 
 
 def test_absent_embedded_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipelines, "embedded_folder", lambda: tmp_path)
+    monkeypatch.setattr(loading, "embedded_folder", lambda: tmp_path)
     with pytest.raises(InputError, match="not in this installation; give --model"):
         load_pipeline()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accel.compare import compare
 from accel.methods import SPARSE_METHODS, by_name
-from accel.pipelines import LoadedPipeline, embedded_folder, load_pipeline, video_tokens
+from accel.workbench.comparison import compare
+from accel.workbench.loading import LoadedPipeline, embedded_folder, load_pipeline, video_tokens
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from accel.prompt import warn_unknown_words
+from accel.workbench.prompt import warn_unknown_words
 from demos.shapes_wan.model import build_tokenizer
 
 

@@ -7,17 +7,17 @@ import torch
 
 from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.execute import execute, sampled_recall
+from accel.attention.masks.band import band
+from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
+from accel.attention.masks.kept import keep_text
+from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import native, tiles, token_major, with_text
-from accel.attention.patterns.band import band
-from accel.attention.patterns.head_modes import MODES, head_mode_plan, rank_columns
-from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Computed, Dense, Sparse
 from accel.attention.schedule import dense_step_count, is_dense
-from accel.attention.selection import select_blocks
 from accel.methods.adaspa import AdaSpa
 from accel.methods.sparse_vdit import SparseVDiT
+from accel.models.records import CallRecord, summarize
 from accel.search import PatternTable
-from accel.statistics import CallRecord, summarize
 from sparse_kernels import block_mass
 from sparse_kernels.block_map import uniform_offsets
 

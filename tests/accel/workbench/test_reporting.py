@@ -11,12 +11,12 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from accel import report
-from accel.compare import Comparison
-from accel.generation import Generation
-from accel.pipelines import InputError
-from accel.report import prepare_output, write_comparison, write_generation
-from accel.statistics import CallRecord
+from accel.models.records import CallRecord
+from accel.workbench import reporting
+from accel.workbench.comparison import Comparison
+from accel.workbench.generation import Generation
+from accel.workbench.loading import InputError
+from accel.workbench.reporting import prepare_output, write_comparison, write_generation
 
 NAMES = {"dense.mp4", "sparse.mp4", "side_by_side.mp4", "report.json", "report.png"}
 
@@ -79,7 +79,7 @@ def test_failure_leaves_older_files_and_no_new_ones(tmp_path: Path, monkeypatch:
     def full(comparison: Comparison) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "_picture", full)
+    monkeypatch.setattr(reporting, "_picture", full)
     with pytest.raises(InputError, match="No space left on device"):
         write_comparison(comparison(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

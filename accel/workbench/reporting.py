@@ -26,14 +26,14 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from accel.methods import METHODS
-from accel.pipelines import InputError, LoadedPipeline, transformers, video_tokens
+from accel.workbench.loading import InputError, LoadedPipeline, transformers, video_tokens
 from sparse_kernels import backend_reasons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from accel.compare import Comparison
-    from accel.generation import Generation
+    from accel.workbench.comparison import Comparison
+    from accel.workbench.generation import Generation
 
 FRAMES_PER_SECOND = 16
 LABEL_HEIGHT = 32

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from typing_extensions import Unpack
 
 from accel import disable, enabled
-from accel.generation import (
+from accel.models.records import CallRecord
+from accel.workbench.generation import (
     CallOptions,
     Generation,
     ProgressFunction,
@@ -21,9 +22,8 @@ from accel.generation import (
     generate,
     step_counter,
 )
-from accel.metrics import attention_times, psnr, ssim
-from accel.pipelines import LoadedPipeline, transformers
-from accel.statistics import CallRecord
+from accel.workbench.loading import LoadedPipeline, transformers
+from accel.workbench.metrics import attention_times, psnr, ssim
 
 # The first step of a method may only plan, the second one runs the sparse kernel; dense gets as many, to be fair.
 WARMUP_STEPS = 2

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from accel.attention.budget import fill_budget
+from accel.attention.masks.budget import fill_budget
 from sparse_kernels import Clusters, centroid_error
 
 SMALLEST = 1e-8

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel.attention import cluster_error
 from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
-from accel.attention.cluster_error import log_centroid_error
 from accel.attention.execute import execute
+from accel.attention.masks import cluster_error
+from accel.attention.masks.cluster_error import log_centroid_error
 from accel.attention.orders.clusters import ClusteredTokens, video_slice
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.methods.svg2 import SVG2

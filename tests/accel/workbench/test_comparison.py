@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from accel.compare import Comparison, compare
-from accel.generation import generate
 from accel.methods import by_name
-from accel.pipelines import InputError, LoadedPipeline
+from accel.workbench.comparison import Comparison, compare
+from accel.workbench.generation import generate
+from accel.workbench.loading import InputError, LoadedPipeline
 from demos.shapes_wan.train_vae import Z_DIM
 from tests.tiny_wan import tiny_pipeline
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from accel import bench
-from accel.bench import Case, Rows, cases, means, run_bench
 from accel.cli import app
 from accel.methods import from_text
 from accel.methods.adaspa import AdaSpa
 from accel.methods.re_ttention import ReTtention
-from accel.pareto import frontier
-from accel.pipelines import InputError, LoadedPipeline
+from accel.workbench import bench
+from accel.workbench.bench import Case, Rows, cases, means, run_bench
+from accel.workbench.loading import InputError, LoadedPipeline
+from accel.workbench.pareto import frontier
 from tests.tiny_wan import save_tiny, tiny_pipeline
 
 PROMPT = "a red circle moves left"

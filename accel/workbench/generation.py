@@ -14,11 +14,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from accel import disable, enabled
-from accel.metrics import synchronized_time
-from accel.pipelines import InputError, LoadedPipeline, check_geometry, transformers
-from accel.prompt import warn_unknown_words
-from accel.report import facts
-from accel.statistics import CallRecord, summarize
+from accel.models.records import CallRecord, summarize
+from accel.workbench.loading import InputError, LoadedPipeline, check_geometry, transformers
+from accel.workbench.metrics import synchronized_time
+from accel.workbench.prompt import warn_unknown_words
+from accel.workbench.reporting import facts
 
 # Called with the share of the work that is done, in [0, 1], and what was done last.
 ProgressFunction = Callable[[float, str], None]

@@ -37,7 +37,7 @@ class LoadedPipeline:
 
 def embedded_folder() -> Path:
     """Return where the embedded model lies in the installed package."""
-    return Path(__file__).parent / "embedded" / EMBEDDED_NAME
+    return Path(__file__).parents[1] / "embedded" / EMBEDDED_NAME
 
 
 def load_pipeline(model: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedPipeline:

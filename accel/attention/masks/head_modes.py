@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from accel.attention.call import Geometry
+from accel.attention.masks.band import band, stripe
+from accel.attention.masks.kept import keep_first_frame, keep_text
 from accel.attention.orders.grid import native, token_major
-from accel.attention.patterns.band import band, stripe
-from accel.attention.patterns.kept import keep_first_frame, keep_text
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap
 from sparse_kernels.block_map import uniform_offsets

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.compare import contrast, warm_up
-from accel.generation import CallOptions, Generation, call_arguments, generate
 from accel.methods import Method, from_text
-from accel.pipelines import InputError, LoadedPipeline
-from accel.report import finite
+from accel.workbench.comparison import contrast, warm_up
+from accel.workbench.generation import CallOptions, Generation, call_arguments, generate
+from accel.workbench.loading import InputError, LoadedPipeline
+from accel.workbench.reporting import finite
 
 # Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from accel.attention.call import Geometry
+from accel.attention.masks.kept import keep_text
 from accel.attention.orders.grid import token_major
-from accel.attention.patterns.kept import keep_text
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap
 from sparse_kernels.block_map import uniform_offsets

@@ -1,0 +1,1 @@
+"""What is done about the keys that were not computed: forms of `accel.attention.plan.Correction`."""
