@@ -15,3 +15,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(attach, name)
     raise AttributeError(f"module 'accel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

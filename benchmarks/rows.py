@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from accel.workbench.reporting import device_name
+from accel.workbench.facts import device_name
 
 
 def origin(device: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from typing import Annotated
 import gradio as gr
 import typer
 
-from accel.methods import SPARSE_METHODS, by_name
+from accel.errors import InputError
+from accel.methods.registry import DEFAULT_METHOD, SPARSE_METHODS, by_name
 from accel.workbench.comparison import Comparison, compare
-from accel.workbench.loading import InputError, LoadedPipeline, load_pipeline
+from accel.workbench.figures import figure_rows
+from accel.workbench.loading import LoadedPipeline, load_pipeline
 from accel.workbench.reporting import write_comparison
 
 EXAMPLES = [
@@ -21,19 +23,6 @@ EXAMPLES = [
     "a small green square stays still on a gray background",
 ]
 MOST_STEPS = 50
-# Label of a table row, key in the report, format.
-ROWS = (
-    ("dense, seconds", "dense_seconds", "{:.2f}"),
-    ("sparse, seconds", "sparse_seconds", "{:.2f}"),
-    ("speed-up", "speedup", "{:.2f}x"),
-    ("speed-up of attention alone", "attention_speedup", "{:.2f}x"),
-    ("density of sparse calls", "density", "{:.3f}"),
-    ("recall of sparse calls", "recall", "{:.3f}"),
-    ("PSNR to dense, dB", "psnr_db", "{:.2f}"),
-    ("SSIM to dense", "ssim", "{:.4f}"),
-    ("steps kept dense", "dense_steps", "{}"),
-    ("tokens", "tokens", "{}"),
-)
 
 
 def generate_both(
@@ -63,8 +52,7 @@ def generate_both(
 
 def table(comparison: Comparison) -> list[list[str]]:
     """Return the rows of the table: what, value."""
-    values = [(label, pattern, comparison.report[key]) for label, key, pattern in ROWS]
-    return [[label, "-" if value is None else pattern.format(value)] for label, pattern, value in values]
+    return [list(row) for row in figure_rows(comparison.report)]
 
 
 def build_page(loaded: LoadedPipeline, folder: Path) -> gr.Blocks:
@@ -83,7 +71,7 @@ def build_page(loaded: LoadedPipeline, folder: Path) -> gr.Blocks:
         gr.Markdown(f"# visual-accel\nThe same video of **{loaded.name}** with dense and with sparse attention.")
         prompt = gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], elem_id="prompt")
         with gr.Row():
-            method = gr.Dropdown(list(SPARSE_METHODS), value="svg-ear", label="Method")
+            method = gr.Dropdown(list(SPARSE_METHODS), value=DEFAULT_METHOD, label="Method")
             density = gr.Slider(0.05, 1.0, value=0.25, step=0.05, label="Density of sparse calls")
             default_steps = loaded.defaults["num_inference_steps"]
             steps = gr.Slider(1, max(MOST_STEPS, default_steps), value=default_steps, step=1, label="Denoising steps")

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The latent grid after patchifying, in tokens, and where text sits in the sequence (first, last or none)."""
+    """The latent grid after patchifying, in tokens, and where text sits in the sequence (first, last or none).
+
+    Only this class knows where that is: all others ask for the `video` rows and the `kept` ones.
+    """
 
     frames: int
     height: int
     width: int
     text_position: str = "none"
     text_length: int = 0
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of the grid."""
+        return self.frames, self.height, self.width
 
     @property
     def video_tokens(self) -> int:
@@ -34,6 +45,18 @@ class Geometry:
     def tokens(self) -> int:
         """Length of the attention sequence."""
         return self.video_tokens + self.text_length
+
+    @property
+    def video(self) -> slice:
+        """Rows of the sequence that hold the grid, frame by frame and row by row."""
+        first = self.text_length if self.text_position == "first" else 0
+        return slice(first, first + self.video_tokens)
+
+    def kept(self, device: torch.device | str = "cpu") -> Bool[Tensor, " s"]:
+        """Return which rows are no video: always exact as keys and dense as queries."""
+        rows = torch.ones(self.tokens, dtype=torch.bool, device=device)
+        rows[self.video] = False
+        return rows
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """Queries, keys and values after norm and rotary embedding, and where in model, grid and time they belong."""
+    """Queries, keys and values after norm and rotary embedding, and where in model, grid and time they belong.
+
+    `dense` computes attention over all keys: by the backend that the user has `chosen`, else by the faster of ours and
+    the pipeline's own.
+    """
 
     q: Float[Tensor, "b h s d"]
     k: Float[Tensor, "b h s d"]
@@ -61,31 +88,33 @@ class AttentionCall:
     layers: int
     geometry: Geometry
     progress: Progress
-
-    @property
-    def scale(self) -> float:
-        """The softmax scale, head_dim**-0.5."""
-        return 1 / math.sqrt(self.q.shape[-1])
+    scale: float
+    dense: Callable[[], Float[Tensor, "b h s d"]]
+    chosen: bool = False
 
 
 @dataclass
 class LayerMemory:
     """What a method keeps between the steps of one generation, for one layer, branch and geometry."""
 
-    values: dict[str, Any] = field(default_factory=dict)
+    state: Any = None
+
+    def of(self, kind: type[State]) -> State:
+        """Return the state of a method's own type, made anew where there is none yet."""
+        if not isinstance(self.state, kind):
+            self.state = kind()
+        return self.state
 
     def nbytes(self) -> int:
         """Return the size of all tensors kept, in bytes."""
-        return sum(x.numel() * x.element_size() for x in _tensors(self.values))
+        return sum(x.numel() * x.element_size() for x in _tensors(self.state))
 
 
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in _tensors(item)]
-    if hasattr(value, "__dataclass_fields__"):
-        return [tensor for name in value.__dataclass_fields__ for tensor in _tensors(getattr(value, name))]
+    if is_dataclass(value):
+        return [tensor for field in fields(value) for tensor in _tensors(getattr(value, field.name))]
     return []

@@ -1,17 +1,38 @@
-"""Run a plan, and measure what it kept."""
+"""Run a plan, whatever its kind, and measure what it kept."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.call import AttentionCall
-from accel.attention.plan import Sparse
-from sparse_kernels import BlockMap, block_sparse_attention, outruns_sdpa
+from accel.attention.plan import Computed, Dense, Plan, Sparse
+from sparse_kernels import BlockMap, block_sparse_attention
 
 RECALL_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What a plan gave: the output, the plan's kind (dense, refresh or sparse), its density, and the kept keys' LSE."""
+
+    out: Float[Tensor, "b h s d"]
+    kind: str
+    density: float = 1.0
+    lse: Float[Tensor, "b h s"] | None = None
+
+
+def attend(call: AttentionCall, plan: Plan) -> Attended:
+    """Return the attention that a plan asks for; the one road of every call."""
+    if isinstance(plan, Dense):
+        return Attended(call.dense(), "dense")
+    if isinstance(plan, Computed):
+        return Attended(plan.out, "refresh")
+    out, lse = execute(call, plan)
+    return Attended(out, "sparse", plan.density, lse)
 
 
 def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
@@ -29,23 +50,20 @@ def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"]
     return (out if plan.correction is None else plan.correction(call, out, lse)), lse
 
 
-def full_plan(call: AttentionCall, block: int = 64) -> Sparse:
-    """Return the plan that visits all blocks."""
-    count = -(-call.q.shape[2] // block)
-    mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=call.q.device)
-    return Sparse(BlockMap.uniform(mask, block, block, call.q.shape[2], call.k.shape[2]))
+def full_plan(q: Float[Tensor, "b h s d"], block: int = 64) -> Sparse:
+    """Return the plan that visits all blocks of as many keys as queries."""
+    count = -(-q.shape[2] // block)
+    mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=q.device)
+    return Sparse(BlockMap.uniform(mask, block, block, q.shape[2], q.shape[2]))
 
 
 def full_attention(call: AttentionCall, block: int = 64) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
-    """Return dense attention and its LSE, which SDPA keeps to itself, by a plan of all blocks."""
-    return execute(call, full_plan(call, block))
+    """Return dense attention and its LSE, which SDPA keeps to itself, by a plan of all blocks.
 
-
-def dense_attention(call: AttentionCall) -> Float[Tensor, "b h s d"]:
-    """Return attention over all keys by the faster of our kernel and SDPA."""
-    if outruns_sdpa(call.q):
-        return full_attention(call)[0]
-    return scaled_dot_product_attention(call.q, call.k, call.v, scale=call.scale)
+    Who chose a backend gets its output; the LSE is ours all the same.
+    """
+    out, lse = execute(call, full_plan(call.q, block))
+    return (call.dense() if call.chosen else out), lse
 
 
 def sampled_recall(call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Float[Tensor, ""]:

@@ -15,7 +15,7 @@ from sparse_kernels import BlockMap
 
 @dataclass(frozen=True)
 class Dense:
-    """Attend to all keys, by the pipeline's own attention or, where it is faster, by our kernel."""
+    """Attend to all keys, as `call.dense` does."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from accel.attention.call import AttentionCall
+
+Phase = Literal["dense", "last dense", "sparse"]
 
 
 def dense_step_count(dense_steps: float, steps: int) -> int:
@@ -12,6 +15,9 @@ def dense_step_count(dense_steps: float, steps: int) -> int:
     return math.ceil(dense_steps * steps - 1e-9)
 
 
-def is_dense(call: AttentionCall, dense_steps: float, dense_layers: int) -> bool:
-    """Whether the call lies in the dense warm-up: the first share of the steps, or the first layers."""
-    return call.layer < dense_layers or call.progress.step < dense_step_count(dense_steps, call.progress.steps)
+def phase(call: AttentionCall, dense_steps: float, dense_layers: int) -> Phase:
+    """Return where a call stands: in the dense warm-up (first steps, or layers), in its last step, or past it."""
+    dense = dense_step_count(dense_steps, call.progress.steps)
+    if call.layer < dense_layers or call.progress.step < dense - 1:
+        return "dense"
+    return "last dense" if call.progress.step == dense - 1 else "sparse"

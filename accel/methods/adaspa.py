@@ -10,18 +10,26 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.execute import full_attention
-from accel.attention.masks.kept import keep_text
+from accel.attention.masks.kept import keep_rest
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
 from accel.attention.plan import Computed, Dense, Plan, Sparse
-from accel.attention.schedule import dense_step_count
-from accel.methods.checks import check_common
+from accel.methods.method import Scheduled, check_block
 from sparse_kernels import BlockMap, block_mass
 from sparse_kernels.block_map import uniform_offsets
 
 
+@dataclass
+class AdaSpaState:
+    """The LSE of the first search, the mask of the latest one, and the step of that."""
+
+    lse: Float[Tensor, "b h s"] | None = None
+    plan: Sparse | None = None
+    searched: int = 0
+
+
 @dataclass(frozen=True)
-class AdaSpa:
+class AdaSpa(Scheduled):
     """Keep the heaviest key blocks of each query block; published: density 0.2, block 64, searches at 10 and 30 of 50.
 
     `dense_steps` is the share of leading dense steps; the last of them carries the first search, whose LSE
@@ -31,29 +39,27 @@ class AdaSpa:
 
     density: float = 0.2
     dense_steps: float = 0.2
-    dense_layers: int = 0
     block: int = 64
     refresh: tuple[float, ...] = (0.6,)
     head_adaptive: bool = True
     tile: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_common(self)
+        super().__post_init__()
+        check_block(self.block)
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Return dense in the warm-up, the search's own output at its first step, else the cached mask."""
-        search_step = max(1, dense_step_count(self.dense_steps, call.progress.steps)) - 1
-        if call.layer < self.dense_layers or call.progress.step < search_step:
+        if self.phase(call) == "dense":
             return Dense()
-        if "lse" not in memory.values:
-            out, memory.values["lse"] = full_attention(call, self.block)
-            memory.values["plan"] = self._search(call, memory.values["lse"])
-            memory.values["searched"] = call.progress.step
+        state = memory.of(AdaSpaState)
+        if state.lse is None or state.plan is None:
+            out, state.lse = full_attention(call, self.block)
+            state.plan, state.searched = self._search(call, state.lse), call.progress.step
             return Computed(out)
-        if self._refreshes(call, memory.values["searched"]):
-            memory.values["plan"] = self._search(call, memory.values["lse"])
-            memory.values["searched"] = call.progress.step
-        return memory.values["plan"]
+        if self._refreshes(call, state.searched):
+            state.plan, state.searched = self._search(call, state.lse), call.progress.step
+        return state.plan
 
     def _refreshes(self, call: AttentionCall, searched: int) -> bool:
         """Whether a refresh share was passed since the last search (a step cache may have swallowed the very step)."""
@@ -64,8 +70,8 @@ class AdaSpa:
         order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)[None, None]
         offsets = uniform_offsets(call.geometry.tokens, self.block, call.q.device)
         mass = block_mass(call.q, call.k, lse, offsets, offsets, q_order=order, kv_order=order, scale=call.scale)
-        # Every order leaves text where it is, so its blocks are those of the native order.
-        mask = keep_text(self._select(mass), call.geometry, offsets, offsets)
+        # Every order leaves the rest where it is, so its blocks are those of the native order.
+        mask = keep_rest(self._select(mass), call.geometry, offsets, offsets)
         return Sparse(BlockMap.from_dense(mask, offsets, offsets), order, order)
 
     def _select(self, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
@@ -74,7 +80,7 @@ class AdaSpa:
         if self.head_adaptive:
             # Half the density moves from the best to the worst heads; never more than these can take.
             budget = budget + self._head_direction(mass) * min(self.density / 2, 1 - self.density)
-        return select_blocks(mass, top_k=(budget * blocks).round().clamp(min=1))
+        return select_blocks(mass, top_k=(budget * blocks).round().clamp(min=1).long())
 
     def _head_direction(self, mass: Float[Tensor, "b h nq nk"]) -> Float[Tensor, "b h 1 1"]:
         """Return -1 for the n heads of highest recall, 1 for the n of lowest, n = heads with recall above 0.8."""

@@ -9,20 +9,28 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.execute import dense_attention, execute
+from accel.attention.execute import execute
 from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
+from accel.attention.masks.pattern_table import PatternTable
 from accel.attention.plan import Computed, Dense, Plan, Sparse
-from accel.attention.schedule import dense_step_count
-from accel.methods.checks import check_common
-from accel.search import PatternTable
+from accel.methods.method import Scheduled, check_block
 from sparse_kernels import BlockMap
 
 CANDIDATES = MODES[1:]
 SAMPLE = 8  # every eighth query block is enough to tell the patterns apart
 
 
+@dataclass
+class SparseVDiTState:
+    """The plan of the heads' modes; of a table also the modes and each head's ranking of columns."""
+
+    plan: Sparse | None = None
+    modes: list[str] | None = None
+    columns: Int[Tensor, "b h s"] | None = None
+
+
 @dataclass(frozen=True)
-class SparseVDiT:
+class SparseVDiT(Scheduled):
     """Pick full, skip, diagonal, multi-diagonal or stripe for each head by error + penalty * density.
 
     A head stays full when no pattern gets below `tolerance`. The error is the relative squared error of the
@@ -34,7 +42,6 @@ class SparseVDiT:
 
     density: float = 0.35
     dense_steps: float = 0.25
-    dense_layers: int = 0
     block: int = 64
     penalty: float = 0.5
     tolerance: float = 0.3
@@ -42,38 +49,37 @@ class SparseVDiT:
     table: PatternTable | None = None
 
     def __post_init__(self) -> None:
-        check_common(self)
+        super().__post_init__()
+        check_block(self.block)
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Return dense in the warm-up, else the layer's heads in their patterns."""
-        dense = dense_step_count(self.dense_steps, call.progress.steps)
-        if call.layer < self.dense_layers:
-            return Dense()
+        phase = self.phase(call)
+        state = memory.of(SparseVDiTState)
         if self.table is not None and self.table.fits(call):
-            return Dense() if call.progress.step < dense else self._from_table(call, memory)
-        if call.progress.step < max(1, dense) - 1:
+            return self._from_table(call, state) if phase == "sparse" else Dense()
+        if phase == "dense":
             return Dense()
-        if "plan" not in memory.values:
-            out = dense_attention(call)
-            modes, columns = self.choose(call, out)
-            memory.values["plan"] = self._plan(call, modes, columns)
-            return Computed(out)
-        return memory.values["plan"]
+        if state.plan is not None:
+            return state.plan
+        out = call.dense()
+        state.plan = self.head_plan(call, *self.choose(call, out))
+        return Computed(out)
 
-    def _from_table(self, call: AttentionCall, memory: LayerMemory) -> Sparse:
+    def _from_table(self, call: AttentionCall, state: SparseVDiTState) -> Sparse:
         assert self.table is not None
         modes = self.table.modes(call.progress, call.layer)
-        if memory.values.get("modes") != modes:
-            if "columns" not in memory.values:
-                memory.values["columns"] = self._rank_columns(call)
-            memory.values["modes"] = modes
-            memory.values["plan"] = self._plan(call, [modes], memory.values["columns"])
-        return memory.values["plan"]
+        if state.plan is None or state.modes != modes:
+            if state.columns is None:
+                state.columns = self._rank_columns(call)
+            state.modes, state.plan = modes, self.head_plan(call, [modes], state.columns)
+        return state.plan
 
     def _rank_columns(self, call: AttentionCall) -> Int[Tensor, "b h s"]:
         return rank_columns(call.q, call.k, call.scale, call.geometry, self._keeps_first_frame(call))
 
-    def _plan(self, call: AttentionCall, modes: list[list[str]], columns: Int[Tensor, "b h s"]) -> Sparse:
+    def head_plan(self, call: AttentionCall, modes: list[list[str]], columns: Int[Tensor, "b1 h s"]) -> Sparse:
+        """Return the plan in which head h of sample b follows modes[b][h]."""
         first_frame = self._keeps_first_frame(call)
         return head_mode_plan(modes, columns, call.geometry, self.density, self.block, call.q.device, first_frame)
 
@@ -90,7 +96,7 @@ class SparseVDiT:
             if mode == "skip":
                 losses.append(torch.ones(out.shape[:2], device=out.device))
                 continue
-            plan = _sampled(self._plan(call, [[mode] * out.shape[1]], columns))
+            plan = _sampled(self.head_plan(call, [[mode] * out.shape[1]], columns))
             losses.append(_relative_error(call, plan, out) + self.penalty * self.density)
         best, choice = torch.stack(losses).min(0)
         choice = torch.where(best > self.tolerance, -1, choice).tolist()

@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.call import AttentionCall
 from accel.attention.corrections.centroids import compensate
 from accel.attention.masks.cluster_error import log_centroid_error, route_by_error
-from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan, select_clusters
+from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan
 from accel.attention.masks.selection import select_blocks
-from accel.attention.orders.clusters import cluster_call, video_slice
-from accel.attention.plan import Dense, Plan
-from accel.attention.schedule import is_dense
-from accel.methods.checks import check_clusters
+from accel.attention.orders.clusters import ClusteredTokens
+from accel.attention.plan import Sparse
+from accel.methods.clustered import Clustered
 from sparse_kernels import Clusters, pooled
 
 
 @dataclass(frozen=True)
-class SVGEAR:
+class SVGEAR(Clustered):
     """Compute the pairs of clusters whose centroids err most for their area; centroids answer for the others.
 
     The budget of a query cluster is what SVG2 would have spent on it, by `density` or, where that is None, by `top_p`
@@ -31,37 +30,11 @@ class SVGEAR:
 
     density: float | None = 0.25
     dense_steps: float = 0.1
-    dense_layers: int = 0
-    top_p: float = 0.9
-    least_share: float = 0.1
     area_exponent: float = 1.0
-    query_clusters: int | None = None
-    key_clusters: int | None = None
-    first_iterations: int = 20
-    first_share: float = 0.25
-    iterations: int = 1
-    cluster_dense_steps: bool = False
 
-    def __post_init__(self) -> None:
-        check_clusters(self)
-
-    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
-        """Return dense in the warm-up, else today's clusters, the pairs routed by error, and the compensation."""
-        dense = is_dense(call, self.dense_steps, self.dense_layers)
-        if dense and not (self.cluster_dense_steps and call.layer >= self.dense_layers):
-            return Dense()
-        queries, keys = cluster_call(
-            call,
-            memory,
-            self.query_clusters,
-            self.key_clusters,
-            self.first_iterations,
-            self.iterations,
-            self.first_share,
-        )
-        if dense:
-            return Dense()
-        k, v = (x[:, :, video_slice(call.geometry)] for x in (call.k, call.v))
+    def pairs(self, call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Sparse:
+        """Return the plan of the pairs routed by error, and the compensation."""
+        k, v = (x[:, :, call.geometry.video] for x in (call.k, call.v))
         values = pooled(v, keys.clusters.offsets, keys.clusters.order)
         error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
         kept = self._route(call, queries.clusters, keys.clusters, error)
@@ -71,14 +44,6 @@ class SVGEAR:
         self, call: AttentionCall, queries: Clusters, keys: Clusters, error: Float[Tensor, "b h nq nk"]
     ) -> Bool[Tensor, "b h nq nk"]:
         mass = centroid_mass(queries, keys, call.scale)
-        allowed = select_clusters(
-            mass,
-            queries,
-            keys,
-            call.geometry,
-            density=self.density,
-            top_p=self.top_p,
-            least_share=min(1.0, 2 * self.least_share),
-        )
+        allowed = self.heaviest(call, mass, queries, keys, min(1.0, 2 * self.least_share))
         guaranteed = select_blocks(mass, top_k=max(1, int(self.least_share * mass.shape[-1]))) & allowed
         return route_by_error(error, keys.sizes, guaranteed, allowed, self.area_exponent, crossing=self.density is None)

@@ -9,18 +9,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.masks.kept import keep_text
+from accel.attention.masks.kept import keep_rest
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
 from accel.attention.plan import Dense, Plan, Sparse
-from accel.attention.schedule import is_dense
-from accel.methods.checks import check_common
+from accel.methods.method import Scheduled, check_block, check_least
 from sparse_kernels import BlockMap, antidiagonal_scores
 from sparse_kernels.block_map import uniform_offsets
 
 
+@dataclass
+class XAttentionState:
+    """The latest mask, and the step it was made in."""
+
+    plan: Sparse | None = None
+    estimated: int = 0
+
+
 @dataclass(frozen=True)
-class XAttention:
+class XAttention(Scheduled):
     """Keep the key blocks that cover `threshold` of a query block's estimated mass; published for video: 0.9, stride 8.
 
     The estimate sums every `stride`-th antidiagonal of a block; padding at the end of the sequence takes no mass.
@@ -31,9 +38,7 @@ class XAttention:
     `tile` groups tokens by (frames, rows, columns) before they are cut into blocks, as for AdaSpa; published: None.
     """
 
-    density: float | None = None
     dense_steps: float = 0.1
-    dense_layers: int = 0
     block: int = 128
     stride: int = 8
     threshold: float = 0.9
@@ -42,30 +47,30 @@ class XAttention:
     tile: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_common(self)
+        super().__post_init__()
+        check_block(self.block)
+        check_least(self, 1, "every")
         if self.stride < 1 or self.block % self.stride:
             raise ValueError(f"stride must divide block {self.block}, got {self.stride}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
-        if self.every < 1:
-            raise ValueError(f"every must be 1 or more steps, got {self.every}")
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Return dense in the warm-up, else the mask of this step or of the last one that made one."""
-        if is_dense(call, self.dense_steps, self.dense_layers):
+        if self.phase(call) != "sparse":
             return Dense()
-        if call.progress.step - memory.values.get("estimated", -self.every) >= self.every:
-            memory.values["plan"] = self._estimate(call)
-            memory.values["estimated"] = call.progress.step
-        return memory.values["plan"]
+        state = memory.of(XAttentionState)
+        if state.plan is None or call.progress.step - state.estimated >= self.every:
+            state.plan, state.estimated = self._estimate(call), call.progress.step
+        return state.plan
 
     def _estimate(self, call: AttentionCall) -> Sparse:
         order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)
         q, k = (x if order is None else x[:, :, order] for x in (call.q, call.k))
         scores = antidiagonal_scores(q, k, self.block, self.stride, scale=call.scale)
         offsets = uniform_offsets(call.geometry.tokens, self.block, call.q.device)
-        # Every order leaves text where it is, so its blocks are those of the native order.
-        mask = keep_text(self._select(scores), call.geometry, offsets, offsets)
+        # Every order leaves the rest where it is, so its blocks are those of the native order.
+        mask = keep_rest(self._select(scores), call.geometry, offsets, offsets)
         shared = None if order is None else order[None, None]
         return Sparse(BlockMap.from_dense(mask, offsets, offsets), shared, shared)
 

@@ -31,6 +31,11 @@ def private_backend() -> AttentionBackendName:
     return AttentionBackendName(NAME)
 
 
+def backend_is_chosen() -> bool:
+    """Whether the user chose a backend for all models, by diffusers' `attention_backend` or environment variable."""
+    return _AttentionBackendRegistry.get_active_backend()[0] != AttentionBackendName.NATIVE
+
+
 def _attend(
     query: Tensor,
     key: Tensor,

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from accel.models.dispatch import private_backend, receive
+from accel.models.dispatch import backend_is_chosen, private_backend, receive
 from accel.models.session import Session
 
 
@@ -48,12 +48,28 @@ class SparseAttentionProcessor:
             return self._inner(*args, **kwargs)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> Tensor:
-        dense = partial(dispatch_attention_fn, q, k, v, attn_mask=mask, backend=self._dense_backend, **arguments)
-        if arguments["is_causal"] or arguments["parallel_config"] is not None:
-            self.session.warn_once("the call is causal or context-parallel")
-            return dense()
-        # Whoever chose a backend gets it in dense calls.
-        return self.session.attend(self.layer, q, k, v, mask, dense, free_choice=self._dense_backend is None)
+        stock = partial(dispatch_attention_fn, q, k, v, attn_mask=mask, backend=self._dense_backend, **arguments)
+        return self.session.attend(
+            self.layer,
+            q,
+            k,
+            v,
+            stock=stock,
+            scale=arguments["scale"],
+            chosen=self._dense_backend is not None or backend_is_chosen(),
+            obstacle=_obstacle(mask, arguments),
+        )
+
+
+def _obstacle(mask: Tensor | None, arguments: dict[str, Any]) -> str | None:
+    """Return what of a call's arguments no plan can obey, or None."""
+    if mask is not None:
+        return "the model passes an attention mask"
+    if arguments["is_causal"]:
+        return "the attention is causal"
+    if arguments["parallel_config"] is not None:
+        return "the sequence is shared among devices (context parallelism)"
+    return "the attention has dropout" if arguments["dropout_p"] else None
 
 
 def wrap_processor(stock: Any, session: Session, layer: int) -> SparseAttentionProcessor:

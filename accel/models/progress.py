@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
-from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
 from accel.attention.call import Progress
-from accel.models.adapters import Adapter
+from accel.models.adapters.adapter import Adapter
 from accel.models.session import Session
 
 HOOK = "accel_progress"
@@ -18,6 +19,22 @@ HOOK = "accel_progress"
 class _NoState(BaseState):
     def reset(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is kept here; the session keeps it."""
+
+
+class _ThreadContext(StateManager):
+    """Diffusers' cache context of each thread: pipelines that share a transformer do not see each other's."""
+
+    def __init__(self) -> None:
+        self._threads = threading.local()
+        super().__init__(_NoState)  # type: ignore[arg-type]
+
+    @property
+    def _context(self) -> CacheContext | None:
+        return getattr(self._threads, "context", None)
+
+    @_context.setter
+    def _context(self, context: CacheContext | None) -> None:
+        self._threads.context = context
 
 
 class ProgressHook(ModelHook):
@@ -34,43 +51,51 @@ class ProgressHook(ModelHook):
         self.session, self.adapter = session, adapter
         self.pipeline = weakref.ref(pipeline) if pipeline is not None else lambda: None
         # Diffusers hands the cache context to state managers only.
-        self.context = StateManager(_NoState)  # type: ignore[arg-type]
-        self._timestep: float | None = None
-        self._calls_in_step = 0
+        self.context = _ThreadContext()
+        self._order = threading.local()  # schedule, timestep and number of the latest call
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Read grid and progress from the arguments, pass them on unchanged."""
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        self.session.begin_call(self.adapter.geometry(module, args, kwargs), self._progress(timestep))
+        schedule = self._schedule()
+        progress, is_index = self._progress(timestep, schedule)
+        geometry = self.adapter.geometry(module, args, kwargs)
+        self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index)
         return args, kwargs
 
     def reset_state(self, module: nn.Module) -> None:
         """Called by diffusers when a generation has ended."""
         self.context.reset()
-        self._timestep = None
-        self.session.end_generation()
+        self._order.call = None
+        self.session.denoising.end_generation()
 
-    def _progress(self, timestep: Any) -> Progress | None:
+    def _schedule(self) -> Tensor | None:
+        """Return the pipeline's timesteps, a new tensor in every generation."""
+        return getattr(getattr(self.pipeline(), "scheduler", None), "timesteps", None)
+
+    def _progress(self, timestep: Any, schedule: Tensor | None) -> tuple[Progress | None, bool]:
+        """Return where the call stands, and whether its step is the loop's own index."""
         value = float(timestep.max()) if isinstance(timestep, Tensor) else None
-        self._calls_in_step = self._calls_in_step + 1 if value is not None and value == self._timestep else 0
-        self._timestep = value
+        before = getattr(self._order, "call", None)
+        same_step = before is not None and before[0] is schedule and value is not None and before[1] == value
+        number = before[2] + 1 if before is not None and same_step else 0
+        self._order.call = (schedule, value, number)
         context = self.context._context
-        branch = context.name if context is not None else f"call {self._calls_in_step}"
+        branch = context.name if context is not None else f"call {number}"
         if context is not None and context.step_index is not None and context.num_inference_steps:
-            return Progress(context.step_index, context.num_inference_steps, branch)
-        position = self._position(value)
-        return None if position is None else Progress(*position, branch)
+            return Progress(context.step_index, context.num_inference_steps, branch), True
+        position = None if value is None or schedule is None else _position(value, schedule)
+        return (None if position is None else Progress(*position, branch)), False
 
-    def _position(self, timestep: float | None) -> tuple[int, int] | None:
-        """Return (step, steps) of a timestep in the pipeline's schedule."""
-        pipeline = self.pipeline()
-        timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
-        if timestep is None or timesteps is None or len(timesteps) == 0:
-            return None
-        distance = (timesteps.float().cpu() - timestep).abs()
-        step = int(distance.argmin())
-        # Half-precision models receive rounded timesteps.
-        return (step, len(timesteps)) if float(distance[step]) <= 1e-2 * max(1.0, abs(timestep)) else None
+
+def _position(timestep: float, schedule: Tensor) -> tuple[int, int] | None:
+    """Return (step, steps) of a timestep in the pipeline's schedule."""
+    if len(schedule) == 0:
+        return None
+    distance = (schedule.float().cpu() - timestep).abs()
+    step = int(distance.argmin())
+    # Half-precision models receive rounded timesteps.
+    return (step, len(schedule)) if float(distance[step]) <= 1e-2 * max(1.0, abs(timestep)) else None
 
 
 def install_hook(transformer: nn.Module, hook: ProgressHook) -> None:
@@ -78,6 +103,12 @@ def install_hook(transformer: nn.Module, hook: ProgressHook) -> None:
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     registry.register_hook(hook, HOOK)
     registry.invalidate_child_registries_cache()
+
+
+def installed_hook(transformer: nn.Module) -> ProgressHook | None:
+    """Return the hook that a transformer carries, if it does."""
+    registry: Any = getattr(transformer, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(HOOK)
 
 
 def remove_hook(transformer: nn.Module) -> None:

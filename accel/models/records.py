@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
+
+from accel.attention.call import AttentionCall
+from accel.attention.execute import Attended, sampled_recall
+from accel.models.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,38 @@ class CallRecord:
     density: float
     seconds: float
     recall: float | None
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     plan_seconds: float = 0.0
+
+
+class Records:
+    """The records of one generation; recall and time stay on the device until somebody reads them."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[CallRecord, Tensor | None, Stopwatch]] = []
+
+    def add(self, call: AttentionCall, attended: Attended, watch: Stopwatch) -> None:
+        """Note a call: a lap of the watch ended with its plan; the next one ends here, after the sampled recall."""
+        progress = call.progress
+        recall = None if attended.lse is None else sampled_recall(call, attended.lse)
+        watch.lap()
+        record = CallRecord(
+            progress.step, progress.steps, call.layer, progress.branch, attended.kind, attended.density, 0.0, None,
+            tuple(call.q.shape),
+        )  # fmt: skip
+        self._notes.append((record, recall, watch))
+
+    def read(self) -> list[CallRecord]:
+        """Return all records, in the order of the calls."""
+        return [
+            dataclasses.replace(
+                record,
+                seconds=watch.seconds(),
+                plan_seconds=watch.seconds(lap=0),
+                recall=None if recall is None else recall.item(),
+            )
+            for record, recall, watch in self._notes
+        ]
 
 
 def mean(values: Sequence[float]) -> float | None:

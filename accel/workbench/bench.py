@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.methods import Method, from_text
+from accel.errors import InputError
+from accel.files import replacing
+from accel.methods.method import Method
+from accel.methods.registry import from_text
 from accel.workbench.comparison import contrast, warm_up
+from accel.workbench.facts import facts, finite
 from accel.workbench.generation import CallOptions, Generation, call_arguments, generate
-from accel.workbench.loading import InputError, LoadedPipeline
-from accel.workbench.reporting import finite
+from accel.workbench.loading import LoadedPipeline
 
 # Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3
 TOLERANCE = 0.05
-KEPT = """model method density_asked density_option dense_share prompt seed tokens steps dense_steps dtype device
-threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup attention_dense_seconds
-attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall recall psnr_db ssim"""
+# What a row depends on beside its case, prompt and seed: a run with another of these does not take it for its own.
+SETTING = "model tokens frames height width steps guidance_scale dtype device threads torch diffusers".split()
+KEPT = """model method density_asked density_option dense_share prompt seed tokens frames height width steps dense_steps
+guidance_scale dtype device threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup
+attention_dense_seconds attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall
+recall psnr_db ssim"""
 
 
 @dataclass(frozen=True)
 class Case:
     """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps.
 
-    The method may have options, as `accel.methods.from_text` reads them.
+    The method may have options, as `accel.methods.registry.from_text` reads them.
     """
 
     method: str
@@ -59,11 +64,14 @@ class Rows:
             except ValueError as error:
                 raise InputError(f"{file} is not JSON: {error}; move it away or give another --json") from error
 
-    def find(self, case: Case, prompt: str, seed: int) -> dict[str, Any] | None:
-        """Return the row of a case, prompt and seed, if it is there."""
-        wanted = (case.method, case.density, case.dense_steps, prompt, seed)
-        names = ("method", "density_asked", "dense_share", "prompt", "seed")
-        return next((row for row in self.rows if tuple(row[name] for name in names) == wanted), None)
+    def within(self, setting: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of a setting; what an old row does not say is taken to fit."""
+        return [row for row in self.rows if all(row.get(name, value) == value for name, value in setting.items())]
+
+    def find(self, case: Case, prompt: str, seed: int, setting: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the row of a case, prompt, seed and setting, if it is there."""
+        wanted = {"method": case.method, "density_asked": case.density, "dense_share": case.dense_steps}
+        return next(iter(self.within({**setting, **wanted, "prompt": prompt, "seed": seed})), None)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row and write the file."""
@@ -71,9 +79,8 @@ class Rows:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        temporary.write_text(json.dumps([finite(row) for row in self.rows], indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, self.file)
+        with replacing(self.file) as temporary:
+            temporary.write_text(json.dumps([finite(row) for row in self.rows], indent=1, allow_nan=False) + "\n")
 
 
 def run_bench(
@@ -84,11 +91,12 @@ def run_bench(
     rows: Rows,
     options: CallOptions,
     report: Callable[[str], None] = lambda message: None,
-) -> None:
-    """Fill `rows`; each row's seconds are warm, and dense runs just before the sparse ones of its prompt and seed."""
+) -> list[dict[str, Any]]:
+    """Fill `rows` and return those of this setting; seconds are warm, and dense runs just before its sparse ones."""
+    setting = setting_of(loaded, options)
     calibrated: dict[Case, float] = {}
     for seed, prompt in itertools.product(seeds, prompts):  # a run that is stopped has seen as many prompts as it can
-        missing = [case for case in chosen if rows.find(case, prompt, seed) is None]
+        missing = [case for case in chosen if rows.find(case, prompt, seed, setting) is None]
         if not missing:
             continue
         call_options: CallOptions = {**options, "seed": seed}
@@ -97,6 +105,14 @@ def run_bench(
         for case in missing:
             report(f"{case.method} at density {case.density:g}, {case.dense_steps:g} dense, seed {seed}: {prompt}")
             rows.add(_row(loaded, case, calibrated[case], dense, prompt, call_options))
+    return rows.within(setting)
+
+
+def setting_of(loaded: LoadedPipeline, options: CallOptions) -> dict[str, Any]:
+    """Return what all rows of a run have in common."""
+    seed, call = call_arguments(loaded, "", **options)
+    known = facts(loaded, None, call, seed)
+    return {name: known[name] for name in SETTING}
 
 
 def _warm_dense(

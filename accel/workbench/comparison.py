@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +10,19 @@ import numpy as np
 from jaxtyping import Float
 from typing_extensions import Unpack
 
-from accel import disable, enabled
+from accel.attach import disable, enabled
+from accel.methods.method import Method, Scheduled
 from accel.models.records import CallRecord
 from accel.workbench.generation import (
     CallOptions,
     Generation,
     ProgressFunction,
     call_arguments,
-    denoise,
     generate,
+    run,
     step_counter,
 )
-from accel.workbench.loading import LoadedPipeline, transformers
+from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import attention_times, psnr, ssim
 
 # The first step of a method may only plan, the second one runs the sparse kernel; dense gets as many, to be fair.
@@ -37,11 +37,12 @@ class Comparison:
     sparse: Float[np.ndarray, "t h w 3"]
     report: dict[str, Any]
     records: list[CallRecord]
+    frames_per_second: int = 16
 
 
 def compare(
     loaded: LoadedPipeline,
-    method: Any,
+    method: Method,
     prompt: str,
     *,
     progress: ProgressFunction | None = None,
@@ -68,19 +69,19 @@ def contrast(loaded: LoadedPipeline, dense: Generation, sparse: Generation) -> C
     report |= {
         **seconds,
         "speedup": seconds["dense_seconds"] / seconds["sparse_seconds"],
-        **attention_times(sparse.records, transformers(loaded.pipeline)[0]),
+        **attention_times(sparse.records, loaded.device, loaded.dtype),
         "psnr_db": psnr(sparse.frames, dense.frames),
         "ssim": ssim(sparse.frames, dense.frames),
     }
-    return Comparison(dense.frames, sparse.frames, report, sparse.records)
+    return Comparison(dense.frames, sparse.frames, report, sparse.records, sparse.frames_per_second)
 
 
 def warm_up(
-    loaded: LoadedPipeline, method: Any, call: dict[str, Any], seed: int, report_step: Callable[[str], None]
+    loaded: LoadedPipeline, method: Method, call: dict[str, Any], seed: int, report_step: Callable[[str], None]
 ) -> None:
     """Run both ways shortly, so that neither is timed while it compiles, builds or allocates."""
-    pipeline, short_call = loaded.pipeline, call | {"num_inference_steps": WARMUP_STEPS}
-    disable(pipeline)
-    denoise(pipeline, short_call, seed, "dense warm-up", report_step)
-    with enabled(pipeline, dataclasses.replace(method, dense_steps=0.0)):
-        denoise(pipeline, short_call, seed, "sparse warm-up", report_step)
+    short_call = call | {"num_inference_steps": WARMUP_STEPS}
+    disable(loaded.pipeline)
+    run(loaded, short_call, seed, "dense warm-up", report_step, output_type="latent")
+    with enabled(loaded.pipeline, method.without_dense_steps() if isinstance(method, Scheduled) else method):
+        run(loaded, short_call, seed, "sparse warm-up", report_step, output_type="latent")

@@ -13,12 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
-from accel import disable, enabled
+from accel.attach import disable, enabled
+from accel.errors import InputError
+from accel.methods.method import Method
 from accel.models.records import CallRecord, summarize
-from accel.workbench.loading import InputError, LoadedPipeline, check_geometry, transformers
+from accel.workbench.facts import facts
+from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import synchronized_time
 from accel.workbench.prompt import warn_unknown_words
-from accel.workbench.reporting import facts
 
 # Called with the share of the work that is done, in [0, 1], and what was done last.
 ProgressFunction = Callable[[float, str], None]
@@ -43,30 +45,30 @@ class Generation:
     frames: Float[np.ndarray, "t h w 3"]
     report: dict[str, Any]
     records: list[CallRecord]
+    frames_per_second: int = 16
 
 
 def generate(
     loaded: LoadedPipeline,
     prompt: str,
-    method: Any | None = None,
+    method: Method | None = None,
     *,
     progress: ProgressFunction | None = None,
     **options: Unpack[CallOptions],
 ) -> Generation:
     """Make one video with a method object, or densely if it is None; seconds are of the denoising loop, not warm."""
     seed, call = call_arguments(loaded, prompt, **options)
-    pipeline = loaded.pipeline
     report_step = step_counter(progress, call["num_inference_steps"])
     report = facts(loaded, method, call, seed)
-    disable(pipeline)
+    disable(loaded.pipeline)
     if method is None:
-        latents, seconds = denoise(pipeline, call, seed, "dense", report_step)
-        return Generation(decode(pipeline, latents), report | {"seconds": seconds}, [])
-    with enabled(pipeline, method) as handle:
-        latents, seconds = denoise(pipeline, call, seed, "sparse", report_step)
+        frames, seconds = run(loaded, call, seed, "dense", report_step)
+        return Generation(frames, report | {"seconds": seconds}, [], loaded.adapter.frames_per_second)
+    with enabled(loaded.pipeline, method) as handle:
+        frames, seconds = run(loaded, call, seed, "sparse", report_step)
         records, memory = handle.stats(), {"memory_bytes": handle.peak_memory_bytes()}
     report |= {"seconds": seconds, **_sparsity(records), **memory}
-    return Generation(decode(pipeline, latents), report, records)
+    return Generation(frames, report, records, loaded.adapter.frames_per_second)
 
 
 def call_arguments(
@@ -88,55 +90,48 @@ def call_arguments(
         "guidance_scale": guidance_scale,
     }
     call = {**loaded.defaults, **{name: value for name, value in given.items() if value is not None}}
-    check_geometry(loaded.pipeline, call["num_frames"], call["height"], call["width"], call["num_inference_steps"])
+    loaded.check(call["num_frames"], call["height"], call["width"], call["num_inference_steps"])
     if not 0 <= seed < SEED_LIMIT:
         raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")
     warn_unknown_words(getattr(loaded.pipeline, "tokenizer", None), prompt)
     return seed, {"prompt": prompt, **call}
 
 
-def denoise(
-    pipeline: Any, call: dict[str, Any], seed: int, label: str, report_step: Callable[[str], None]
-) -> tuple[Float[Tensor, "1 c t h w"], float]:
-    """Return the final latents and the seconds from the first transformer call to the end of the last step."""
-    clock: list[float] = []
-    device = transformers(pipeline)[0].device
+def run(
+    loaded: LoadedPipeline,
+    call: dict[str, Any],
+    seed: int,
+    label: str,
+    report_step: Callable[[str], None],
+    output_type: str = "np",
+) -> tuple[Any, float]:
+    """Return the video (t h w 3) in [0, 1], and the seconds from the first transformer call to the last step's end.
+
+    InputError if it is not finite. An `output_type` of latent spares the decoding.
+    """
+    pipeline, clock, steps = loaded.pipeline, [], call["num_inference_steps"]
 
     def start(module: torch.nn.Module, arguments: tuple) -> None:
         if not clock:
-            clock.extend([synchronized_time(device)] * 2)
+            clock.extend([synchronized_time(loaded.device)] * 2)
 
     def step_end(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        clock[1] = synchronized_time(device)
-        report_step(f"{label} step {step + 1} of {call['num_inference_steps']}")
+        clock[1] = synchronized_time(loaded.device)
+        report_step(f"{label} step {step + 1} of {steps}")
+        if step + 1 == steps and not tensors["latents"].isfinite().all():
+            raise InputError(f"the generated latents hold NaN or Inf in {loaded.dtype}; try --dtype float32")
         return tensors
 
-    hooks = [transformer.register_forward_pre_hook(start) for transformer in transformers(pipeline)]
+    hooks = [transformer.register_forward_pre_hook(start) for transformer in loaded.transformers]
     # A generator on the CPU gives the same noise on every device.
     generator = torch.Generator("cpu").manual_seed(seed)
     try:
         with _progress_label(pipeline, label):
-            output = pipeline(**call, generator=generator, output_type="latent", callback_on_step_end=step_end)
+            output = pipeline(**call, generator=generator, output_type=output_type, callback_on_step_end=step_end)
     finally:
         for hook in hooks:
             hook.remove()
-    return output.frames, clock[1] - clock[0]
-
-
-@torch.no_grad()
-def decode(pipeline: Any, latents: Float[Tensor, "1 c t h w"]) -> Float[np.ndarray, "t h w 3"]:
-    """Return the video of normalised latents in [0, 1], as WanPipeline decodes it."""
-    vae = pipeline.vae
-    latents = latents.to(vae.device, vae.dtype)
-    if not latents.isfinite().all():
-        dtype = transformers(pipeline)[0].dtype
-        raise InputError(f"the generated latents hold NaN or Inf in {dtype}; try --dtype float32")
-    mean, std = (
-        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    video = vae.decode(latents * std + mean, return_dict=False)[0]
-    return pipeline.video_processor.postprocess_video(video.float(), output_type="np")[0]
+    return output.frames[0], clock[1] - clock[0]
 
 
 def step_counter(progress: ProgressFunction | None, total: int) -> Callable[[str], None]:

@@ -13,17 +13,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-from accel.models.adapters import supported_classes
+from accel.errors import InputError
+from accel.models.adapters import adapter_for, supported_classes, transformers_of
+from accel.models.adapters.adapter import Adapter
 
 EMBEDDED_NAME = "shapes-wan"
-CALL_ARGUMENTS = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# WanPipeline.check_inputs asks for multiples of 16 even where VAE and patch would need less.
-PIPELINE_MULTIPLE = 16
-
-
-class InputError(ValueError):
-    """Input that cannot be used; the message is one line: what was given, what is accepted, what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,40 @@ class LoadedPipeline:
     pipeline: Any  # a DiffusionPipeline, whose parts are dynamic attributes
     name: str
     defaults: dict[str, Any]
+
+    @property
+    def transformers(self) -> list[Any]:
+        """The one or two transformers that denoise."""
+        return transformers_of(self.pipeline)
+
+    @property
+    def adapter(self) -> Adapter:
+        """What accel knows of the model's family."""
+        return adapter_for(self.transformers[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformers are."""
+        return self.transformers[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformers compute in."""
+        return self.transformers[0].dtype
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Return how many tokens such a video has in self-attention."""
+        return math.prod(self.adapter.grid(self.pipeline, frames, height, width))
+
+    def check(self, frames: int, height: int, width: int, steps: int) -> None:
+        """Raise InputError, naming the nearest accepted values, if the pipeline cannot make such a video."""
+        if steps < 1:
+            raise InputError(f"steps is {steps}; it must be at least 1")
+        given = {"frames": frames, "height": height, "width": width}
+        for name, size in self.adapter.sizes(self.pipeline).items():
+            if not size.accepts(given[name]):
+                choice = " or ".join(str(value) for value in size.nearest(given[name]))
+                raise InputError(f"{name} is {given[name]}; this model makes {size}: nearest is {choice}")
 
 
 def embedded_folder() -> Path:
@@ -56,56 +85,15 @@ def load_pipeline(model: str | None = None, device: str = "auto", dtype: str = "
     return LoadedPipeline(pipeline.to(torch_device), name, _defaults(pipeline, source))
 
 
-def check_geometry(pipeline: Any, frames: int, height: int, width: int, steps: int) -> None:
-    """Raise InputError, naming the nearest accepted values, if the pipeline cannot make such a video."""
-    if steps < 1:
-        raise InputError(f"steps is {steps}; it must be at least 1")
-    config = transformers(pipeline)[0].config
-    patch, longest = config.patch_size, config.rope_max_seq_len
-    stride = pipeline.vae_scale_factor_temporal
-    # Patches of more than one latent frame shorten what n counts.
-    _check_size("frames", frames, stride * patch[0], stride * (patch[0] - 1) + 1, longest - 1)
-    for name, size, patch_side in (("height", height, patch[1]), ("width", width, patch[2])):
-        token = pipeline.vae_scale_factor_spatial * patch_side
-        multiple = math.lcm(token, PIPELINE_MULTIPLE)
-        _check_size(name, size, multiple, 0, longest * token // multiple)
-
-
-def video_tokens(pipeline: Any, frames: int, height: int, width: int) -> int:
-    """Return how many tokens the video has in self-attention."""
-    patch = transformers(pipeline)[0].config.patch_size
-    time = ((frames - 1) // pipeline.vae_scale_factor_temporal + 1) // patch[0]
-    side = pipeline.vae_scale_factor_spatial
-    return time * (height // (side * patch[1])) * (width // (side * patch[2]))
-
-
-def transformers(pipeline: DiffusionPipeline) -> list[Any]:
-    """Return the one or two transformers that denoise."""
-    parts = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2"))
-    return [part for part in parts if part is not None]
-
-
-def check_weights(pipeline: DiffusionPipeline) -> None:
+def check_weights(pipeline: Any) -> None:
     """Raise InputError naming the first transformer weight that holds NaN or Inf."""
-    for transformer in transformers(pipeline):
+    for transformer in transformers_of(pipeline):
         for name, weight in transformer.named_parameters():
             if weight.is_floating_point() and not weight.isfinite().all():
                 raise InputError(
                     f"transformer weight {name} holds NaN or Inf in {weight.dtype}; "
                     "weights must be finite: load a sound checkpoint or another --dtype"
                 )
-
-
-def _check_size(name: str, size: int, multiple: int, offset: int, most: int) -> None:
-    """Accept multiple * n + offset, with n at most `most` and the size at least 1."""
-    least = 0 if offset else 1
-    count = (size - offset) / multiple
-    if count == int(count) and least <= count <= most:
-        return
-    nearest = {int(min(max(bound, least), most)) * multiple + offset for bound in (count // 1, count // 1 + 1)}
-    accepted = f"{multiple}n + {offset}" if offset else f"multiples of {multiple}"
-    choice = " or ".join(str(value) for value in sorted(nearest))
-    raise InputError(f"{name} is {size}; this model makes {accepted}: nearest is {choice}")
 
 
 def _device(device: str) -> torch.device:
@@ -182,7 +170,8 @@ def _check_index(name: str, source: str) -> None:
 def _defaults(pipeline: Any, source: str) -> dict[str, Any]:
     """Return the call arguments of generation.json over those of the pipeline's own signature."""
     parameters = inspect.signature(pipeline.__call__).parameters
-    defaults = {name: parameters[name].default for name in CALL_ARGUMENTS if name in parameters}
+    options = adapter_for(transformers_of(pipeline)[0]).options
+    defaults = {name: parameters[name].default for name in options if name in parameters}
     file = Path(source) / "generation.json"
     if not file.is_file():
         return defaults

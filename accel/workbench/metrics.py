@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from statistics import median
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-if TYPE_CHECKING:
-    from accel.models.records import CallRecord
+from accel.models.records import CallRecord
 
 ATTENTION_TIMINGS = 3
 SSIM_SIGMA = 1.5
@@ -64,9 +62,9 @@ def _blur(plane: Float[Tensor, "c 1 h w"]) -> Float[Tensor, "c 1 h w"]:
     return torch.nn.functional.conv2d(rows, window.view(1, 1, 1, -1))
 
 
-def attention_times(records: list[CallRecord], transformer: Any) -> dict[str, float | None]:
+def attention_times(records: list[CallRecord], device: torch.device, dtype: torch.dtype) -> dict[str, float | None]:
     """Return the seconds of all recorded calls, what torch SDPA takes for the same calls here, and their ratio."""
-    dense, sparse = _dense_seconds(records, transformer), sum(record.seconds for record in records)
+    dense, sparse = _dense_seconds(records, device, dtype), sum(record.seconds for record in records)
     return {
         "attention_dense_seconds": dense,
         "attention_sparse_seconds": sparse,
@@ -74,8 +72,7 @@ def attention_times(records: list[CallRecord], transformer: Any) -> dict[str, fl
     }
 
 
-def _dense_seconds(records: list[CallRecord], transformer: Any) -> float:
-    device, dtype = transformer.device, transformer.dtype
+def _dense_seconds(records: list[CallRecord], device: torch.device, dtype: torch.dtype) -> float:
     total = 0.0
     for (batch, heads, length, channels), calls in Counter(record.shape for record in records).items():
         # Diffusers hands over b s h d; the kernel sees a transposed view of it.

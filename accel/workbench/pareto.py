@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from accel.files import replacing
+
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the points that no other one reaches in both coordinates, by rising first coordinate."""
@@ -38,7 +40,5 @@ def draw_pareto(means: Sequence[dict[str, Any]], file: Path) -> None:
     axes.plot(*zip(*line, strict=True), color="0.7", zorder=0)
     axes.legend(fontsize=8)
     axes.set_title("figures at the points: measured density of the sparse calls", fontsize=9)
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as stream:
-        FigureCanvasAgg(figure).print_png(stream)
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 
-from accel.methods import by_name
+from accel.errors import InputError
+from accel.files import check_writable
+from accel.methods.registry import DEFAULT_METHOD, by_name
 from accel.workbench.generation import Generation, generate
-from accel.workbench.loading import InputError, LoadedPipeline, load_pipeline
+from accel.workbench.loading import LoadedPipeline, load_pipeline
 from accel.workbench.metrics import psnr, ssim
-from accel.workbench.reporting import prepare_output
 from demos.shapes_wan.contact_sheet import strip, write_contact_sheet
 from demos.shapes_wan.judge import judge
 from demos.shapes_wan.results import WAYS, Results
@@ -97,7 +98,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="pipeline folder; default: the embedded shapes-wan")] = None,
     prompts: Annotated[int, typer.Option(min=1, max=24, help="how many of the 24 held-out prompts")] = 24,
     seed: Annotated[int, typer.Option(help="seed of the first prompt; each further prompt takes the next")] = 0,
-    method: Annotated[str, typer.Option(help="sparse-attention method")] = "svg-ear",
+    method: Annotated[str, typer.Option(help="sparse-attention method")] = DEFAULT_METHOD,
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="denoising steps; default: the model's")] = None,
@@ -109,7 +110,7 @@ def main(
     """Judge the embedded model, dense and sparse, on prompts that training never saw; the same command goes on."""
     try:
         chosen = None if skip_sparse else _method(method, density, dense_steps)
-        prepare_output(output)
+        check_writable(output)
         loaded = load_pipeline(model, device, dtype)
         loaded.pipeline.set_progress_bar_config(disable=True)
         results = run(loaded, chosen, held_out_scenes()[:prompts], seed, steps, output)

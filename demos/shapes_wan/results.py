@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from accel.workbench.loading import InputError
+from accel.errors import InputError
 
 TARGETS = {"color": 95.0, "motion": 90.0, "shape": 80.0}  # percent of actors
 ALLOWED_LOSS = 3.0  # points that the sparse method may lie below dense

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import accel
 from accel.attention.call import AttentionCall
 from accel.attention.execute import full_attention
-from accel.methods import by_name
+from accel.methods.registry import by_name
 from accel.models import session
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 

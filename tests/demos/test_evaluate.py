@@ -8,8 +8,9 @@ import imageio.v3 as imageio
 import pytest
 from typer.testing import CliRunner
 
+from accel.errors import InputError
 from accel.workbench.generation import Generation
-from accel.workbench.loading import InputError, load_pipeline
+from accel.workbench.loading import load_pipeline
 from demos.shapes_wan import evaluate
 from demos.shapes_wan.results import Results
 from demos.shapes_wan.scenes import held_out_scenes

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall
-from accel.attention.orders.clusters import video_slice
 from sparse_kernels import Clusters, merge_centroids
 
 
@@ -17,8 +16,8 @@ from sparse_kernels import Clusters, merge_centroids
 class CentroidCompensation:
     """Each cluster that was left out is one key of weight n, its value the mean of the n values (SVG-EAR, section 4).
 
-    `weights` is log n, -inf for clusters that were computed. Text rows and columns are always computed, so they take
-    no part.
+    `weights` is log n, -inf for clusters that were computed. Rows and columns that are no video are always computed
+    and take no part.
     """
 
     queries: Clusters
@@ -30,14 +29,15 @@ class CentroidCompensation:
         self, call: AttentionCall, out: Float[Tensor, "b h s d"], lse: Float[Tensor, "b h s"]
     ) -> Float[Tensor, "b h s d"]:
         """Return the output over computed keys and centroids together, merged through the LSE."""
-        video = video_slice(call.geometry)
+        video = call.geometry.video
         q, exact, exact_lse = (x[:, :, video] for x in (call.q, out, lse))
         merged = merge_centroids(
             q, exact, exact_lse, self.queries, self.weights, self.keys, self.values, scale=call.scale
         )
-        if not call.geometry.text_length:
+        if call.geometry.tokens == call.geometry.video_tokens:
             return merged
-        return torch.cat([out[:, :, : video.start], merged, out[:, :, video.stop :]], 2)
+        out[:, :, video] = merged
+        return out
 
 
 def compensate(

@@ -1,4 +1,4 @@
-"""What is done about the keys that were not computed: forms of `accel.attention.plan.Correction`."""
+"""Add what was missing at some earlier step."""
 
 from __future__ import annotations
 
@@ -9,25 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall
-from accel.attention.plan import Correction
-
-
-@dataclass(frozen=True)
-class DenominatorRatio:
-    """Scale each row by the share of the softmax mass that its kept keys hold (Re-ttention, arXiv 2505.22918).
-
-    `ratio` is exp(LSE of the kept keys - LSE of all keys) at some earlier step; `growth` is added to all of it. The
-    sum may pass 1, as published.
-    """
-
-    ratio: Float[Tensor, "b h s"]
-    growth: float = 0.0
-
-    def __call__(
-        self, call: AttentionCall, out: Float[Tensor, "b h s d"], lse: Float[Tensor, "b h s"]
-    ) -> Float[Tensor, "b h s d"]:
-        """Return the output with its softmax denominators divided by the ratio, in the output's dtype."""
-        return (out * (self.ratio + self.growth)[..., None]).to(out.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,21 +37,6 @@ class LowRankResidual:
         """Return the output with the approximate residual added."""
         left, right = (x.to(out.device, non_blocking=True) for x in (self.left, self.right))
         return out + left @ right
-
-
-@dataclass(frozen=True)
-class InTurn:
-    """Apply several corrections, the first one first."""
-
-    corrections: tuple[Correction, ...]
-
-    def __call__(
-        self, call: AttentionCall, out: Float[Tensor, "b h s d"], lse: Float[Tensor, "b h s"]
-    ) -> Float[Tensor, "b h s d"]:
-        """Return the output after all of them."""
-        for correction in self.corrections:
-            out = correction(call, out, lse)
-        return out
 
 
 def keep_residual(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def fill_budget(
     scores: Float[Tensor, "*b n"],
-    areas: Int[Tensor, "*b n"],
+    areas: Int[Tensor, "*#b n"],
     budget: Int[Tensor, "*b 1"] | int,
     *,
     crossing: bool = False,

@@ -42,7 +42,7 @@ def select_clusters(
     at_least = max(1, int(least_share * mass.shape[-1]))
     if density is not None:
         pairs = geometry.tokens**2
-        # Text rows and columns are always computed: what they cost is not there for video.
+        # Rows and columns of all other tokens are always computed: what they cost is not there for video.
         budget = mass.shape[1] * max(0, int(density * pairs) - (pairs - geometry.video_tokens**2))
         return _select_within(mass, queries.sizes, keys.sizes, budget, at_least)
     if top_p == 1:  # a rounded sum may reach the whole before the last entries
@@ -74,7 +74,7 @@ def cluster_plan(
     kept: Bool[Tensor, "b h nq nk"],
     correction: Correction | None = None,
 ) -> Sparse:
-    """Return the plan that visits the kept pairs of clusters, and all of text."""
+    """Return the plan that visits the kept pairs of clusters, and all other tokens."""
     if queries.offsets.shape[-1] > kept.shape[-2] + 1:
         kept = pad(kept, (0, 1, 0, 1), value=True)
     filled = (queries.offsets.diff() > 0)[..., None] & (keys.offsets.diff() > 0)[..., None, :]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accel.attention.call import Geometry
 from accel.attention.masks.band import band, stripe
-from accel.attention.masks.kept import keep_first_frame, keep_text
+from accel.attention.masks.kept import keep_first_frame, keep_rest
 from accel.attention.orders.grid import native, token_major
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap
@@ -62,7 +62,7 @@ def _mode_mask(
         kept = keep_first_frame(kept, geometry, offsets, offsets)
     if mode == "stripe":  # which has text among its ranked columns
         return stripe(blocks, density, kept)
-    return keep_text(band(blocks, density, kept), geometry, offsets, offsets)
+    return keep_rest(band(blocks, density, kept), geometry, offsets, offsets)
 
 
 def rank_columns(
@@ -76,9 +76,6 @@ def rank_columns(
     """Return each head's keys by falling softmax mass over evenly spaced query rows, text and first frame ahead."""
     chosen = torch.linspace(0, q.shape[2] - 1, rows, device=q.device).long()
     weights = (q[:, :, chosen].float() @ k.float().transpose(-1, -2) * scale).softmax(-1).sum(2)
-    text = 0 if geometry.text_position == "first" else geometry.video_tokens
-    video = geometry.text_length if geometry.text_position == "first" else 0
     if first_frame:
-        weights[..., video : video + geometry.frame_tokens] += rows
-    weights[..., text : text + geometry.text_length] = torch.inf
-    return weights.argsort(-1, descending=True)
+        weights[..., geometry.video.start : geometry.video.start + geometry.frame_tokens] += rows
+    return weights.masked_fill(geometry.kept(q.device), torch.inf).argsort(-1, descending=True)

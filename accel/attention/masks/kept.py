@@ -1,19 +1,22 @@
-"""Tokens that are never cut off: text, and the first frame."""
+"""Tokens that are never cut off: all that are no video, and the first frame."""
 
 from __future__ import annotations
 
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from accel.attention.call import Geometry
 
 
-def keep_text(
+def keep_rest(
     mask: Bool[Tensor, "*b nq nk"], geometry: Geometry, q_offsets: Int[Tensor, " nq1"], kv_offsets: Int[Tensor, " nk1"]
 ) -> Bool[Tensor, "*b nq nk"]:
-    """Return the mask with every block row and column that holds text switched on (AdaSpa, section 4; all peers)."""
-    first = 0 if geometry.text_position == "first" else geometry.video_tokens
-    return _keep(mask, first, geometry.text_length, q_offsets, kv_offsets)
+    """Return the mask with all block rows and columns on that hold text or anything else that is no video.
+
+    Source: AdaSpa, section 4; all peers.
+    """
+    return mask if geometry.tokens == geometry.video_tokens else _keep(mask, geometry.kept(), q_offsets, kv_offsets)
 
 
 def keep_first_frame(
@@ -24,18 +27,20 @@ def keep_first_frame(
     All queries look at that frame: Sparse VideoGen (code for Wan) and Radial Attention keep its columns. Its rows are
     ours: the causal decoder draws a picture from it alone, in which every error shows.
     """
-    first = geometry.text_length if geometry.text_position == "first" else 0
-    return _keep(mask, first, geometry.frame_tokens, q_offsets, kv_offsets)
+    rows = ~geometry.kept()
+    rows[geometry.video.start + geometry.frame_tokens :] = False
+    return _keep(mask, rows, q_offsets, kv_offsets)
 
 
 def _keep(
     mask: Bool[Tensor, "*b nq nk"],
-    first: int,
-    count: int,
+    rows: Bool[Tensor, " s"],
     q_offsets: Int[Tensor, " nq1"],
     kv_offsets: Int[Tensor, " nk1"],
 ) -> Bool[Tensor, "*b nq nk"]:
-    def holds(offsets: Tensor) -> Tensor:
-        return ((offsets[:-1] < first + count) & (offsets[1:] > first)).to(mask.device)
+    before = pad(rows.to(mask.device).cumsum(0), (1, 0))
 
-    return mask | holds(q_offsets)[:, None] | holds(kv_offsets) if count else mask
+    def holds(offsets: Int[Tensor, " n1"]) -> Bool[Tensor, " n"]:
+        return before[offsets.to(mask.device).long()].diff() > 0
+
+    return mask | holds(q_offsets)[:, None] | holds(kv_offsets)

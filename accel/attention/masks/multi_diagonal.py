@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from accel.attention.call import Geometry
-from accel.attention.masks.kept import keep_text
+from accel.attention.masks.kept import keep_rest
 from accel.attention.orders.grid import token_major
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap
@@ -19,9 +19,9 @@ def multi_diagonal_plan(
 ) -> Sparse:
     """Return the plan in which a token sees int(window * frame_tokens) // 2 places to both sides, in every frame.
 
-    Text is on. Tokens stand in token-major order, where the many diagonals are one band: its blocks hold little
-    else (in frame-major order they would hold several times the window). Given a `density`, the window is the one
-    whose blocks come nearest to it. Source: Re-ttention (arXiv 2505.22918).
+    All that is no video is on. Tokens stand in token-major order, where the many diagonals are one band: its blocks
+    hold little else (in frame-major order they would hold several times the window). Given a `density`, the window is
+    the one whose blocks come nearest to it. Source: Re-ttention (arXiv 2505.22918).
     """
     offsets = uniform_offsets(geometry.tokens, block, device)
     gaps = block_gaps(geometry, offsets)
@@ -33,14 +33,13 @@ def multi_diagonal_plan(
 
 
 def block_gaps(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Int[Tensor, "n n"]:
-    """Return how far apart, within a frame, the nearest tokens of two token-major blocks lie; 0 with text."""
-    start = geometry.text_length if geometry.text_position == "first" else 0
+    """Return how far apart, within a frame, the nearest tokens of two token-major blocks lie; 0 if any is no video."""
     # Every place between a block's first and last one has a token in it, so two ends say all.
-    ends = (torch.stack([offsets[:-1], offsets[1:] - 1]) - start).clamp(0, geometry.video_tokens - 1)
+    ends = (torch.stack([offsets[:-1], offsets[1:] - 1]) - geometry.video.start).clamp(0, geometry.video_tokens - 1)
     first, last = ends // geometry.frames
     gaps = torch.maximum(first - last[:, None], first[:, None] - last).clamp(min=0)
-    text: Bool[Tensor, "n n"] = keep_text(torch.zeros_like(gaps, dtype=torch.bool), geometry, offsets, offsets)
-    return gaps.masked_fill(text, 0)
+    rest: Bool[Tensor, "n n"] = keep_rest(torch.zeros_like(gaps, dtype=torch.bool), geometry, offsets, offsets)
+    return gaps.masked_fill(rest, 0)
 
 
 def _nearest_half(gaps: Int[Tensor, "n n"], places: int, sizes: Float[Tensor, " n"], density: float) -> Int[Tensor, ""]:

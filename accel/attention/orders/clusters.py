@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from accel.attention.call import AttentionCall, Geometry, LayerMemory
+from accel.attention.call import AttentionCall, Geometry
 from sparse_kernels import Clusters, kmeans
 
 # Mean cluster sizes in tokens when no count is given. Published are 200-300 query and 1000 key clusters at 32,760 to
@@ -23,7 +23,7 @@ KEY_CLUSTER_SIZE = 64
 class ClusteredTokens:
     """The video tokens of one axis in clusters, and the order of the whole sequence that makes these contiguous.
 
-    Text, wherever it sits in the sequence, is one more block at the end of the order, after the clusters.
+    All other rows, wherever they stand in the sequence, are one more block at the end of the order.
     """
 
     clusters: Clusters
@@ -31,43 +31,49 @@ class ClusteredTokens:
     offsets: Int[Tensor, "b h n1"]
 
 
-def video_slice(geometry: Geometry) -> slice:
-    """Return where the video tokens stand in the sequence."""
-    first = geometry.text_length if geometry.text_position == "first" else 0
-    return slice(first, first + geometry.video_tokens)
+@dataclass
+class WarmCentroids:
+    """Where the next step starts from; None before the first."""
+
+    queries: Float[Tensor, "b h nq d"] | None = None
+    keys: Float[Tensor, "b h nk d"] | None = None
 
 
-def cluster_call(
-    call: AttentionCall,
-    memory: LayerMemory,
-    query_clusters: int | None,
-    key_clusters: int | None,
-    first_iterations: int,
-    iterations: int,
-    first_share: float = 1.0,
-) -> tuple[ClusteredTokens, ClusteredTokens]:
-    """Return the queries and the keys of a call in clusters, each axis by itself (SVG2, section 4).
+@dataclass(frozen=True)
+class Clustering:
+    """How a call is clustered: cluster counts (None: from the number of tokens), and iterations of k-means.
 
-    The centroids stay in `memory`: the next step starts from them with `iterations` instead of `first_iterations`,
-    which see only a random `first_share` of the tokens and are followed by `iterations` over all.
-    A count of None is chosen from the number of tokens; there are never more clusters than video tokens.
+    The first call sees only a random `first_share` of the tokens for `first_iterations`, then all for `iterations`.
     """
-    tokens = call.geometry.video_tokens
-    counts = (query_clusters or round(tokens / QUERY_CLUSTER_SIZE), key_clusters or round(tokens / KEY_CLUSTER_SIZE))
-    axes = []
-    for name, x, count in zip(("query_centroids", "key_centroids"), (call.q, call.k), counts, strict=True):
-        video = x[:, :, video_slice(call.geometry)]
-        centroids, rounds = memory.values.get(name), iterations
-        if centroids is None or centroids.shape[:2] != x.shape[:2]:
-            centroids, rounds = first_centroids(video, min(max(count, 1), tokens)), first_iterations
-            if first_share < 1:
-                some = _random_places(tokens, max(centroids.shape[2], round(first_share * tokens))).to(x.device)
-                rough = kmeans(video[:, :, some], centroids, iterations=rounds, precision="bfloat16")
-                centroids, rounds = rough.centroids, iterations
-        clusters = kmeans(video, centroids, iterations=rounds, precision="bfloat16")
-        memory.values[name] = clusters.centroids
-        axes.append(_with_text(clusters, call.geometry))
-    return axes[0], axes[1]
+
+    query_clusters: int | None
+    key_clusters: int | None
+    first_iterations: int
+    iterations: int
+    first_share: float = 1.0
+
+    def __call__(self, call: AttentionCall, warm: WarmCentroids) -> tuple[ClusteredTokens, ClusteredTokens]:
+        """Return the queries and the keys of a call in clusters, each axis by itself (SVG2, section 4).
+
+        The centroids stay in `warm`. There are never more clusters than video tokens.
+        """
+        q, k = (x[:, :, call.geometry.video] for x in (call.q, call.k))
+        tokens = call.geometry.video_tokens
+        queries = self._cluster(q, warm.queries, self.query_clusters or round(tokens / QUERY_CLUSTER_SIZE))
+        keys = self._cluster(k, warm.keys, self.key_clusters or round(tokens / KEY_CLUSTER_SIZE))
+        warm.queries, warm.keys = queries.centroids, keys.centroids
+        return _whole(queries, call.geometry), _whole(keys, call.geometry)
+
+    def _cluster(self, video: Float[Tensor, "b h n d"], warm: Tensor | None, count: int) -> Clusters:
+        if warm is not None and warm.shape[:2] == video.shape[:2]:
+            return kmeans(video, warm, iterations=self.iterations, precision="bfloat16")
+        tokens = video.shape[2]
+        start, iterations = first_centroids(video, min(max(count, 1), tokens)), self.first_iterations
+        if self.first_share < 1:
+            some = _random_places(tokens, max(start.shape[2], round(self.first_share * tokens))).to(video.device)
+            start = kmeans(video[:, :, some], start, iterations=iterations, precision="bfloat16").centroids
+            iterations = self.iterations
+        return kmeans(video, start, iterations=iterations, precision="bfloat16")
 
 
 def first_centroids(x: Float[Tensor, "b h n d"], count: int) -> Float[Tensor, "b h k d"]:
@@ -83,11 +89,10 @@ def _random_places(tokens: int, count: int) -> Int[Tensor, " count"]:
     return torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:count]
 
 
-def _with_text(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
-    order, offsets = clusters.order + video_slice(geometry).start, clusters.offsets
-    if geometry.text_length:
-        start = 0 if geometry.text_position == "first" else geometry.video_tokens
-        text = torch.arange(start, start + geometry.text_length, device=order.device)
-        order = torch.cat([order, text.expand(*order.shape[:2], -1)], -1)
+def _whole(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
+    order, offsets = clusters.order + geometry.video.start, clusters.offsets
+    if geometry.tokens > geometry.video_tokens:
+        rest = geometry.kept(order.device).nonzero().flatten()
+        order = torch.cat([order, rest.expand(*order.shape[:2], -1)], -1)
         offsets = pad(offsets, (0, 1), value=geometry.tokens)
     return ClusteredTokens(clusters, order, offsets)

@@ -9,14 +9,11 @@ from torch import Tensor
 from accel.attention.call import Geometry
 
 
-def with_text(order: Int[Tensor, " v"], geometry: Geometry) -> Int[Tensor, " s"]:
-    """Return the order of the whole sequence, text left where it is, from one of the video tokens."""
-    text = torch.arange(geometry.text_length)
-    if geometry.text_position == "first":
-        return torch.cat([text, order + geometry.text_length])
-    if geometry.text_position == "last":
-        return torch.cat([order, text + geometry.video_tokens])
-    return order
+def whole_order(order: Int[Tensor, " v"], geometry: Geometry) -> Int[Tensor, " s"]:
+    """Return the order of the whole sequence from one of the video tokens; all other rows stay where they are."""
+    whole = native(geometry)
+    whole[geometry.video] = order + geometry.video.start
+    return whole
 
 
 def native(geometry: Geometry) -> Int[Tensor, " s"]:
@@ -31,7 +28,7 @@ def token_major(geometry: Geometry, first_frame: bool = False) -> Int[Tensor, " 
     """
     tokens = torch.arange(geometry.video_tokens).view(geometry.frames, geometry.frame_tokens)
     ahead = int(first_frame)
-    return with_text(torch.cat([tokens[:ahead].flatten(), tokens[ahead:].T.flatten()]), geometry)
+    return whole_order(torch.cat([tokens[:ahead].flatten(), tokens[ahead:].T.flatten()]), geometry)
 
 
 def tiles(geometry: Geometry, tile: tuple[int, int, int]) -> Int[Tensor, " s"]:
@@ -39,11 +36,7 @@ def tiles(geometry: Geometry, tile: tuple[int, int, int]) -> Int[Tensor, " s"]:
 
     Source: Sliding Tile Attention, section 3.1.
     """
-    axes = (torch.arange(n) // size for n, size in zip(_grid(geometry), tile, strict=True))
+    axes = (torch.arange(n) // size for n, size in zip(geometry.grid, tile, strict=True))
     t, y, x = torch.meshgrid(*axes, indexing="ij")
     number = (t * (geometry.height + 1) + y) * (geometry.width + 1) + x
-    return with_text(torch.argsort(number.flatten(), stable=True), geometry)
-
-
-def _grid(geometry: Geometry) -> tuple[int, int, int]:
-    return geometry.frames, geometry.height, geometry.width
+    return whole_order(torch.argsort(number.flatten(), stable=True), geometry)

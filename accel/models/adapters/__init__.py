@@ -1,27 +1,15 @@
-"""What accel knows of each model family: data, no mathematics."""
+"""The model families that accel knows, one file each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from accel.attention.call import Geometry
-from accel.models.adapters import wan
+from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.wan import WAN
 
-
-@dataclass(frozen=True)
-class Adapter:
-    """A model family: its transformer classes, its video self-attention modules, and how to read the grid."""
-
-    classes: tuple[str, ...]
-    self_attention: Callable[[nn.Module], dict[str, nn.Module]]
-    geometry: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Geometry | None]
-
-
-ADAPTERS = (Adapter(wan.CLASSES, wan.self_attention, wan.geometry),)
+ADAPTERS = (WAN,)
 
 
 def supported_classes() -> tuple[str, ...]:
@@ -36,3 +24,9 @@ def adapter_for(transformer: nn.Module) -> Adapter:
         if name in adapter.classes:
             return adapter
     raise ValueError(f"{name} is not a supported video transformer; accepted: {', '.join(supported_classes())}")
+
+
+def transformers_of(pipeline: Any) -> list[Any]:
+    """Return the one or two transformers that denoise in a pipeline."""
+    parts = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2"))
+    return [part for part in parts if isinstance(part, nn.Module)]

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from accel.attention.call import Geometry
+from accel.models.adapters.adapter import Adapter, Size
 
-CLASSES = ("WanTransformer3DModel",)
+# WanPipeline.check_inputs asks for multiples of 16 even where VAE and patch would need less.
+PIPELINE_MULTIPLE = 16
 
 
-def self_attention(transformer: nn.Module) -> dict[str, nn.Module]:
+def self_attention(transformer: Any) -> dict[str, nn.Module]:
     """Return the self-attention modules by name, in the order of the layers."""
-    blocks: Any = transformer.blocks
-    return {f"blocks.{index}.attn1": block.attn1 for index, block in enumerate(blocks)}
+    return {f"blocks.{index}.attn1": block.attn1 for index, block in enumerate(transformer.blocks)}
 
 
-def geometry(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
+def geometry(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
     """Return the token grid of a forward call on latents (batch channels frames height width)."""
     latents = kwargs.get("hidden_states", args[0] if args else None)
     if not isinstance(latents, Tensor) or latents.ndim != 5:
         return None
-    config: Any = transformer.config
-    frames, height, width = (n // patch for n, patch in zip(latents.shape[2:], config.patch_size, strict=True))
-    return Geometry(frames, height, width)
+    patch = transformer.config.patch_size
+    return Geometry(*(n // size for n, size in zip(latents.shape[2:], patch, strict=True)))
+
+
+def sizes(pipeline: Any) -> dict[str, Size]:
+    """Return what the rotary embedding reaches and the autoencoder can make, in frames and pixels."""
+    config = _config(pipeline)
+    patch, longest = config.patch_size, config.rope_max_seq_len
+    stride = pipeline.vae_scale_factor_temporal
+    accepted = {}
+    for name, side in (("height", patch[1]), ("width", patch[2])):
+        token = pipeline.vae_scale_factor_spatial * side
+        multiple = math.lcm(token, PIPELINE_MULTIPLE)
+        accepted[name] = Size(multiple, 0, longest * token // multiple)
+    # Patches of more than one latent frame shorten what n counts.
+    return {"frames": Size(stride * patch[0], stride * (patch[0] - 1) + 1, longest - 1), **accepted}
+
+
+def grid(pipeline: Any, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Return the tokens of a video in time, height and width."""
+    patch, side = _config(pipeline).patch_size, pipeline.vae_scale_factor_spatial
+    time = ((frames - 1) // pipeline.vae_scale_factor_temporal + 1) // patch[0]
+    return time, height // (side * patch[1]), width // (side * patch[2])
+
+
+def _config(pipeline: Any) -> Any:
+    return (pipeline.transformer or pipeline.transformer_2).config
+
+
+WAN = Adapter(("WanTransformer3DModel",), self_attention, geometry, sizes, grid)

@@ -5,31 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
+from accel.attention.call import AttentionCall, Geometry, LayerMemory
 from accel.attention.execute import execute, sampled_recall
 from accel.attention.masks.band import band
 from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
-from accel.attention.masks.kept import keep_text
+from accel.attention.masks.kept import keep_rest
+from accel.attention.masks.pattern_table import PatternTable
 from accel.attention.masks.selection import select_blocks
-from accel.attention.orders.grid import native, tiles, token_major, with_text
+from accel.attention.orders.grid import native, tiles, token_major, whole_order
 from accel.attention.plan import Computed, Dense, Sparse
-from accel.attention.schedule import dense_step_count, is_dense
+from accel.attention.schedule import dense_step_count, phase
 from accel.methods.adaspa import AdaSpa
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.models.records import CallRecord, summarize
-from accel.search import PatternTable
 from sparse_kernels import block_mass
 from sparse_kernels.block_map import uniform_offsets
+from tests.accel import calls
 
 GEOMETRY = Geometry(3, 4, 5)
 
 
-def make_call(
-    step: int = 0, steps: int = 10, geometry: Geometry = GEOMETRY, heads: int = 4, seed: int = 0
-) -> AttentionCall:
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, 1, heads, geometry.tokens, 16, generator=generator).unbind()
-    return AttentionCall(q * 2, k * 2, v, 0, 2, geometry, Progress(step, steps, "cond"))
+def make_call(step: int = 0, geometry: Geometry = GEOMETRY, heads: int = 4, seed: int = 0) -> AttentionCall:
+    return calls.make_call(step, 10, geometry, seed, heads=heads)
 
 
 # The field's boundary conventions, on scores whose sum is 1: .4 .3 .2 .1
@@ -80,7 +77,7 @@ def test_orders_leave_text_in_place(position: str) -> None:
     text = torch.arange(7) if position == "first" else torch.arange(60, 67)
     assert torch.equal(order[:7] if position == "first" else order[-7:], text)
     assert torch.equal(order.sort().values, torch.arange(67))
-    assert torch.equal(with_text(torch.arange(60), geometry), torch.arange(67))
+    assert torch.equal(whole_order(torch.arange(60), geometry), torch.arange(67))
 
 
 def test_tiles_are_contiguous_and_ragged_at_the_border() -> None:
@@ -97,7 +94,7 @@ def test_adaspa_never_cuts_text_off(tile: tuple[int, int, int] | None, position:
     method = AdaSpa(density=0.1, dense_steps=0.1, block=16, tile=tile)
     memory = LayerMemory()
     method.plan(make_call(0, geometry=geometry), memory)
-    mask = memory.values["plan"].block_map.to_dense()
+    mask = memory.state.plan.block_map.to_dense()
     text = 0 if position == "first" else -1
     assert mask[..., text].all() and mask[..., text, :].all() and not mask.all()
 
@@ -112,14 +109,15 @@ def test_band_has_the_density_asked_for(density: float) -> None:
 def test_text_rows_and_columns_are_always_on() -> None:
     geometry = Geometry(1, 4, 4, "last", 5)
     offsets = torch.tensor([0, 8, 14, 21])
-    mask = keep_text(torch.zeros(1, 1, 3, 3, dtype=torch.bool), geometry, offsets, offsets)
+    mask = keep_rest(torch.zeros(1, 1, 3, 3, dtype=torch.bool), geometry, offsets, offsets)
     assert mask[0, 0].tolist() == [[False, False, True], [False, False, True], [True, True, True]]
 
 
 def test_dense_step_count_rounds_up() -> None:
     assert [dense_step_count(share, 12) for share in (0, 0.25, 0.2, 1)] == [0, 3, 3, 12]
     assert dense_step_count(0.1, 10) == 1
-    assert is_dense(make_call(0), 0.1, 0) and not is_dense(make_call(1), 0.1, 0) and is_dense(make_call(9), 0.1, 1)
+    assert [phase(make_call(step), 0.2, 0) for step in range(3)] == ["dense", "last dense", "sparse"]
+    assert phase(make_call(0), 0.0, 0) == "sparse" and phase(make_call(9), 0.1, 1) == "dense"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -183,11 +181,11 @@ def test_adaspa_schedule_and_rule() -> None:
         plan = method.plan(make_call(step, seed=step), memory)
         kinds.append(type(plan))
         if step in (2, 5):
-            first = memory.values["plan"]
+            first = memory.state.plan
         if step == 6:  # the later search uses the LSE of the first and today's q and k
             call = make_call(6, seed=6)
             offsets = uniform_offsets(60, 16)
-            mass = block_mass(call.q, call.k, memory.values["lse"], offsets, offsets)
+            mass = block_mass(call.q, call.k, memory.state.lse, offsets, offsets)
             assert torch.equal(plan.block_map.to_dense(), select_blocks(mass, top_k=2))
             assert plan is not first
         if step == 5:
@@ -207,7 +205,7 @@ def test_adaspa_moves_density_from_good_to_bad_heads() -> None:
 
 def test_sparse_vdit_picks_the_pattern_that_fits() -> None:
     geometry = Geometry(4, 4, 8)
-    call = make_call(0, 10, geometry, heads=3)
+    call = make_call(0, geometry, heads=3)
     t, pixel = torch.arange(128) // 32, torch.arange(128) % 32
     near = -(torch.arange(128)[:, None] - torch.arange(128)).abs() * 2.0
     same_pixel = -(pixel[:, None] - pixel).abs() * 8.0 - (t[:, None] - t).abs() * 0.01
@@ -216,7 +214,7 @@ def test_sparse_vdit_picks_the_pattern_that_fits() -> None:
     scores = torch.stack([near, same_pixel, column])[None]
     k = torch.eye(128).expand(1, 3, 128, 128)
     v = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
-    call = AttentionCall(scores * 128**0.5, k, v, 0, 1, geometry, call.progress)
+    call = calls.as_call(scores * 128**0.5, k, v, geometry, call.progress, layers=1)
     out = (scores.softmax(-1)) @ v
     method = SparseVDiT(density=0.4, block=16)
     assert method.choose(call, out)[0] == [["diagonal", "multi-diagonal", "stripe"]]

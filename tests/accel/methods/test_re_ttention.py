@@ -14,11 +14,11 @@ from accel.attention.corrections.residual import CachedResidual, LowRankResidual
 from accel.attention.execute import execute
 from accel.attention.orders.grid import token_major
 from accel.attention.plan import Computed, Dense, Sparse
-from accel.methods import by_name
 from accel.methods.adaspa import AdaSpa
-from accel.methods.re_ttention import CORRECTIONS, ReTtention
+from accel.methods.re_ttention import CORRECTIONS, ReTtention, ReTtentionState
+from accel.methods.registry import by_name
 from accel.methods.xattention import XAttention
-from tests.accel.attention_calls import dense, exponentials, make_call, row, visited
+from tests.accel.calls import dense, exponentials, in_dtype, make_call, row, visited
 from tests.accel.wan_models import generate, pipeline
 
 SPARSE = dict(density=0.3, block=16)
@@ -53,7 +53,7 @@ def published_mask(geometry: Geometry, half: int) -> Tensor:
 def test_mask_is_the_published_one_in_whole_blocks(text: tuple[str, int], block: int) -> None:
     geometry = Geometry(3, 4, 8, *text)
     call = make_call(10, geometry=geometry)
-    plan = ReTtention(window=0.2, block=block, correction="none", every=99)._uncorrected(call, LayerMemory())
+    plan = ReTtention(window=0.2, block=block, correction="none", every=99)._uncorrected(call, ReTtentionState())
     assert isinstance(plan, Sparse)
     order = token_major(geometry)
     pairs = published_mask(geometry, int(0.2 * 32) // 2)[order][:, order]
@@ -68,7 +68,7 @@ def test_mask_is_the_published_one_in_whole_blocks(text: tuple[str, int], block:
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.6, 1.0])
 def test_density_sets_the_window(density: float) -> None:
     call = make_call(10, geometry=Geometry(4, 16, 16))
-    plan = ReTtention(density=density, block=16)._uncorrected(call, LayerMemory())
+    plan = ReTtention(density=density, block=16)._uncorrected(call, ReTtentionState())
     assert isinstance(plan, Sparse) and plan.density == pytest.approx(density, abs=0.02)
 
 
@@ -101,10 +101,10 @@ def test_follows_the_published_rule(correction: str) -> None:
     calls = [make_call(step, drift=0.02) for step in range(20)]
     memory = LayerMemory()
     actual = outputs(method, calls, memory)
-    expected = transcription(calls, visited(memory.values["plan"]), 5, 5, 0.04, correction)
+    expected = transcription(calls, visited(memory.state.plan), 5, 5, 0.04, correction)
     for ours, theirs in zip(actual, expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-5
-    assert memory.values["sparse_steps"] == 4
+    assert memory.state.sparse_steps == 4
 
 
 def test_kinds_of_steps() -> None:
@@ -114,7 +114,7 @@ def test_kinds_of_steps() -> None:
     assert kinds == [Dense] * 6 + ([Computed] + [Sparse] * 4) * 2 + [Computed] + [Sparse] * 3
     memory = LayerMemory()
     method = ReTtention(**SPARSE, dense_layers=1)
-    assert all(isinstance(method.plan(make_call(step), memory), Dense) for step in range(20)) and not memory.values
+    assert all(isinstance(method.plan(make_call(step), memory), Dense) for step in range(20)) and memory.state is None
 
 
 def test_a_refresh_that_a_step_cache_swallowed_is_made_up_for() -> None:
@@ -128,7 +128,7 @@ def test_ratio_gives_the_exact_part_of_the_kept_keys() -> None:
     call = make_call()
     _, out = outputs(method, [call, make_call(1)], memory := LayerMemory())
     weights = exponentials(call)
-    part = weights * visited(memory.values["plan"]) / weights.sum(-1, keepdim=True) @ call.v.double()
+    part = weights * visited(memory.state.plan) / weights.sum(-1, keepdim=True) @ call.v.double()
     assert (out - part).abs().max() < 1e-5
     assert (out - dense(call)).abs().max() > 0.01
 
@@ -149,12 +149,11 @@ def test_full_density_is_dense_attention(correction: str) -> None:
 
 
 def test_bfloat16_keeps_its_type() -> None:
-    call = make_call()
-    call = replace(call, q=call.q.bfloat16(), k=call.k.bfloat16(), v=call.v.bfloat16())
+    call = in_dtype(make_call(), torch.bfloat16)
     method, memory = ReTtention(**SPARSE, dense_steps=0.0, growth=0.0), LayerMemory()
     full, out = outputs(method, [call, replace(call, progress=make_call(1).progress)], memory)
-    assert full.dtype == out.dtype == memory.values["residual"].residual.dtype == torch.bfloat16
-    assert memory.values["ratio"].dtype == torch.float32
+    assert full.dtype == out.dtype == memory.state.residual.residual.dtype == torch.bfloat16
+    assert memory.state.ratio.dtype == torch.float32
     assert (out - full).abs().max() <= 0.02 * full.abs().max()
 
 
@@ -182,7 +181,7 @@ def test_low_rank_residual_is_the_best_of_its_rank() -> None:
 )
 def test_memory_is_counted(options: dict, floats: int) -> None:
     method, memory = ReTtention(**SPARSE, dense_steps=0.0, **options), LayerMemory()
-    method._uncorrected(make_call(), memory)
+    method._uncorrected(make_call(), memory.of(ReTtentionState))
     mask = memory.nbytes()
     for step in range(7):
         method.plan(make_call(step), memory)
@@ -251,16 +250,22 @@ def test_the_bases_memory_is_nested() -> None:
     method, memory = wrapped("adaspa"), LayerMemory()
     for step in range(8):
         method.plan(make_call(step), memory)
-    inner = memory.values["base"]
-    assert "plan" in inner.values and "plan" not in memory.values
+    inner = memory.state.base
+    assert inner.state.plan is not None and memory.state.plan is None
     assert memory.nbytes() == inner.nbytes() + 4 * 2 * 96 * 17
 
 
 def test_a_bases_name_takes_density_and_warm_up() -> None:
-    method = ReTtention(base="xattention", density=0.25, dense_steps=0.4, dense_layers=1)
-    assert method._base == XAttention(density=0.25, dense_steps=0.4, dense_layers=1)
-    assert ReTtention(base="adaspa", dense_steps=0.1)._base == AdaSpa(dense_steps=0.1)
-    assert replace(method, density=0.5)._base == XAttention(density=0.5, dense_steps=0.4, dense_layers=1)
+    method = by_name("re-ttention", base="xattention", density=0.25, dense_steps=0.4, dense_layers=1)
+    base = XAttention(density=0.25, dense_steps=0.4, dense_layers=1)
+    assert method == ReTtention(base=base, dense_steps=0.4, dense_layers=1)
+    assert by_name("re-ttention", base="adaspa", dense_steps=0.1) == ReTtention(
+        base=AdaSpa(dense_steps=0.1), dense_steps=0.1
+    )
+    assert by_name("re-ttention", base="adaspa").base == AdaSpa(dense_steps=0.3)
+    assert method.without_dense_steps() == ReTtention(
+        base=replace(base, dense_steps=0.0), dense_steps=0, dense_layers=1
+    )
 
 
 class Halving:
@@ -268,7 +273,7 @@ class Halving:
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Sparse:
         """Return half of the keys, and a correction to the full output."""
-        plan = ReTtention(density=0.5, block=16)._uncorrected(call, memory)
+        plan = ReTtention(density=0.5, block=16)._uncorrected(call, ReTtentionState())
         assert isinstance(plan, Sparse)
         return replace(plan, correction=lambda call, out, lse: dense(call).float() + 1)
 
@@ -276,7 +281,7 @@ class Halving:
 def test_a_base_that_corrects_itself_gets_no_ratio() -> None:
     method, memory = ReTtention(base=Halving(), dense_steps=0.0, block=16), LayerMemory()
     _, out = outputs(method, [make_call(0), make_call(1)], memory)
-    assert memory.values["ratio"] is None
+    assert memory.state.ratio is None
     assert (out - dense(make_call())).abs().max() < 1e-5
 
 
@@ -288,7 +293,7 @@ def test_a_base_that_corrects_itself_gets_no_ratio() -> None:
         (dict(every=0), "every must be 1 or more"),
         (dict(correction="all"), "unknown correction 'all'; accepted: both, ratio, residual, none"),
         (dict(residual_rank=0), "residual_rank must be 1 or more"),
-        (dict(base="magic"), "unknown method 'magic'"),
+        (dict(base="magic"), "base is 'magic'; give a method object, or by_name"),
         (dict(base=AdaSpa(), density=0.3), "density goes with a base's name only"),
     ],
 )
@@ -300,7 +305,7 @@ def test_bad_options(options: dict, message: str) -> None:
 @pytest.mark.parametrize("base", [None, "xattention"])
 def test_generations_with_it_are_alike(base: str | None) -> None:
     pipe = pipeline("wan-2.1")
-    method = ReTtention(dense_steps=0.2, every=2, block=16, base=base)
+    method = by_name("re-ttention", dense_steps=0.2, every=2, block=16, base=base)
     with accel.enabled(pipe, method) as handle:
         first = generate(pipe)
         assert {record.kind for record in handle.stats()} == {"dense", "refresh", "sparse"}

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import accel
-from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
+from accel.attention.call import Geometry, LayerMemory
 from accel.attention.execute import execute
 from accel.attention.masks.cluster_pairs import centroid_mass, select_clusters
 from accel.attention.orders import clusters as clusters_module
-from accel.attention.orders.clusters import cluster_call, first_centroids, video_slice
+from accel.attention.orders.clusters import Clustering, WarmCentroids, first_centroids
 from accel.attention.plan import Dense, Plan, Sparse
-from accel.methods import by_name
+from accel.methods.registry import by_name
 from accel.methods.svg2 import SVG2
 from sparse_kernels import BlockMap, block_sparse_attention, kmeans
 from sparse_kernels.centroids.reference import take_rows
+from tests.accel.calls import as_call, dense
+from tests.accel.calls import row as row_of
 from tests.accel.cluster_calls import (
     COUNTS,
     GEOMETRIES,
     brute_mass,
     brute_top_p,
+    clustered_call,
     clusters_of,
-    dense,
-    make_call,
     token_mask,
 )
 from tests.accel.wan_models import STEPS, generate, pipeline
@@ -42,7 +44,7 @@ def sparse(plan: Plan) -> Sparse:
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize(("top_p", "least_share"), [(0.6, 0.0), (0.3, 0.25), (0.9, 0.1)])
 def test_plan_equals_the_published_rule(geometry: Geometry, top_p: float, least_share: float) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     queries, keys = clusters_of(call)
     kept = brute_top_p(brute_mass(call, queries, keys), top_p, int(least_share * COUNTS[1]))
     assert kept.any(-1).all() and not kept.all()
@@ -54,11 +56,11 @@ def test_plan_equals_the_published_rule(geometry: Geometry, top_p: float, least_
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 def test_orders_hold_every_token_once_and_text_last(geometry: Geometry) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     for axis, x in zip(clusters_of(call), (call.q, call.k), strict=True):
         assert torch.equal(axis.order.sort(-1).values, torch.arange(geometry.tokens).expand_as(axis.order))
         assert axis.order.dtype == torch.int64 and axis.offsets.dtype == torch.int32
-        video = video_slice(geometry)
+        video = geometry.video
         text = [token for token in range(geometry.tokens) if not video.start <= token < video.stop]
         assert axis.order[1, 2, geometry.video_tokens :].tolist() == text
         # The first block holds the tokens of the first cluster.
@@ -70,7 +72,7 @@ def test_orders_hold_every_token_once_and_text_last(geometry: Geometry) -> None:
 @pytest.mark.parametrize("position", ["first", "last"])
 def test_text_is_always_kept(position: str) -> None:
     geometry = GEOMETRIES[1 if position == "first" else 2]
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     plan = sparse(SVG2(top_p=0.01, least_share=0.0, **SMALL).plan(call, LayerMemory()))
     mask = plan.block_map.to_dense()
     filled = plan.block_map.kv_offsets.diff() > 0
@@ -80,7 +82,7 @@ def test_text_is_always_kept(position: str) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize("options", [dict(density=1.0), dict(top_p=1.0)])
 def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, float]) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     plan = sparse(SVG2(**options, **SMALL).plan(call, LayerMemory()))
     assert plan.density == 1.0
     assert (execute(call, plan)[0] - dense(call)).abs().max() < 1e-5
@@ -89,13 +91,13 @@ def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize("density", [0.2, 0.3, 0.6])
 def test_density_is_met(geometry: Geometry, density: float) -> None:
-    plan = sparse(SVG2(density=density, **SMALL).plan(make_call(geometry=geometry), LayerMemory()))
+    plan = sparse(SVG2(density=density, **SMALL).plan(clustered_call(geometry=geometry), LayerMemory()))
     # Half a pair of clusters may stand over or be missing.
     assert plan.density == pytest.approx(density, abs=0.005)
 
 
 def test_a_density_is_the_published_rule_at_one_top_p() -> None:
-    call = make_call()
+    call = clustered_call()
     queries, keys = clusters_of(call)
     mass = centroid_mass(queries.clusters, keys.clusters, call.scale)
     assert torch.allclose(mass.double(), brute_mass(call, queries, keys), atol=1e-6)
@@ -111,11 +113,10 @@ def test_a_density_is_the_published_rule_at_one_top_p() -> None:
 
 
 def test_a_batch_equals_single_runs() -> None:
-    call = make_call()
+    call = clustered_call()
     both = execute(call, sparse(SVG2(density=0.3, **SMALL).plan(call, LayerMemory())))[0]
     for row in range(2):
-        q, k, v = (x[row : row + 1] for x in (call.q, call.k, call.v))
-        one = AttentionCall(q, k, v, 0, 2, call.geometry, call.progress)
+        one = row_of(call, row)
         plan = sparse(SVG2(density=0.3, **SMALL).plan(one, LayerMemory()))
         assert (execute(one, plan)[0] - both[row : row + 1]).abs().max() < 1e-6
 
@@ -129,15 +130,15 @@ def test_memory_warm_starts_the_next_step(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(clusters_module, "kmeans", noted)
     memory, method = LayerMemory(), SVG2(**SMALL)
-    method.plan(make_call(0), memory)
-    first = dict(memory.values)
+    method.plan(clustered_call(0), memory)
+    first = replace(memory.state)
     assert memory.nbytes() == sum(COUNTS) * 2 * 3 * 16 * 4
-    method.plan(make_call(1, seed=1), memory)
+    method.plan(clustered_call(1, seed=1), memory)
     assert [iterations for _, iterations in calls] == [50, 2, 50, 2, 2, 2]
-    assert torch.equal(calls[4][0], first["query_centroids"]) and torch.equal(calls[5][0], first["key_centroids"])
-    assert not torch.equal(memory.values["key_centroids"], first["key_centroids"])
-    method.plan(make_call(2, batch=1), memory)  # centroids of another batch are of no use
-    method.plan(make_call(0), LayerMemory())
+    assert torch.equal(calls[4][0], first.queries) and torch.equal(calls[5][0], first.keys)
+    assert not torch.equal(memory.state.keys, first.keys)
+    method.plan(clustered_call(2, batch=1), memory)  # centroids of another batch are of no use
+    method.plan(clustered_call(0), LayerMemory())
     assert [iterations for _, iterations in calls[6:]] == [50, 2] * 4
 
 
@@ -166,49 +167,48 @@ def test_state_lives_for_one_branch_and_generation(name: str, monkeypatch: pytes
 def test_warm_up_is_dense_and_can_cluster() -> None:
     options = {**SMALL, "dense_steps": 0.2}
     memory = LayerMemory()
-    assert isinstance(SVG2(**options).plan(make_call(1), memory), Dense) and not memory.values
+    assert isinstance(SVG2(**options).plan(clustered_call(1), memory), Dense) and memory.state is None
     clustering = SVG2(cluster_dense_steps=True, **options)
-    assert isinstance(clustering.plan(make_call(1), memory), Dense) and len(memory.values) == 2
-    assert isinstance(clustering.plan(make_call(2), memory), Sparse)
+    assert isinstance(clustering.plan(clustered_call(1), memory), Dense) and memory.state.keys is not None
+    assert isinstance(clustering.plan(clustered_call(2), memory), Sparse)
     never_sparse = LayerMemory()
-    assert isinstance(SVG2(cluster_dense_steps=True, dense_layers=1).plan(make_call(5), never_sparse), Dense)
-    assert not never_sparse.values
+    assert isinstance(SVG2(cluster_dense_steps=True, dense_layers=1).plan(clustered_call(5), never_sparse), Dense)
+    assert never_sparse.state is None
 
 
 def test_counts_follow_the_tokens() -> None:
-    call = make_call(geometry=Geometry(4, 16, 16), batch=1, heads=1)
-    queries, keys = cluster_call(call, LayerMemory(), None, None, 1, 1)
+    call = clustered_call(geometry=Geometry(4, 16, 16), batch=1, heads=1)
+    queries, keys = Clustering(None, None, 1, 1)(call, WarmCentroids())
     assert (queries.clusters.sizes.shape[-1], keys.clusters.sizes.shape[-1]) == (8, 16)
-    tiny = make_call(geometry=Geometry(1, 2, 3), batch=1)
-    queries, keys = cluster_call(tiny, LayerMemory(), None, 100, 1, 1)
+    tiny = clustered_call(geometry=Geometry(1, 2, 3), batch=1)
+    queries, keys = Clustering(None, 100, 1, 1)(tiny, WarmCentroids())
     assert (queries.clusters.sizes.shape[-1], keys.clusters.sizes.shape[-1]) == (1, 6)
 
 
 def test_first_iterations_on_some_tokens_find_clusters_as_tight() -> None:
-    call = make_call(geometry=Geometry(8, 16, 16))
+    call = clustered_call(geometry=Geometry(8, 16, 16))
 
     def spread(first_share: float) -> float:
-        queries, _ = cluster_call(call, LayerMemory(), *COUNTS, 50, 2, first_share)
+        queries, _ = Clustering(*COUNTS, 50, 2, first_share)(call, WarmCentroids())
         near = take_rows(queries.clusters.centroids, queries.clusters.labels)
         return float((call.q - near).square().sum())
 
     assert spread(0.25) < 1.03 * spread(1.0)
-    memory = LayerMemory()
-    cluster_call(call, memory, *COUNTS, 0, 0, 0.001)  # never fewer tokens than clusters
-    assert memory.values["key_centroids"].shape[2] == COUNTS[1]
+    _, keys = Clustering(*COUNTS, 0, 0, 0.001)(call, WarmCentroids())  # never fewer tokens than clusters
+    assert keys.clusters.centroids.shape[2] == COUNTS[1]
 
 
 def test_first_centroids_are_different_tokens() -> None:
-    call = make_call()
+    call = clustered_call()
     centroids = first_centroids(call.k, 300)
     assert centroids.unique(dim=2).shape[2] == 300
     assert torch.equal(first_centroids(call.k[1:], 300), centroids[1:])
 
 
 def test_empty_clusters_make_empty_blocks() -> None:
-    call = make_call()
+    call = clustered_call()
     q, k = (x[:, :, :3].repeat(1, 1, 107, 1)[:, :, :320] for x in (call.q, call.k))
-    few = AttentionCall(q, k, call.v, 0, 2, call.geometry, Progress(0, 10, "cond"))
+    few = as_call(q, k, call.v, call.geometry, call.progress)
     plan = sparse(SVG2(density=1.0, **SMALL).plan(few, LayerMemory()))
     sizes = plan.block_map.kv_offsets.diff()
     assert ((sizes > 0).sum(-1) == 3).all() and plan.density == 1.0

@@ -9,24 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
+from accel.attention.call import AttentionCall, Geometry, LayerMemory
 from accel.attention.execute import execute
 from accel.attention.masks import cluster_error
 from accel.attention.masks.cluster_error import log_centroid_error
-from accel.attention.orders.clusters import ClusteredTokens, video_slice
+from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.methods.svg2 import SVG2
 from accel.methods.svg_ear import SVGEAR
 from sparse_kernels import pooled
 from sparse_kernels.centroids.reference import take_rows
+from tests.accel.calls import as_call, dense
 from tests.accel.cluster_calls import (
     COUNTS,
     GEOMETRIES,
     brute_mass,
     brute_top_p,
+    clustered_call,
     clusters_of,
-    dense,
-    make_call,
     token_mask,
 )
 
@@ -43,13 +43,13 @@ def sparse(plan: Plan) -> Sparse:
 def mean_values(call: AttentionCall, keys: ClusteredTokens) -> Tensor:
     """Return each cluster's mean value in float64."""
     member = torch.nn.functional.one_hot(keys.clusters.labels.long(), COUNTS[1]).double()
-    sums = member.transpose(-1, -2) @ call.v[:, :, video_slice(call.geometry)].double()
+    sums = member.transpose(-1, -2) @ call.v[:, :, call.geometry.video].double()
     return sums / keys.clusters.sizes.clamp(min=1)[..., None]
 
 
 def brute_error(call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Tensor:
     """Return sum_t |e^(q k_t) v_t - e^(q k_c) v_c|^2 in float64, from its definition."""
-    video = video_slice(call.geometry)
+    video = call.geometry.video
     q, k_c, v_c = queries.clusters.centroids.double(), keys.clusters.centroids.double(), mean_values(call, keys)
     k, v, labels = call.k[:, :, video].double(), call.v[:, :, video].double(), keys.clusters.labels.long()
     error = torch.zeros(*q.shape[:2], *COUNTS, dtype=torch.float64)
@@ -91,7 +91,7 @@ def brute_compensated(call: AttentionCall, queries: ClusteredTokens, keys: Clust
     """Return attention over kept tokens and, for each cluster left out, n copies of its centroid."""
     mask = token_mask(call, queries, keys, kept)
     left_out = torch.zeros(*mask.shape[:3], COUNTS[1], dtype=torch.bool)
-    left_out[:, :, video_slice(call.geometry)] = take_rows((~kept).double(), queries.clusters.labels) > 0
+    left_out[:, :, call.geometry.video] = take_rows((~kept).double(), queries.clusters.labels) > 0
     k = torch.cat([call.k.double(), keys.clusters.centroids.double()], 2)
     v = torch.cat([call.v.double(), mean_values(call, keys)], 2)
     weights = (call.q.double() @ k.transpose(-1, -2) * call.scale).exp()
@@ -102,9 +102,9 @@ def brute_compensated(call: AttentionCall, queries: ClusteredTokens, keys: Clust
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 def test_error_of_centroids_equals_its_definition(geometry: Geometry) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     queries, keys = clusters_of(call)
-    video = video_slice(geometry)
+    video = geometry.video
     k, v = (x[:, :, video] for x in (call.k, call.v))
     values = pooled(v, keys.clusters.offsets, keys.clusters.order)
     assert torch.allclose(values.double(), mean_values(call, keys), atol=1e-6)
@@ -119,7 +119,7 @@ def test_error_of_centroids_equals_its_definition(geometry: Geometry) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize("options", [dict(top_p=0.5), dict(top_p=0.7, least_share=0.2, area_exponent=0.5)])
 def test_plan_equals_the_published_rule(geometry: Geometry, options: dict[str, float]) -> None:
-    call, method = make_call(geometry=geometry), SVGEAR(density=None, **options, **SMALL)
+    call, method = clustered_call(geometry=geometry), SVGEAR(density=None, **options, **SMALL)
     queries, keys = clusters_of(call)
     kept = brute_route(call, queries, keys, method)
     plan = sparse(method.plan(call, LayerMemory()))
@@ -131,7 +131,7 @@ def test_plan_equals_the_published_rule(geometry: Geometry, options: dict[str, f
 
 
 def test_routing_differs_from_mass() -> None:
-    call = make_call()
+    call = clustered_call()
     by_error, by_mass = (
         sparse(method.plan(call, LayerMemory())).block_map.to_dense()
         for method in (SVGEAR(density=0.3, **SMALL), SVG2(density=0.3, **SMALL))
@@ -141,7 +141,7 @@ def test_routing_differs_from_mass() -> None:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 def test_singleton_clusters_are_dense_attention(geometry: Geometry) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     options = {**SMALL, "key_clusters": geometry.video_tokens}
     plan = sparse(SVGEAR(density=0.2, **options).plan(call, LayerMemory()))
     assert plan.density < 0.25
@@ -151,7 +151,7 @@ def test_singleton_clusters_are_dense_attention(geometry: Geometry) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize("options", [dict(density=1.0), dict(top_p=1.0)])
 def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, float]) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     plan = sparse(SVGEAR(**{"density": None, **options}, **SMALL).plan(call, LayerMemory()))
     assert plan.density == 1.0
     assert (execute(call, plan)[0] - dense(call)).abs().max() < 1e-5
@@ -160,7 +160,7 @@ def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
 @pytest.mark.parametrize("density", [0.25, 0.5])
 def test_density_is_met_and_serves_better_than_mass_alone(geometry: Geometry, density: float) -> None:
-    call = make_call(geometry=geometry)
+    call = clustered_call(geometry=geometry)
     errors = []
     for method in (SVGEAR(density=density, **SMALL), SVG2(density=density, **SMALL)):
         plan = sparse(method.plan(call, LayerMemory()))
@@ -171,14 +171,14 @@ def test_density_is_met_and_serves_better_than_mass_alone(geometry: Geometry, de
 
 
 def test_text_rows_are_exact_and_take_no_compensation() -> None:
-    call = make_call(geometry=GEOMETRIES[1])
+    call = clustered_call(geometry=GEOMETRIES[1])
     out = execute(call, sparse(SVGEAR(density=0.2, **SMALL).plan(call, LayerMemory())))[0]
     assert (out[:, :, :13] - dense(call)[:, :, :13]).abs().max() < 1e-5
 
 
 def test_compensation_survives_large_scores() -> None:
-    call = make_call()
-    call = AttentionCall(call.q * 40, call.k * 4, call.v, 0, 2, call.geometry, call.progress)
+    call = clustered_call()
+    call = as_call(call.q * 40, call.k * 4, call.v, call.geometry, call.progress)
     plan = sparse(SVGEAR(density=0.2, **SMALL).plan(call, LayerMemory()))
     assert plan.correction is not None
     out = execute(call, plan)[0]
@@ -186,19 +186,19 @@ def test_compensation_survives_large_scores() -> None:
 
 
 def test_a_batch_equals_single_runs() -> None:
-    call = make_call()
+    call = clustered_call()
     both = execute(call, sparse(SVGEAR(density=0.3, **SMALL).plan(call, LayerMemory())))[0]
     for row in range(2):
         q, k, v = (x[row : row + 1] for x in (call.q, call.k, call.v))
-        one = AttentionCall(q, k, v, 0, 2, call.geometry, call.progress)
+        one = as_call(q, k, v, call.geometry, call.progress)
         plan = sparse(SVGEAR(density=0.3, **SMALL).plan(one, LayerMemory()))
         assert (execute(one, plan)[0] - both[row : row + 1]).abs().max() < 1e-5
 
 
 def test_half_precision_and_strided_inputs() -> None:
-    call = make_call()
+    call = clustered_call()
     q, k, v = (x.bfloat16().transpose(1, 2).contiguous().transpose(1, 2) for x in (call.q, call.k, call.v))
-    half = AttentionCall(q, k, v, 0, 2, call.geometry, Progress(0, 10, "cond"))
+    half = as_call(q, k, v, call.geometry, call.progress)
     out = execute(half, sparse(SVGEAR(density=1.0, **SMALL).plan(half, LayerMemory())))[0]
     assert out.dtype == torch.bfloat16 and (out - dense(half)).abs().max() < 0.03
     out = execute(half, sparse(SVGEAR(density=0.4, **SMALL).plan(half, LayerMemory())))[0]
@@ -207,7 +207,7 @@ def test_half_precision_and_strided_inputs() -> None:
 
 def test_memory_and_warm_up() -> None:
     memory, method = LayerMemory(), SVGEAR(**{**SMALL, "dense_steps": 0.1, "cluster_dense_steps": True})
-    assert isinstance(method.plan(make_call(0), memory), Dense)
-    first = memory.values["key_centroids"]
-    assert isinstance(method.plan(make_call(1), memory), Sparse)
-    assert memory.values["key_centroids"] is not first and memory.nbytes() == sum(COUNTS) * 2 * 3 * 16 * 4
+    assert isinstance(method.plan(clustered_call(0), memory), Dense)
+    first = memory.state.keys
+    assert isinstance(method.plan(clustered_call(1), memory), Sparse)
+    assert memory.state.keys is not first and memory.nbytes() == sum(COUNTS) * 2 * 3 * 16 * 4

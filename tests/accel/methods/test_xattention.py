@@ -11,7 +11,7 @@ from accel.attention.execute import execute
 from accel.attention.orders.grid import tiles
 from accel.attention.plan import Dense, Sparse
 from accel.methods.xattention import XAttention
-from tests.accel.attention_calls import dense, make_call, row
+from tests.accel.calls import as_call, dense, make_call, row
 
 SMALL = dict(block=16, stride=4, dense_steps=0.0)
 
@@ -59,7 +59,7 @@ def test_padding_draws_no_mass() -> None:
     call = make_call(geometry=Geometry(1, 5, 20))
     q, k = torch.ones_like(call.q), -torch.ones_like(call.k)
     k[:, :, :32] *= 0.5
-    call = AttentionCall(q, k, call.v, 0, 2, call.geometry, call.progress)
+    call = as_call(q, k, call.v, call.geometry, call.progress)
     mask = mask_of(XAttention(**SMALL, density=0.3), call)
     assert torch.equal(mask, (torch.arange(7) < 2).expand_as(mask))
 

@@ -9,12 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from accel.cli import app
-from accel.methods import from_text
+from accel.errors import InputError
 from accel.methods.adaspa import AdaSpa
 from accel.methods.re_ttention import ReTtention
+from accel.methods.registry import from_text
 from accel.workbench import bench
 from accel.workbench.bench import Case, Rows, cases, means, run_bench
-from accel.workbench.loading import InputError, LoadedPipeline
+from accel.workbench.loading import LoadedPipeline
 from accel.workbench.pareto import frontier
 from tests.tiny_wan import save_tiny, tiny_pipeline
 
@@ -95,7 +96,7 @@ def test_bad_cases(arguments: tuple, message: str):
 def test_methods_come_with_options():
     (case,) = cases(["re-ttention:base=adaspa:growth=0.02:residual_rank=None"], [0.5], [0.25])
     method = bench.method_of(case, 0.4)
-    assert method == ReTtention(0.4, dense_steps=0.25, base="adaspa", growth=0.02)
+    assert method == ReTtention(dense_steps=0.25, base=AdaSpa(0.4, dense_steps=0.25), growth=0.02)
     assert from_text("adaspa:density=0.3", density=0.5) == AdaSpa(density=0.3)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from accel.methods import by_name
+from accel.errors import InputError
+from accel.methods.registry import by_name
 from accel.workbench.comparison import Comparison, compare
 from accel.workbench.generation import generate
-from accel.workbench.loading import InputError, LoadedPipeline
+from accel.workbench.loading import LoadedPipeline
 from demos.shapes_wan.train_vae import Z_DIM
 from tests.tiny_wan import tiny_pipeline
 

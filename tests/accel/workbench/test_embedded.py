@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accel.methods import SPARSE_METHODS, by_name
+from accel.methods.registry import SPARSE_METHODS, by_name
 from accel.workbench.comparison import compare
-from accel.workbench.loading import LoadedPipeline, embedded_folder, load_pipeline, video_tokens
+from accel.workbench.loading import LoadedPipeline, embedded_folder, load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_size_and_geometry(loaded: LoadedPipeline) -> None:
     assert 6e6 <= weights <= 10e6
     assert loaded.pipeline.transformer.config.attention_head_dim == 64
     defaults = loaded.defaults
-    assert video_tokens(loaded.pipeline, defaults["num_frames"], defaults["height"], defaults["width"]) >= 8000
+    assert loaded.tokens(defaults["num_frames"], defaults["height"], defaults["width"]) >= 8000
 
 
 def test_captions_steer_the_latents(loaded: LoadedPipeline) -> None:

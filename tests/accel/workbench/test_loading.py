@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from accel.errors import InputError
 from accel.workbench import loading
-from accel.workbench.loading import InputError, check_geometry, load_pipeline, video_tokens
+from accel.workbench.loading import load_pipeline
 from tests.tiny_wan import save_tiny
 
 
@@ -140,16 +141,16 @@ def test_unknown_device_or_dtype(arguments: dict[str, str], message: str):
     ],
 )
 def test_geometry_that_cannot_be_made(folder: Path, frames: int, height: int, width: int, steps: int, message: str):
-    pipeline = load_pipeline(str(folder), device="cpu").pipeline
+    loaded = load_pipeline(str(folder), device="cpu")
     with pytest.raises(InputError, match=message):
-        check_geometry(pipeline, frames, height, width, steps)
+        loaded.check(frames, height, width, steps)
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 16), (125, 16, 16), (9, 16, 256)])
 def test_extreme_accepted_geometry_is_made(folder: Path, frames: int, height: int, width: int):
-    pipeline = load_pipeline(str(folder), device="cpu").pipeline
-    check_geometry(pipeline, frames, height, width, 1)
-    latents = pipeline(
+    loaded = load_pipeline(str(folder), device="cpu")
+    loaded.check(frames, height, width, 1)
+    latents = loaded.pipeline(
         "a red circle",
         num_frames=frames,
         height=height,
@@ -159,4 +160,4 @@ def test_extreme_accepted_geometry_is_made(folder: Path, frames: int, height: in
         output_type="latent",
     ).frames
     assert latents.isfinite().all()
-    assert latents[0, 0].numel() == video_tokens(pipeline, frames, height, width)
+    assert latents[0, 0].numel() == loaded.tokens(frames, height, width)

@@ -11,12 +11,13 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from accel.errors import InputError
+from accel.files import check_writable
 from accel.models.records import CallRecord
 from accel.workbench import reporting
 from accel.workbench.comparison import Comparison
 from accel.workbench.generation import Generation
-from accel.workbench.loading import InputError
-from accel.workbench.reporting import prepare_output, write_comparison, write_generation
+from accel.workbench.reporting import write_comparison, write_generation
 
 NAMES = {"dense.mp4", "sparse.mp4", "side_by_side.mp4", "report.json", "report.png"}
 
@@ -79,7 +80,7 @@ def test_failure_leaves_older_files_and_no_new_ones(tmp_path: Path, monkeypatch:
     def full(comparison: Comparison) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reporting, "_picture", full)
+    monkeypatch.setattr(reporting, "page", full)
     with pytest.raises(InputError, match="No space left on device"):
         write_comparison(comparison(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
@@ -89,13 +90,13 @@ def test_failure_leaves_older_files_and_no_new_ones(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "new").exists()
 
 
-def test_prepare_output_leaves_nothing_behind(tmp_path: Path):
-    prepare_output(tmp_path / "not" / "yet")
+def test_check_writable_leaves_nothing_behind(tmp_path: Path):
+    check_writable(tmp_path / "not" / "yet")
     assert not list(tmp_path.iterdir())
 
 
-def test_prepare_output_refuses_a_file(tmp_path: Path):
+def test_check_writable_refuses_a_file(tmp_path: Path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="cannot be written"):
-            prepare_output(folder)
+            check_writable(folder)

@@ -1,0 +1,42 @@
+"""The patterns that a search over a model gave its heads (Sparse-vDiT, section 4)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accel.attention.call import AttentionCall, Progress
+from accel.files import replacing
+
+
+@dataclass(frozen=True)
+class PatternTable:
+    """The chosen mode of every head: `steps_modes[step][layer][head]`, searched on `grid` tokens of `model`."""
+
+    model: str
+    grid: tuple[int, int, int]
+    steps_modes: list[list[list[str]]]
+
+    def fits(self, call: AttentionCall) -> bool:
+        """Whether the table was made for this geometry and number of layers."""
+        return tuple(self.grid) == call.geometry.grid and len(self.steps_modes[0]) == call.layers
+
+    def modes(self, progress: Progress, layer: int) -> list[str]:
+        """Return the layer's modes at this point of the schedule; another number of steps takes the nearest."""
+        step = min(len(self.steps_modes) - 1, int(progress.fraction * len(self.steps_modes)))
+        return self.steps_modes[step][layer]
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON, replacing the file at once."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> PatternTable:
+        """Read a table; ValueError when the file is none."""
+        try:
+            fields = json.loads(path.read_text())
+            return cls(fields["model"], tuple(fields["grid"]), fields["steps_modes"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a pattern table (JSON with model, grid, steps_modes): {error}") from error

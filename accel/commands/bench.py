@@ -1,0 +1,108 @@
+"""`accel bench`: methods against each other on the same videos."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from accel.commands.options import (
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Model,
+    Steps,
+    Threads,
+    Width,
+    one_line_errors,
+    print_written,
+    set_threads,
+)
+from accel.errors import InputError
+
+PROMPTS = (
+    "a red circle moves left",
+    "a large blue square moves up on a white background",
+    "a small yellow triangle moves right and a large purple circle stays still on a gray background",
+)
+# Figure of a row -> head of its column.
+COLUMNS = {
+    "density": "density",
+    "recall": "recall",
+    "speedup": "speed-up",
+    "attention_speedup": "attention",
+    "planning_share": "planning",
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+}
+
+
+def bench(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="what the videos show; default: three of one shape")
+    ] = None,
+    model: Model = None,
+    methods: Annotated[
+        str, typer.Option(help="NAME or NAME:OPTION=VALUE, with commas between them; default: all")
+    ] = "",
+    densities: Annotated[str, typer.Option(help="measured densities of the sparse calls to compare at")] = "0.2,0.3",
+    dense_steps: Annotated[str, typer.Option(help="shares of the steps, from the first, kept dense")] = "0,0.2",
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from 0")] = 3,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="rows; a run goes on where one stopped")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of speed-up over likeness")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Compare methods with the dense pipeline and each other, on the same videos at equal measured density."""
+    with one_line_errors():
+        from accel.files import check_writable
+        from accel.methods.registry import SPARSE_METHODS
+        from accel.workbench.bench import Rows, cases, run_bench
+        from accel.workbench.loading import load_pipeline
+
+        names = [name.strip() for name in methods.split(",")] if methods else SPARSE_METHODS
+        chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps))
+        set_threads(threads)
+        for file in filter(None, (json_file, plot)):
+            check_writable(file.parent)
+        rows = Rows(json_file)
+        loaded = load_pipeline(model, device, dtype)
+        loaded.pipeline.set_progress_bar_config(disable=True)
+        options: Any = dict(steps=steps, frames=frames, height=height, width=width)
+        report = partial(typer.echo, err=True)
+        _print(run_bench(loaded, chosen, prompts or PROMPTS, range(seeds), rows, options, report), plot)
+
+
+def _shares(name: str, text: str) -> list[float]:
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}; give numbers with commas between them, like 0.2,0.3") from error
+
+
+def _print(rows: list[dict[str, Any]], plot: Path | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from accel.workbench.bench import means
+
+    summary = means(rows, list(COLUMNS))
+    table = Table("method", "dense", *COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for row in summary:
+        numbers = ("-" if row[name] is None else f"{row[name]:.3g}" for name in COLUMNS)
+        table.add_row(row["method"], f"{row['dense_share']:g}", *numbers)
+    Console().print(table)
+    if plot is not None:
+        from accel.workbench.pareto import draw_pareto
+
+        draw_pareto(summary, plot)
+        print_written([plot])

@@ -1,0 +1,61 @@
+"""What several commands take, and how they say that something cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from accel.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Model = Annotated[str | None, typer.Option(help="pipeline folder or Hugging Face id; default: the embedded shapes-wan")]
+Steps = Annotated[int | None, typer.Option(help="denoising steps")]
+Frames = Annotated[int | None, typer.Option(help="frames of the video")]
+Height = Annotated[int | None, typer.Option(help="height in pixels")]
+Width = Annotated[int | None, typer.Option(help="width in pixels")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn input that cannot be used into one line on stderr and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use that many threads of the CPU; InputError below one."""
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1")
+    torch.set_num_threads(threads)
+
+
+def folding_table(*columns: str) -> Table:
+    """Return a table that breaks long words instead of cutting them."""
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_written(files: list[Path]) -> None:
+    """Say what was written."""
+    for file in files:
+        typer.echo(f"wrote {file}")

@@ -1,0 +1,64 @@
+"""What methods that cluster tokens by k-means have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.masks.cluster_pairs import select_clusters
+from accel.attention.orders.clusters import ClusteredTokens, Clustering, WarmCentroids
+from accel.attention.plan import Dense, Plan, Sparse
+from accel.methods.method import Scheduled, check_least, check_shares
+from sparse_kernels import Clusters
+
+
+@dataclass(frozen=True)
+class Clustered(Scheduled):
+    """Queries and keys in clusters, warm from step to step; which pairs of them are computed is the method's.
+
+    Cluster counts of None follow the number of tokens. `cluster_dense_steps` clusters in the dense steps already. The
+    first call sees only `first_share` of the tokens for `first_iterations`, then all of them for `iterations`; 1 is as
+    published. `top_p` and `least_share` go with a density of None.
+    """
+
+    top_p: float = 0.9
+    least_share: float = 0.1
+    query_clusters: int | None = None
+    key_clusters: int | None = None
+    first_iterations: int = 20
+    first_share: float = 0.25
+    iterations: int = 1
+    cluster_dense_steps: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares(self, "top_p", "least_share", "first_share")
+        check_least(self, 0, "first_iterations", "iterations")
+        check_least(self, 1, "query_clusters", "key_clusters")
+
+    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Return dense in the warm-up, else today's clusters, warm from the step before, and their kept pairs."""
+        dense = self.phase(call) != "sparse"
+        if dense and not (self.cluster_dense_steps and call.layer >= self.dense_layers):
+            return Dense()
+        cluster = Clustering(
+            self.query_clusters, self.key_clusters, self.first_iterations, self.iterations, self.first_share
+        )
+        queries, keys = cluster(call, memory.of(WarmCentroids))
+        return Dense() if dense else self.pairs(call, queries, keys)
+
+    @abstractmethod
+    def pairs(self, call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Sparse:
+        """Return the plan of the pairs of clusters that are computed."""
+
+    def heaviest(
+        self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"], queries: Clusters, keys: Clusters, least: float
+    ) -> Bool[Tensor, "b h nq nk"]:
+        """Return the pairs of most mass, by density or top_p, and of each row at least a share of the key clusters."""
+        return select_clusters(
+            mass, queries, keys, call.geometry, density=self.density, top_p=self.top_p, least_share=least
+        )

@@ -1,0 +1,86 @@
+"""Methods by their names, with options as keywords or as text."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import Any
+
+from accel.methods.adaspa import AdaSpa
+from accel.methods.full import Full
+from accel.methods.method import Method, Scheduled
+from accel.methods.re_ttention import ReTtention
+from accel.methods.sparse_vdit import SparseVDiT
+from accel.methods.svg2 import SVG2
+from accel.methods.svg_ear import SVGEAR
+from accel.methods.xattention import XAttention
+
+METHODS: dict[str, type[Scheduled]] = {
+    "sparse-vdit": SparseVDiT,
+    "adaspa": AdaSpa,
+    "re-ttention": ReTtention,
+    "xattention": XAttention,
+    "svg2": SVG2,
+    "svg-ear": SVGEAR,
+    "full": Full,
+}
+SPARSE_METHODS = tuple(name for name in METHODS if name != "full")
+DEFAULT_METHOD = "svg-ear"
+
+
+def by_name(name: str, **options: Any) -> Scheduled:
+    """Return the method called `name`; ValueError names the known ones, or the options it takes."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; accepted: {', '.join(METHODS)}")
+    fields = option_names(name)
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        raise ValueError(f"method {name} has no option {', '.join(unknown)}; accepted: {', '.join(fields)}")
+    if isinstance(options.get("base"), str):
+        options = options | {"base": _base(name, options), "density": None}
+    return METHODS[name](**options)
+
+
+def option_names(name: str) -> list[str]:
+    """Return the options of a method."""
+    return [field.name for field in dataclasses.fields(METHODS[name])]
+
+
+def _base(name: str, options: dict[str, Any]) -> Method:
+    """Return the method that `name` builds on, with the density and the warm-up of both."""
+    shared = {field.name for field in dataclasses.fields(Scheduled)}
+    defaults = {field.name: field.default for field in dataclasses.fields(METHODS[name]) if field.name in shared}
+    handed_down = {key: options.get(key, default) for key, default in defaults.items()}
+    return by_name(options["base"], **{key: value for key, value in handed_down.items() if value is not None})
+
+
+def from_text(text: str, **options: Any) -> Scheduled:
+    """Return the method of a text like `re-ttention:base=adaspa:growth=0.02`; `options` give way to what it says.
+
+    ValueError on a name or option that is not known and on an option without a value.
+    """
+    name, *parts = text.split(":")
+    for part in parts:
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (option and equals and value):
+            raise ValueError(f"{part!r} in {text!r} is no option; write NAME:OPTION=VALUE:OPTION=VALUE")
+        options[option] = _value(value)
+    try:
+        return by_name(name.strip(), **options)
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"{text!r} cannot be used: {error}") from error
+
+
+def name_of(method: Method | None) -> str:
+    """Return the name of a method, `dense` of None."""
+    if method is None:
+        return "dense"
+    return next((name for name, known in METHODS.items() if type(method) is known), type(method).__name__)
+
+
+def _value(text: str) -> Any:
+    """Return a number, True, False or None as such, anything else as text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

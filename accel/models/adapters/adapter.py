@@ -1,0 +1,58 @@
+"""What accel has to know of a model family: data, no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from accel.attention.call import Geometry
+
+
+@dataclass(frozen=True)
+class Size:
+    """The accepted values of a video's side: multiple * n + offset, from 1 on, with n up to `most`."""
+
+    multiple: int
+    offset: int
+    most: int
+
+    def accepts(self, value: int) -> bool:
+        """Whether a video may have this side."""
+        return value in self.nearest(value)
+
+    def nearest(self, value: int) -> list[int]:
+        """Return the accepted values next to one, itself if it is accepted."""
+        least, count = (0 if self.offset else 1), (value - self.offset) // self.multiple
+        bounds = {count, count if (value - self.offset) % self.multiple == 0 else count + 1}
+        return sorted({min(max(bound, least), self.most) * self.multiple + self.offset for bound in bounds})
+
+    def __str__(self) -> str:
+        return f"{self.multiple}n + {self.offset}" if self.offset else f"multiples of {self.multiple}"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A model family: its transformer classes, its video self-attention modules, and how to read the grid.
+
+    `self_attention` gives these modules by name, in the order of the layers; `geometry` the grid of a forward call (or
+    None), from the transformer and the call's arguments. `sizes` gives the frames, height and width that a pipeline
+    makes, `grid` the tokens of such a video. `options` are what a user may set in a pipeline's call.
+    """
+
+    classes: tuple[str, ...]
+    self_attention: Callable[[Any], dict[str, nn.Module]]
+    geometry: Callable[[Any, tuple[Any, ...], dict[str, Any]], Geometry | None]
+    sizes: Callable[[Any], dict[str, Size]]
+    grid: Callable[[Any, int, int, int], tuple[int, int, int]]
+    options: tuple[str, ...] = (
+        "num_frames",
+        "height",
+        "width",
+        "num_inference_steps",
+        "guidance_scale",
+        "max_sequence_length",
+    )
+    frames_per_second: int = 16
