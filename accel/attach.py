@@ -68,7 +68,7 @@ class Handle:
                 _detach(transformer)
 
 
-def enable(pipe_or_transformer: Any, method: str | Method = DEFAULT_METHOD, **options: Any) -> Handle:
+def enable(pipe_or_transformer: Any, method: str | Method | None = DEFAULT_METHOD, **options: Any) -> Handle:
     """Attach `method` (an object, or a name with its options) to a pipeline's transformers, or to one transformer.
 
     Attaching again replaces what was attached. ValueError when nothing supported is found, or the name or its
@@ -89,7 +89,7 @@ def disable(pipe_or_transformer: Any) -> None:
 
 
 @contextmanager
-def enabled(pipe_or_transformer: Any, method: str | Method = DEFAULT_METHOD, **options: Any) -> Iterator[Handle]:
+def enabled(pipe_or_transformer: Any, method: str | Method | None = DEFAULT_METHOD, **options: Any) -> Iterator[Handle]:
     """Attach for a `with` block, also when it ends in an exception; what was attached before it is back then."""
     before = [(each, installed_hook(each)) for each in _transformers(pipe_or_transformer)]
     handle = enable(pipe_or_transformer, method, **options)
@@ -102,7 +102,9 @@ def enabled(pipe_or_transformer: Any, method: str | Method = DEFAULT_METHOD, **o
                 _attach(transformer, hook)
 
 
-def attn_processors(transformer: nn.Module, method: str | Method = DEFAULT_METHOD, **options: Any) -> dict[str, Any]:
+def attn_processors(
+    transformer: nn.Module, method: str | Method | None = DEFAULT_METHOD, **options: Any
+) -> dict[str, Any]:
     """Return processors for `transformer.set_attn_processor`, and install the progress hook that they need.
 
     ValueError as `enable` raises it.
@@ -113,10 +115,10 @@ def attn_processors(transformer: nn.Module, method: str | Method = DEFAULT_METHO
     return _processors(transformer, hook.session)
 
 
-def _method(method: str | Method, options: dict[str, Any]) -> Method:
+def _method(method: str | Method | None, options: dict[str, Any]) -> Method:
     if isinstance(method, str):
         return by_name(method, **options)
-    if not callable(getattr(method, "plan", None)):
+    if not isinstance(method, Method):
         raise ValueError(f"method is {method!r}; give the name of one ({', '.join(METHODS)}) or a method object")
     if options:
         raise ValueError(f"options {', '.join(options)} only go with a method's name; set them on the object")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +25,7 @@ class Computed:
     out: Float[Tensor, "b h s d"]
 
 
+@runtime_checkable
 class Correction(Protocol):
     """What is done about the keys that were not computed."""
 

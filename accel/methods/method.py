@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.plan import Plan
@@ -14,6 +14,7 @@ from accel.attention.schedule import Phase, phase
 Own = TypeVar("Own", bound="Scheduled")
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of published hyper-parameters that plans each attention call."""
 

@@ -62,7 +62,7 @@ class ReTtention(Scheduled):
     correction: str = "both"
     residual_rank: int | None = None
     offload: bool = False
-    base: Method | None = None
+    base: Method | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +98,7 @@ class ReTtention(Scheduled):
         return self._corrected(plan, state)
 
     def _uncorrected(self, call: AttentionCall, state: ReTtentionState) -> Plan:
-        if self.base is not None:
+        if isinstance(self.base, Method):
             return self.base.plan(call, state.base)
         if state.plan is None:
             state.plan = multi_diagonal_plan(call.geometry, self.window, self.density, self.block, call.q.device)

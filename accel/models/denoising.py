@@ -13,10 +13,11 @@ from accel.models.records import Records
 class Generation:
     """One video in the making: where it is, what the layers remember, what happened."""
 
-    def __init__(self, schedule: Any):
-        self.schedule = schedule
+    def __init__(self) -> None:
+        self.schedule: Any = None
         self.geometry: Geometry | None = None
         self.progress: Progress | None = None
+        self.branches: set[str] = set()  # seen in this step
         self.records = Records()
         self.memories: dict[tuple[int, str, Geometry], LayerMemory] = defaultdict(LayerMemory)
         self.peak_memory_bytes = 0
@@ -30,19 +31,27 @@ class Generation:
         """Remember the most that was ever remembered."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory_bytes())
 
-    def precedes(self, progress: Progress | None, schedule: Any, repeats: bool) -> bool:
-        """Whether a call of this progress and schedule goes on here, and does not start another generation.
+    def continues(self, progress: Progress | None, schedule: Any, repeats: bool) -> bool:
+        """Whether a call of this progress belongs here, and does not start another generation.
 
-        Pipelines make a new schedule for every generation, also after one that was interrupted. `repeats` says that
-        the step is the loop's own index, which one branch passes once.
+        After one that was interrupted, the next one comes back to a step and branch that were seen. So does a solver of
+        second order, but not with a new schedule, nor (`repeats`) where steps are counted by the loop.
         """
-        if self.finished or schedule is not self.schedule:
-            return False
         before = self.progress
-        if before is None or progress is None:
-            return True
-        again = repeats and (progress.step, progress.branch) == (before.step, before.branch)
-        return progress.step >= before.step and progress.steps == before.steps and not again
+        if self.finished or before is None or progress is None:
+            return not self.finished
+        if progress.step == before.step and progress.branch in self.branches:
+            return not repeats and schedule is self.schedule
+        return progress.step >= before.step and progress.steps == before.steps
+
+    def begin_call(self, geometry: Geometry | None, progress: Progress | None, schedule: Any) -> None:
+        """Note where the call that starts is."""
+        self.note_memory()
+        if progress is not None:
+            if self.progress is None or progress.step != self.progress.step:
+                self.branches.clear()
+            self.branches.add(progress.branch)
+        self.geometry, self.progress, self.schedule = geometry, progress, schedule
 
 
 class Denoising:
@@ -50,7 +59,7 @@ class Denoising:
 
     def __init__(self) -> None:
         self._threads = threading.local()
-        self.latest = Generation(None)
+        self.latest = Generation()
 
     @property
     def current(self) -> Generation:
@@ -62,13 +71,13 @@ class Denoising:
     ) -> None:
         """Note grid and progress of the transformer call that starts, and whether it starts a new generation.
 
-        `schedule` is the object that holds the steps of this generation, where it is known.
+        `schedule` is the object that holds the steps of this generation, where it is known; `repeats` says that a step
+        that one branch sees again is another generation's.
         """
         generation = getattr(self._threads, "generation", None)
-        if generation is None or not generation.precedes(progress, schedule, repeats):
-            generation = self._threads.generation = self.latest = Generation(schedule)
-        generation.note_memory()
-        generation.geometry, generation.progress = geometry, progress
+        if generation is None or not generation.continues(progress, schedule, repeats):
+            generation = self._threads.generation = self.latest = Generation()
+        generation.begin_call(geometry, progress, schedule)
 
     def end_generation(self) -> None:
         """Drop what the layers remember; the records stay readable until the next generation starts."""

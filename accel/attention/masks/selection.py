@@ -10,8 +10,8 @@ from torch import Tensor
 def select_blocks(
     scores: Float[Tensor, "*b n"],
     *,
-    top_k: Int[Tensor, "*b 1"] | int | None = None,
-    top_p: Float[Tensor, "*b 1"] | float | None = None,
+    top_k: Int[Tensor, "*#b 1"] | int | None = None,
+    top_p: Float[Tensor, "*#b 1"] | float | None = None,
     threshold: float | None = None,
     at_least: int = 1,
 ) -> Bool[Tensor, "*b n"]:
