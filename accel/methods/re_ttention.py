@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.call import AttentionCall, Geometry, LayerMemory
 from accel.attention.corrections.in_turn import InTurn
 from accel.attention.corrections.ratio import DenominatorRatio
 from accel.attention.corrections.residual import CachedResidual, LowRankResidual, keep_residual
@@ -17,6 +19,7 @@ from accel.attention.masks.multi_diagonal import multi_diagonal_plan
 from accel.attention.plan import Computed, Correction, Dense, Plan, Sparse
 from accel.methods.method import Method, Scheduled, check_block, check_least, check_shares
 
+WIDER = 1.5  # times the density of the window that was asked for: then it is said
 CORRECTIONS = ("both", "ratio", "residual", "none")
 
 
@@ -38,9 +41,10 @@ class ReTtention(Scheduled):
 
     Published: 15 dense steps of 50, then a full step every 5; a window of 1/32 of the frame around each token's
     place, in every frame; after each sparse step the ratio grows by 0.04, past 1 if it comes to that. A `density`
-    replaces the `window` by the one whose blocks come nearest. `correction` is both, ratio, residual or none (the
-    same schedule, nothing corrected). The residual is as large as the output: `residual_rank` keeps it at that rank
-    per head (QuantSparse: 16), `offload` keeps it in pinned memory of the CPU.
+    replaces the `window` by the one whose blocks come nearest. The window grows to whole blocks of tokens, on small
+    grids to twice its width, which is said in a warning. `correction` is both, ratio, residual or none (the same
+    schedule, nothing corrected). The residual is as large as the output: `residual_rank` keeps it at that rank per
+    head (QuantSparse: 16), `offload` keeps it in pinned memory of the CPU.
 
     `base`, a method, replaces the window by its own mask, which the paper leaves open. Given by name (on the command
     line, or to `by_name` and `enable`) it takes this method's density (if given), dense_steps and dense_layers; a
@@ -102,7 +106,22 @@ class ReTtention(Scheduled):
             return self.base.plan(call, state.base)
         if state.plan is None:
             state.plan = multi_diagonal_plan(call.geometry, self.window, self.density, self.block, call.q.device)
+            self._warn_of_wide_blocks(state.plan, call.geometry)
         return state.plan
+
+    def _warn_of_wide_blocks(self, plan: Sparse, geometry: Geometry) -> None:
+        asked = (2 * (int(self.window * geometry.frame_tokens) // 2) + 1) / geometry.frame_tokens
+        if self.density is None and plan.density > WIDER * asked:
+            warnings.warn(
+                f"re-ttention's window of density {asked:.3f} has density {plan.density:.3f} in blocks of {self.block} "
+                f"tokens on a grid of {geometry.grid}; give a smaller block, or say the density that you want",
+                stacklevel=2,
+            )
+
+    def patterns(self, geometry: Geometry) -> dict[str, Sparse]:
+        """Return the plan of the window, if it is not replaced by a base's mask."""
+        window = {"": multi_diagonal_plan(geometry, self.window, self.density, self.block, torch.device("cpu"))}
+        return window if self.base is None else {}
 
     def _refresh(self, call: AttentionCall, plan: Sparse, state: ReTtentionState) -> Plan:
         """Return the full output; keep the share of the mass under the plan's keys, and what they leave to add."""

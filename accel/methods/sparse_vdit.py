@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.call import AttentionCall, Geometry, LayerMemory
 from accel.attention.execute import execute
 from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
 from accel.attention.masks.pattern_table import PatternTable
@@ -76,15 +76,26 @@ class SparseVDiT(Scheduled):
         return state.plan
 
     def _rank_columns(self, call: AttentionCall) -> Int[Tensor, "b h s"]:
-        return rank_columns(call.q, call.k, call.scale, call.geometry, self._keeps_first_frame(call))
+        return rank_columns(call.q, call.k, call.scale, call.geometry, self._keeps_first_frame(call.geometry))
 
     def head_plan(self, call: AttentionCall, modes: list[list[str]], columns: Int[Tensor, "b1 h s"]) -> Sparse:
         """Return the plan in which head h of sample b follows modes[b][h]."""
-        first_frame = self._keeps_first_frame(call)
+        first_frame = self._keeps_first_frame(call.geometry)
         return head_mode_plan(modes, columns, call.geometry, self.density, self.block, call.q.device, first_frame)
 
-    def _keeps_first_frame(self, call: AttentionCall) -> bool:
-        return self.first_frame and 2 / call.geometry.frames <= self.density / 2
+    def _keeps_first_frame(self, geometry: Geometry) -> bool:
+        return self.first_frame and 2 / geometry.frames <= self.density / 2
+
+    def patterns(self, geometry: Geometry) -> dict[str, Sparse]:
+        """Return each mode's plan of one head; stripes are those of evenly spaced columns."""
+        columns = torch.arange(geometry.tokens)
+        columns = torch.cat([columns[offset::8] for offset in range(8)])[None, None]
+        first_frame = self._keeps_first_frame(geometry)
+        return {
+            mode: head_mode_plan([[mode]], columns, geometry, self.density, self.block, columns.device, first_frame)
+            for mode in CANDIDATES
+            if mode != "skip"
+        }
 
     def choose(
         self, call: AttentionCall, out: Float[Tensor, "b h s d"]

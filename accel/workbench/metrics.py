@@ -20,7 +20,7 @@ SSIM_RADIUS = 5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)
 
 
-def psnr(video: Float[np.ndarray, "t h w c"], reference: Float[np.ndarray, "..."]) -> float:
+def psnr(video: Float[np.ndarray, "t h w c"], reference: Float[np.ndarray, "t2 h2 w2 c2"]) -> float:
     """Return the mean over frames of each frame's PSNR in dB, values in [0, 1]; identical frames give inf."""
     _check_pair(video, reference)
     errors = np.square(video.astype(np.float64) - reference).mean(axis=(1, 2, 3))
@@ -28,7 +28,7 @@ def psnr(video: Float[np.ndarray, "t h w c"], reference: Float[np.ndarray, "..."
         return float(np.mean(-10 * np.log10(errors)))
 
 
-def ssim(video: Float[np.ndarray, "t h w c"], reference: Float[np.ndarray, "..."]) -> float:
+def ssim(video: Float[np.ndarray, "t h w c"], reference: Float[np.ndarray, "t2 h2 w2 c2"]) -> float:
     """Return the mean SSIM, values in [0, 1], Gaussian window of 11 with sigma 1.5 (Wang et al. 2004)."""
     _check_pair(video, reference)
     frames = [_ssim_frame(*pair) for pair in zip(_planes(video), _planes(reference), strict=True)]

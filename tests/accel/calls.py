@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.call import AttentionCall, Geometry, Progress
 from accel.attention.plan import Sparse
+from accel.workbench.drawing import pairs
 
 GRID = Geometry(3, 4, 8)
 
@@ -75,11 +76,4 @@ def dense(call: AttentionCall, mask: Tensor | None = None) -> Tensor:
 
 def visited(plan: Sparse) -> Tensor:
     """Return the plan's mask of query-key pairs in the callers' order, (b|1 h|1 s s)."""
-    mask = plan.block_map.to_mask()
-    for order, dim in ((plan.q_order, -2), (plan.kv_order, -1)):
-        if order is not None:
-            place = order.argsort(-1)
-            place = place[..., None] if dim == -2 else place[..., None, :]
-            shape = [max(a, b) for a, b in zip(mask.shape[:2], order.shape[:2], strict=True)]
-            mask = mask.expand(*shape, -1, -1).gather(dim, place.expand(*shape, *mask.shape[2:]))
-    return mask
+    return pairs(plan)
