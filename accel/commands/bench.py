@@ -8,19 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from accel.commands.options import (
-    Device,
-    Dtype,
-    Frames,
-    Height,
-    Model,
-    Steps,
-    Threads,
-    Width,
-    one_line_errors,
-    print_written,
-    set_threads,
-)
+from accel.commands import options
 from accel.errors import InputError
 
 PROMPTS = (
@@ -44,25 +32,25 @@ def bench(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="what the videos show; default: three of one shape")
     ] = None,
-    model: Model = None,
+    model: options.Model = None,
     methods: Annotated[
         str, typer.Option(help="NAME or NAME:OPTION=VALUE, with commas between them; default: all")
     ] = "",
     densities: Annotated[str, typer.Option(help="measured densities of the sparse calls to compare at")] = "0.2,0.3",
     dense_steps: Annotated[str, typer.Option(help="shares of the steps, from the first, kept dense")] = "0,0.2",
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from 0")] = 3,
-    steps: Steps = None,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
+    steps: options.Steps = None,
+    frames: options.Frames = None,
+    height: options.Height = None,
+    width: options.Width = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="rows; a run goes on where one stopped")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of speed-up over likeness")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Compare methods with the dense pipeline and each other, on the same videos at equal measured density."""
-    with one_line_errors():
+    with options.one_line_errors():
         from accel.files import check_writable
         from accel.methods.registry import SPARSE_METHODS
         from accel.workbench.bench import Rows, cases, run_bench
@@ -70,15 +58,15 @@ def bench(
 
         names = [name.strip() for name in methods.split(",")] if methods else SPARSE_METHODS
         chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps))
-        set_threads(threads)
+        options.set_threads(threads)
         for file in filter(None, (json_file, plot)):
             check_writable(file.parent)
         rows = Rows(json_file)
         loaded = load_pipeline(model, device, dtype)
         loaded.pipeline.set_progress_bar_config(disable=True)
-        options: Any = dict(steps=steps, frames=frames, height=height, width=width)
+        asked: Any = dict(steps=steps, frames=frames, height=height, width=width)
         report = partial(typer.echo, err=True)
-        _print(run_bench(loaded, chosen, prompts or PROMPTS, range(seeds), rows, options, report), plot)
+        _print(run_bench(loaded, chosen, prompts or PROMPTS, range(seeds), rows, asked, report), plot)
 
 
 def _shares(name: str, text: str) -> list[float]:
@@ -105,4 +93,4 @@ def _print(rows: list[dict[str, Any]], plot: Path | None) -> None:
         from accel.workbench.pareto import draw_pareto
 
         draw_pareto(summary, plot)
-        print_written([plot])
+        options.print_written([plot])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from accel.commands.options import Device, Dtype, Frames, Height, Model, Steps, Width, one_line_errors, print_written
+from accel.commands import options
 from accel.errors import InputError
 
 
@@ -17,21 +17,21 @@ def draw(
         str, typer.Option(help="tokens in time, height and width, for a method's static patterns")
     ] = "9,16,16",
     prompt: Annotated[str | None, typer.Option(help="draw what a generation of it plans, not static patterns")] = None,
-    model: Model = None,
+    model: options.Model = None,
     step: Annotated[int | None, typer.Option(help="of the generation, from 0; default: half-way")] = None,
     layer: Annotated[int, typer.Option(help="of the transformer, from 0")] = 0,
     head: Annotated[int, typer.Option(help="of the layer, from 0")] = 0,
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
-    steps: Steps = None,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
+    steps: options.Steps = None,
+    frames: options.Frames = None,
+    height: options.Height = None,
+    width: options.Width = None,
     output: Annotated[Path | None, typer.Option(help="PNG of blocks, and of pairs on small grids")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
 ) -> None:
     """Show which blocks a method visits: its static patterns, or with --prompt those of one head in a generation."""
-    with one_line_errors():
+    with options.one_line_errors():
         from accel.attention.call import Geometry
         from accel.files import check_writable
         from accel.methods.registry import from_text
@@ -48,16 +48,14 @@ def draw(
             drawings = draw_patterns(chosen, Geometry(*_grid(grid)))
         else:
             loaded = load_pipeline(model, device, dtype)
-            options = {"steps": steps, "seed": seed, "frames": frames, "height": height, "width": width}
+            asked = {"steps": steps, "seed": seed, "frames": frames, "height": height, "width": width}
             middle = (steps or loaded.defaults["num_inference_steps"]) // 2
-            drawings = [
-                draw_generation(loaded, chosen, prompt, middle if step is None else step, layer, head, **options)
-            ]
+            drawings = [draw_generation(loaded, chosen, prompt, middle if step is None else step, layer, head, **asked)]
         for drawing in drawings:
             typer.echo(drawing.text())
         if output is not None:
             write_picture(drawings, output)
-            print_written([output])
+            options.print_written([output])
 
 
 def _grid(text: str) -> tuple[int, int, int]:

@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from accel.commands.options import (
-    Device,
-    Dtype,
-    Frames,
-    Height,
-    Model,
-    Steps,
-    Threads,
-    Width,
-    folding_table,
-    one_line_errors,
-    print_written,
-    set_threads,
-)
+from accel.commands import options
 from accel.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,38 +19,38 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the video shows")],
-    model: Model = None,
+    model: options.Model = None,
     method: Annotated[
         str | None, typer.Option(help="sparse-attention method, as NAME or NAME:OPTION=VALUE, or dense")
     ] = None,
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
-    steps: Steps = None,
+    steps: options.Steps = None,
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
+    frames: options.Frames = None,
+    height: options.Height = None,
+    width: options.Width = None,
     guidance_scale: Annotated[float | None, typer.Option(help="classifier-free guidance; 1 is none")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="make it densely as well and measure both")] = False,
     output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("accel-output"),
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Make a video with sparse attention; with --compare also densely, and report speed-up and likeness."""
-    with one_line_errors():
+    with options.one_line_errors():
         from accel.files import check_writable
         from accel.workbench.loading import load_pipeline
 
         chosen = _method(method, density, dense_steps, compare)
-        set_threads(threads)
+        options.set_threads(threads)
         check_writable(output)
         loaded = load_pipeline(model, device, dtype)
-        options = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
+        asked = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
         if compare and chosen is not None:
-            _compare(loaded, chosen, prompt, output, options)
+            _compare(loaded, chosen, prompt, output, asked)
         else:
-            _generate(loaded, chosen, prompt, output, options)
+            _generate(loaded, chosen, prompt, output, asked)
 
 
 def _method(name: str | None, density: float | None, dense_steps: float | None, compare: bool) -> Method | None:
@@ -71,8 +58,8 @@ def _method(name: str | None, density: float | None, dense_steps: float | None, 
     from accel.methods.registry import DEFAULT_METHOD, METHODS, from_text
 
     name = DEFAULT_METHOD if name is None else name
-    options = {"density": density, "dense_steps": dense_steps}
-    given = {option: value for option, value in options.items() if value is not None}
+    given = {"density": density, "dense_steps": dense_steps}
+    given = {option: value for option, value in given.items() if value is not None}
     if name == "dense":
         if compare or given:
             raise InputError(f"method dense has nothing to compare or to set; choose one of: {', '.join(METHODS)}")
@@ -85,31 +72,29 @@ def _method(name: str | None, density: float | None, dense_steps: float | None, 
         raise InputError(str(error)) from error
 
 
-def _generate(
-    loaded: LoadedPipeline, method: Method | None, prompt: str, output: Path, options: dict[str, Any]
-) -> None:
+def _generate(loaded: LoadedPipeline, method: Method | None, prompt: str, output: Path, asked: dict[str, Any]) -> None:
     from accel.workbench.generation import generate
     from accel.workbench.reporting import write_generation
 
-    print_written(write_generation(generate(loaded, prompt, method, **options), output))
+    options.print_written(write_generation(generate(loaded, prompt, method, **asked), output))
 
 
-def _compare(loaded: LoadedPipeline, method: Method, prompt: str, output: Path, options: dict[str, Any]) -> None:
+def _compare(loaded: LoadedPipeline, method: Method, prompt: str, output: Path, asked: dict[str, Any]) -> None:
     from rich.console import Console
 
     from accel.workbench.comparison import compare
     from accel.workbench.reporting import write_comparison
 
-    comparison = compare(loaded, method, prompt, **options)
+    comparison = compare(loaded, method, prompt, **asked)
     written = write_comparison(comparison, output)
     Console().print(_report_table(comparison.report))
-    print_written(written)
+    options.print_written(written)
 
 
 def _report_table(report: dict[str, Any]) -> Table:
     from accel.workbench.figures import figure_rows
 
-    table = folding_table(report["method"], f"{report['model']}, {report['tokens']} tokens, {report['dtype']}")
+    table = options.folding_table(report["method"], f"{report['model']}, {report['tokens']} tokens, {report['dtype']}")
     for row in figure_rows(report):
         table.add_row(*row)
     return table
