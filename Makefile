@@ -1,4 +1,4 @@
-# make demo | test | lint | sanitize | bench | app | clean. Needs Python 3.10+, nothing else; everything lands in .venv.
+# make demo | test | lint | sanitize | bench | app | clean. Needs Python 3.11+, nothing else; everything lands in .venv.
 # A machine without an NVIDIA driver gets the CPU build of torch, any other the default build of PyPI (CUDA on Linux).
 # Choose yourself: make demo TORCH=torch==2.11.0 TORCH_INDEX=https://download.pytorch.org/whl/cu126
 PYTHON ?= python3

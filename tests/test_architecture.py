@@ -31,7 +31,7 @@ ARROWS = {
     ),
     "accel.commands": ("accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels"),
     "accel.cli": ("accel.commands",),
-    "accel": ("accel.attach",),
+    "accel": ("accel.attach", "accel.search"),
 }  # fmt: skip
 # Heavy packages, and the only places that may import them.
 HEAVY = {
