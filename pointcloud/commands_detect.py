@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pointcloud.detect import Summary
-    from pointcloud.dsvt.detector import Detector
+    from pointcloud.detection.detect import Summary
+    from pointcloud.detection.detector import Detector
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -33,7 +33,7 @@ def detect(
     try:
         import torch
 
-        from pointcloud.detect import detect_files
+        from pointcloud.detection.detect import detect_files
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -64,7 +64,7 @@ def find_device(name: str) -> str:
 
 def load_detector(model: str, device: str) -> Detector:
     """Return a model by its name or file, on a device; ValueError if there is no such model or device."""
-    from pointcloud.dsvt.detector import Detector
+    from pointcloud.detection.detector import Detector
 
     place = find_device(device)
     shipped = {file.stem: file for file in sorted(EMBEDDED.glob("*.safetensors"))}
@@ -89,7 +89,7 @@ def _print_summary(summary: Summary, output: Path) -> None:
 def _table(summary: Summary) -> Table:
     from rich.table import Table
 
-    from pointcloud.detect import STAGES
+    from pointcloud.detection.detect import STAGES
 
     table = Table("stage", "ms per scan", caption=f"{summary.scans_per_second:.1f} scans/s")
     for stage in STAGES:

@@ -35,7 +35,7 @@ def train_detect(
 ) -> None:
     """Train dsvt-tiny; its weights are written every 100 steps."""
     with _one_line_errors():
-        from pointcloud.training import train as run
+        from pointcloud.detection.training import train as run
 
         _set_threads(threads)
         place = find_device(device)
@@ -54,8 +54,8 @@ def evaluate_detect(
 ) -> None:
     """Print the average precision of each class; write it as JSON with the precision-recall curves as PNG."""
     with _one_line_errors():
-        from pointcloud.evaluation import evaluate as run
-        from pointcloud.evaluation import write_results
+        from pointcloud.detection.evaluation import evaluate as run
+        from pointcloud.detection.evaluation import write_results
         from pointcloud.scenes import DrivingScenes
 
         _set_threads(threads)

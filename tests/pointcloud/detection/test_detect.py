@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 
 from pointcloud import commands_detect
 from pointcloud.commands_detect import detect
-from pointcloud.detect import Summary, detect_files, find_scans
-from pointcloud.dsvt.decode import Detections
-from pointcloud.dsvt.detector import Detector
-from pointcloud.dsvt.detector_config import DSVT_TINY
+from pointcloud.detection.decode import Detections
+from pointcloud.detection.detect import Summary, detect_files, find_scans
+from pointcloud.detection.detector import Detector
+from pointcloud.detection.detector_config import DSVT_TINY
+from pointcloud.detection.pictures import COLORS
 from pointcloud.files import read_points, write_points
-from pointcloud.pictures import COLORS
 from pointcloud.points import PointCloud
 
 CLASSES = ("vehicle", "pedestrian", "cyclist")
@@ -183,7 +183,7 @@ def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from tests.pointcloud.test_detect import run
+from tests.pointcloud.detection.test_detect import run
 run([Path(sys.argv[1])], Path(sys.argv[2]))
 """
 

@@ -16,7 +16,7 @@ spconv = pytest.importorskip("spconv.pytorch")
 import pointcloud  # noqa: E402
 from pointcloud import nn as layers  # noqa: E402
 from pointcloud.nn.convolution import map_of  # noqa: E402
-from tests.pointcloud.scenes import SHAPE, make_scene  # noqa: E402
+from tests.pointcloud.nn.sparse_scenes import SHAPE, make_scene  # noqa: E402
 
 # spconv's own dense() does this.
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")

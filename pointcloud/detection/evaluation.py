@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pointcloud.boxes import PrecisionRecall, average_precision
-from pointcloud.dsvt.detector import Detector
+from pointcloud.detection.detector import Detector
 from pointcloud.scenes import Scene
 
 

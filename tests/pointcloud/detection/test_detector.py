@@ -14,20 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pointcloud.augmentation import augment
 from pointcloud.boxes import points_in_boxes
 from pointcloud.commands_train import evaluate as evaluate_app
 from pointcloud.commands_train import train as train_app
-from pointcloud.dsvt.bev import BEVConfig
+from pointcloud.detection.augmentation import augment
+from pointcloud.detection.bev import BEVConfig
+from pointcloud.detection.decode import Detections
+from pointcloud.detection.detector import Detector
+from pointcloud.detection.detector_config import DSVT_TINY, WAYMO_PILLAR_DETECTOR, WAYMO_VOXEL_DETECTOR, DetectorConfig
+from pointcloud.detection.evaluation import evaluate, write_results
+from pointcloud.detection.head import HeadConfig
+from pointcloud.detection.training import Batch, Trainer, collate, one_cycle, train
 from pointcloud.dsvt.config import DSVTConfig, StageConfig
-from pointcloud.dsvt.decode import Detections
-from pointcloud.dsvt.detector import Detector
-from pointcloud.dsvt.detector_config import DSVT_TINY, WAYMO_PILLAR_DETECTOR, WAYMO_VOXEL_DETECTOR, DetectorConfig
-from pointcloud.dsvt.head import HeadConfig
-from pointcloud.evaluation import evaluate, write_results
 from pointcloud.points import PointCloud
 from pointcloud.scenes import Lidar, Scene, make_scene
-from pointcloud.training import Batch, Trainer, collate, one_cycle, train
 from pointcloud.voxels import VoxelGrid
 
 SMALL = DetectorConfig(

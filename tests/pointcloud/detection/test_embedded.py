@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from pointcloud.cli import app
 from pointcloud.commands_detect import EMBEDDED, load_detector
-from pointcloud.dsvt.detector_config import DSVT_TINY
-from pointcloud.evaluation import evaluate
+from pointcloud.detection.detector_config import DSVT_TINY
+from pointcloud.detection.evaluation import evaluate
 from pointcloud.files import write_points
 from pointcloud.scenes import DrivingScenes, make_scene
 

@@ -10,7 +10,7 @@ spconv = pytest.importorskip("spconv.pytorch")
 
 import pointcloud  # noqa: E402
 from pointcloud import nn as layers  # noqa: E402
-from tests.pointcloud.scenes import dense_with, make_scene  # noqa: E402
+from tests.pointcloud.nn.sparse_scenes import dense_with, make_scene  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pointcloud.boxes import corners, points_in_boxes
-from pointcloud.dsvt.decode import Detections
-from pointcloud.pictures import COLORS, PANEL, colored, draw, from_above, from_behind, window_of
+from pointcloud.detection.decode import Detections
+from pointcloud.detection.pictures import COLORS, PANEL, colored, draw, from_above, from_behind, window_of
 from pointcloud.points import PointCloud
 
 CLASSES = ("vehicle", "pedestrian", "cyclist")

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pointcloud.dsvt.bev import BEVBackbone, BEVConfig, ResidualBlock
-from pointcloud.dsvt.coding import cells_of, to_boxes, to_values
-from pointcloud.dsvt.decode import decode
-from pointcloud.dsvt.head import CenterHead, HeadConfig
-from pointcloud.dsvt.loss import detection_losses, distance_iou_loss, focal_loss
-from pointcloud.dsvt.targets import Targets, draw_heatmap, make_targets, peak_radius
+from pointcloud.detection.bev import BEVBackbone, BEVConfig, ResidualBlock
+from pointcloud.detection.canvas import to_bev
+from pointcloud.detection.coding import cells_of, to_boxes, to_values
+from pointcloud.detection.decode import decode
+from pointcloud.detection.head import CenterHead, HeadConfig
+from pointcloud.detection.loss import detection_losses, distance_iou_loss, focal_loss
+from pointcloud.detection.targets import Targets, draw_heatmap, make_targets, peak_radius
 from pointcloud.voxels import VoxelGrid
+from tests.pointcloud.dsvt.voxel_scenes import random_voxels
 
 GRID = VoxelGrid((-9.6, -4.8, -2), (9.6, 4.8, 4), (0.48, 0.48, 6))  # 40 x 20 cells
 HEAD = HeadConfig()
@@ -50,6 +52,20 @@ def perfect_outputs(targets: Targets, iou: float = 1.0, head: HeadConfig = HEAD)
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
     return (a - b + math.pi).remainder(2 * math.pi) - math.pi
+
+
+def test_the_canvas_holds_each_pillar_at_its_place() -> None:
+    grid = VoxelGrid((0.0, 0.0, 0.0), (5.0, 4.0, 1.0), (1.0, 1.0, 1.0))
+    coordinates = random_voxels(grid.shape, 25)
+    features = torch.randn(len(coordinates), 3, requires_grad=True)
+    canvas = to_bev(features, coordinates, 2, grid)
+    assert canvas.shape == (2, 3, 4, 5) and int((canvas != 0).any(1).sum()) == len(coordinates)
+    batch, _, y, x = coordinates.long().T
+    assert torch.equal(canvas[batch, :, y, x], features)
+    canvas.square().sum().backward()
+    assert features.grad is not None and torch.equal(features.grad, 2 * features)
+    with pytest.raises(ValueError, match="z up to 1"):
+        to_bev(features, coordinates + torch.tensor([0, 1, 0, 0]), 2, grid)
 
 
 def test_published_parameter_counts() -> None:

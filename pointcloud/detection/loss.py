@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pointcloud.boxes import overlaps_3d
-from pointcloud.dsvt.coding import to_boxes
-from pointcloud.dsvt.head import HeadConfig
-from pointcloud.dsvt.targets import Targets
+from pointcloud.detection.coding import to_boxes
+from pointcloud.detection.head import HeadConfig
+from pointcloud.detection.targets import Targets
 from pointcloud.voxels import VoxelGrid
 
 

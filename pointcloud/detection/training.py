@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pointcloud.augmentation import augment
-from pointcloud.dsvt.detector import Detector
-from pointcloud.dsvt.detector_config import DSVT_TINY, DetectorConfig
+from pointcloud.detection.augmentation import augment
+from pointcloud.detection.detector import Detector
+from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig
 from pointcloud.scenes import DrivingScenes, Lidar, Scene
 
 

@@ -18,7 +18,7 @@ from pointcloud.points import PointCloud
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pointcloud.dsvt.decode import Detections
+    from pointcloud.detection.decode import Detections
 
 PANEL = 800  # pixels a side
 BACKGROUND = (18, 20, 26)

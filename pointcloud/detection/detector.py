@@ -11,15 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pointcloud.detection.bev import BEVBackbone
+from pointcloud.detection.canvas import to_bev
+from pointcloud.detection.decode import Detections, decode
+from pointcloud.detection.detector_config import DetectorConfig
+from pointcloud.detection.head import CenterHead
+from pointcloud.detection.loss import detection_losses
+from pointcloud.detection.targets import make_targets
 from pointcloud.dsvt.backbone import DSVT
-from pointcloud.dsvt.bev import BEVBackbone
-from pointcloud.dsvt.canvas import to_bev
-from pointcloud.dsvt.decode import Detections, decode
-from pointcloud.dsvt.detector_config import DetectorConfig
 from pointcloud.dsvt.features import DynamicVFE
-from pointcloud.dsvt.head import CenterHead
-from pointcloud.dsvt.loss import detection_losses
-from pointcloud.dsvt.targets import make_targets
 from pointcloud.points import PointCloud
 
 

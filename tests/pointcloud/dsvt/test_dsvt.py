@@ -19,14 +19,13 @@ from pointcloud.dsvt import (
     DSVTConfig,
     DynamicVFE,
     StageConfig,
-    to_bev,
 )
 from pointcloud.dsvt.attention import SetAttention
 from pointcloud.dsvt.pooling import AttentionPooling
 from pointcloud.dsvt.sets import partition
 from pointcloud.dsvt.windows import split_windows
 from pointcloud.voxels import VoxelGrid
-from tests.pointcloud.voxel_scenes import FLAT, TALL, random_voxels
+from tests.pointcloud.dsvt.voxel_scenes import FLAT, TALL, random_voxels
 
 PUBLISHED = [
     pytest.param(WAYMO_PILLAR, 38_496, 2_684_928, 304_128, 0, id="waymo-pillar"),
@@ -250,20 +249,6 @@ def test_voxel_features_equal_a_loop_over_voxels() -> None:
     assert (features - torch.stack(list(expected.values()))).abs().max() < 1e-12
     vfe.train()(points, batch, 2)[0].sum().backward()
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients(vfe))
-
-
-def test_the_canvas_holds_each_pillar_at_its_place() -> None:
-    grid = VoxelGrid((0.0, 0.0, 0.0), (5.0, 4.0, 1.0), (1.0, 1.0, 1.0))
-    coordinates = random_voxels(grid.shape, 25)
-    features = torch.randn(len(coordinates), 3, requires_grad=True)
-    canvas = to_bev(features, coordinates, 2, grid)
-    assert canvas.shape == (2, 3, 4, 5) and int((canvas != 0).any(1).sum()) == len(coordinates)
-    batch, _, y, x = coordinates.long().T
-    assert torch.equal(canvas[batch, :, y, x], features)
-    canvas.square().sum().backward()
-    assert features.grad is not None and torch.equal(features.grad, 2 * features)
-    with pytest.raises(ValueError, match="z up to 1"):
-        to_bev(features, coordinates + torch.tensor([0, 1, 0, 0]), 2, grid)
 
 
 def test_clear_errors() -> None:

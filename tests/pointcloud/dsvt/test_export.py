@@ -10,7 +10,7 @@ import torch
 from pointcloud.dsvt import DSVT, DSVTConfig, export_blocks
 from pointcloud.dsvt.export import block_inputs
 from pointcloud.dsvt.layers import run_blocks
-from tests.pointcloud.voxel_scenes import FLAT, TALL, random_voxels
+from tests.pointcloud.dsvt.voxel_scenes import FLAT, TALL, random_voxels
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

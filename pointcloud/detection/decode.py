@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pointcloud.boxes import nms
-from pointcloud.dsvt.coding import to_boxes
-from pointcloud.dsvt.head import HeadConfig
+from pointcloud.detection.coding import to_boxes
+from pointcloud.detection.head import HeadConfig
 from pointcloud.voxels import VoxelGrid
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pointcloud.dsvt import NUSCENES_PILLAR, WAYMO_PILLAR, WAYMO_VOXEL
 from pointcloud.dsvt.sets import Sets, partition
 from pointcloud.dsvt.windows import split_windows
-from tests.pointcloud.voxel_scenes import random_voxels
+from tests.pointcloud.dsvt.voxel_scenes import random_voxels
 
 CASES = [
     pytest.param(config.shapes[number], *windows, stage.set_size, id=f"{name}-{number}-{parity}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointcloud.boxes import average_precision, overlaps_3d, overlaps_bev
-from tests.pointcloud.test_boxes import random_boxes
+from tests.pointcloud.boxes.test_boxes import random_boxes
 
 
 def row_of(*places: float) -> Tensor:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pointcloud.detection.pictures import colored, draw
 from pointcloud.files import SUFFIXES, read_points, write_points
-from pointcloud.pictures import colored, draw
 
 if TYPE_CHECKING:
-    from pointcloud.dsvt.decode import Detections
-    from pointcloud.dsvt.detector import Detector
+    from pointcloud.detection.decode import Detections
+    from pointcloud.detection.detector import Detector
 
 STAGES = ("read", "detect", "write")
 FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
@@ -167,7 +167,7 @@ def _detect(
     scan: Scan, detector: Detector, facts: dict[str, Any], classes: Sequence[str], pictures: bool
 ) -> dict[str, Any]:
     """Write everything about one file; return its record."""
-    from pointcloud.dsvt.decode import Detections
+    from pointcloud.detection.decode import Detections
 
     times = [time.perf_counter()]
     cloud = read_points(scan.source)

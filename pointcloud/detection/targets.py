@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pointcloud.dsvt.coding import cells_of, inside, to_values
-from pointcloud.dsvt.head import HeadConfig
+from pointcloud.detection.coding import cells_of, inside, to_values
+from pointcloud.detection.head import HeadConfig
 from pointcloud.voxels import VoxelGrid
 
 

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pointcloud.dsvt.bev import BEVConfig
+from pointcloud.detection.bev import BEVConfig
+from pointcloud.detection.head import HeadConfig
 from pointcloud.dsvt.config import TINY, WAYMO_PILLAR, WAYMO_VOXEL, DSVTConfig
-from pointcloud.dsvt.head import HeadConfig
 
 
 @dataclass(frozen=True)
