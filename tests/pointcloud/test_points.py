@@ -41,7 +41,9 @@ def test_attributes_have_one_row_for_each_point(column: torch.Tensor) -> None:
 
 
 def test_imports_are_light() -> None:
-    modules = "pointcloud.points, pointcloud.files, pointcloud.scatter, pointcloud.voxels, pointcloud.information"
+    modules = (
+        "pointcloud.points, pointcloud.files, pointcloud.scatter, pointcloud.voxels, pointcloud.commands.environment"
+    )
     heavy = "{'open3d', 'spconv', 'laspy', 'torch_scatter', 'matplotlib', 'scipy', 'rich'}"
     code = f"import sys, {modules}, pointcloud.cli; print({heavy} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -16,12 +16,11 @@ import laspy
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from pointcloud import commands_detect
-from pointcloud.commands_detect import detect
+from pointcloud.cli import app
+from pointcloud.detection import shipped
 from pointcloud.detection.decode import Detections
 from pointcloud.detection.detect import Summary, detect_files, find_scans
 from pointcloud.detection.detector import Detector
@@ -219,9 +218,7 @@ def test_a_thousand_scans_in_bounded_memory_go_on_after_a_kill(tmp_path: Path) -
 
 
 def invoke(*arguments: object) -> Any:
-    app = typer.Typer()
-    app.command()(detect)
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    return CliRunner().invoke(app, ["detect", *map(str, arguments)])
 
 
 def test_command_runs_a_real_detector(tmp_path: Path) -> None:
@@ -245,7 +242,7 @@ def test_command_runs_a_real_detector(tmp_path: Path) -> None:
 def test_command_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "dsvt-tiny.safetensors").write_bytes(b"")
-    monkeypatch.setattr(commands_detect, "EMBEDDED", tmp_path / "embedded")
+    monkeypatch.setattr(shipped, "EMBEDDED", tmp_path / "embedded")
     write_points(tmp_path / "a.bin", points())
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     cases = {

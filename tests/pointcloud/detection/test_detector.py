@@ -15,8 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pointcloud.boxes import points_in_boxes
-from pointcloud.commands_train import evaluate as evaluate_app
-from pointcloud.commands_train import train as train_app
+from pointcloud.cli import app
 from pointcloud.detection.augmentation import augment
 from pointcloud.detection.bev import BEVConfig
 from pointcloud.detection.decode import Detections
@@ -236,11 +235,11 @@ def test_evaluation_counts_what_can_be_seen(tmp_path: Path) -> None:
 
 def test_commands_say_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     runner = CliRunner()
-    for app, arguments, said in (
-        (evaluate_app, [str(tmp_path / "none.safetensors")], "none.safetensors"),
-        (train_app, ["--output", str(tmp_path), "--device", "nowhere"], "device 'nowhere' is not here"),
+    for arguments, said in (
+        (["evaluate", "detect", str(tmp_path / "none.safetensors")], "none.safetensors"),
+        (["train", "detect", "--output", str(tmp_path), "--device", "nowhere"], "device 'nowhere' is not here"),
     ):
-        result = runner.invoke(app, ["detect", *arguments])
+        result = runner.invoke(app, arguments)
         assert result.exit_code == 2 and result.stderr.startswith("error:") and result.stderr.count("\n") == 1
         assert said in result.stderr
 
@@ -248,8 +247,16 @@ def test_commands_say_in_a_line_what_is_wrong(tmp_path: Path) -> None:
 def test_evaluate_command_writes_its_files(tmp_path: Path) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     make_detector().save(tmp_path / "small.safetensors")
-    arguments = ["detect", str(tmp_path / "small.safetensors"), "--output", str(tmp_path / "out"), "--scenes", "1"]
-    result = CliRunner().invoke(evaluate_app, arguments)
+    arguments = [
+        "evaluate",
+        "detect",
+        str(tmp_path / "small.safetensors"),
+        "--output",
+        str(tmp_path / "out"),
+        "--scenes",
+        "1",
+    ]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "results.json").read_text())["scenes"] == 1
     assert result.output.count("average precision") == 3

@@ -8,16 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 from pointcloud.cli import app
-from pointcloud.commands_detect import EMBEDDED, load_detector
 from pointcloud.detection.detector_config import DSVT_TINY
 from pointcloud.detection.evaluation import evaluate
+from pointcloud.detection.shipped import EMBEDDED, load_detector
 from pointcloud.files import write_points
 from pointcloud.scenes import DrivingScenes, make_scene
 
 
 def test_it_finds_what_is_in_scenes_that_it_never_saw() -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
-    detector = load_detector("dsvt-tiny", "cpu")
+    detector = load_detector("dsvt-tiny")
     assert detector.config == DSVT_TINY
     results = evaluate(detector, DrivingScenes("evaluation", 6))
     assert results["vehicle"].truths > 40 and results["vehicle"].curve.average_precision > 0.75
