@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from pointcloud.boxes import nms
+from pointcloud.boxes import Detections, nms
 from pointcloud.detection.coding import to_boxes
 from pointcloud.detection.head import HeadConfig
 from pointcloud.voxels import VoxelGrid
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Boxes found in one cloud, by falling score."""
-
-    boxes: Float[Tensor, "n 7"]
-    scores: Float[Tensor, " n"]
-    labels: Int[Tensor, " n"]
 
 
 def decode(
@@ -51,19 +40,16 @@ def decode(
     for number in range(len(peaks)):
         high = (scores[number] >= least) & (best[number] >= config.peak_threshold)
         cells = torch.stack([y[number], x[number]], 1)[high]
-        found.append(
-            _suppress(to_boxes(values[number][high], cells, grid), scores[number][high], labels[number][high], config)
-        )
+        boxes = to_boxes(values[number][high], cells, grid)
+        found.append(_suppress(Detections(boxes, scores[number][high], labels[number][high]), config))
     return found
 
 
-def _suppress(
-    boxes: Float[Tensor, "n 7"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], config: HeadConfig
-) -> Detections:
+def _suppress(found: Detections, config: HeadConfig) -> Detections:
+    """Return what no better one of its class overlaps, by falling score."""
     kept = []
     for label, overlap in enumerate(config.suppression):
-        own = (labels == label).nonzero().flatten()
-        kept.append(own[nms(boxes[own], scores[own], overlap)])
+        own = (found.labels == label).nonzero().flatten()
+        kept.append(own[nms(found.boxes[own], found.scores[own], overlap)])
     rows = torch.cat(kept)
-    rows = rows[scores[rows].argsort(descending=True, stable=True)]
-    return Detections(boxes[rows], scores[rows], labels[rows])
+    return found[rows[found.scores[rows].argsort(descending=True, stable=True)]]

@@ -10,14 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pointcloud.boxes import Detections
+from pointcloud.detection.detector import Detector
 from pointcloud.detection.pictures import colored, draw
 from pointcloud.files import SUFFIXES, read_points, write_points
-
-if TYPE_CHECKING:
-    from pointcloud.detection.decode import Detections
-    from pointcloud.detection.detector import Detector
 
 STAGES = ("read", "detect", "write")
 FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
@@ -167,13 +165,10 @@ def _detect(
     scan: Scan, detector: Detector, facts: dict[str, Any], classes: Sequence[str], pictures: bool
 ) -> dict[str, Any]:
     """Write everything about one file; return its record."""
-    from pointcloud.detection.decode import Detections
-
     times = [time.perf_counter()]
     cloud = read_points(scan.source)
     times.append(time.perf_counter())
-    found = detector.detect(cloud, facts["threshold"])
-    found = Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
+    found = detector.detect(cloud, facts["threshold"]).cpu()
     times.append(time.perf_counter())
     scan.target.parent.mkdir(parents=True, exist_ok=True)
     write_points(scan.output(".ply"), colored(cloud, found))

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pointcloud.boxes import Detections
 from pointcloud.detection.bev import BEVBackbone
 from pointcloud.detection.canvas import to_bev
-from pointcloud.detection.decode import Detections, decode
+from pointcloud.detection.decode import decode
 from pointcloud.detection.detector_config import DetectorConfig
 from pointcloud.detection.head import CenterHead
 from pointcloud.detection.loss import detection_losses

@@ -33,10 +33,10 @@ def evaluate(
     classes = detector.config.head.classes
     predictions, truths = ([[] for _ in classes] for _ in range(2))
     for scene in scenes:
-        found = detector.detect(scene.cloud, threshold)
+        found = detector.detect(scene.cloud, threshold).cpu()
         for label in range(len(classes)):
             own, true = found.labels == label, scene.classes == label
-            predictions[label].append((found.boxes[own].cpu(), found.scores[own].cpu()))
+            predictions[label].append((found.boxes[own], found.scores[own]))
             truths[label].append((scene.boxes[true], ~scene.visible[true]))
     return {
         name: ClassResult(

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pointcloud.boxes import corners, points_in_boxes
+from pointcloud.boxes import Detections, corners, points_in_boxes
 from pointcloud.points import PointCloud
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from pointcloud.detection.decode import Detections
 
 PANEL = 800  # pixels a side
 BACKGROUND = (18, 20, 26)
@@ -46,10 +47,6 @@ class Window:
 
 def draw(cloud: PointCloud, detections: Detections, path: Path, classes: Sequence[str]) -> None:
     """Write a PNG: from above (x upwards) and from behind, points by height, boxes by class with heading and score."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     xyz = cloud.xyz.numpy()
     window = window_of(cloud.xyz, detections.boxes)
     colors = colormaps["viridis"](0.25 + 0.75 * _heights(cloud.xyz), bytes=True)[:, :3]
@@ -123,9 +120,6 @@ def _painted(seen: Float[np.ndarray, "n 3"], colors: UInt8[np.ndarray, "n 3"]) -
 
 def _draw_rings(axes: Axes, window: Window) -> None:
     """Draw circles around the sensor with their radii in metres."""
-    from matplotlib.patches import Circle
-    from matplotlib.ticker import MaxNLocator
-
     x, y, _ = from_above(np.zeros((1, 3)), window)[0]
     farthest = np.hypot(abs(window.x) + window.half, abs(window.y) + window.half)
     for radius in MaxNLocator(6).tick_values(0, farthest)[1:]:
@@ -134,8 +128,6 @@ def _draw_rings(axes: Axes, window: Window) -> None:
 
 
 def _draw_boxes(axes: Axes, detections: Detections, view: Callable[[np.ndarray], np.ndarray]) -> None:
-    from matplotlib.collections import LineCollection
-
     solid = corners(detections.boxes).numpy()
     if not len(solid):
         return

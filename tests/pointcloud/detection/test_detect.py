@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from pointcloud.boxes import Detections
 from pointcloud.cli import app
 from pointcloud.detection import shipped
-from pointcloud.detection.decode import Detections
 from pointcloud.detection.detect import Summary, detect_files, find_scans
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY

@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pointcloud.boxes import points_in_boxes
+from pointcloud.boxes import Detections, points_in_boxes
 from pointcloud.cli import app
 from pointcloud.detection.augmentation import augment
 from pointcloud.detection.bev import BEVConfig
-from pointcloud.detection.decode import Detections
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY, WAYMO_PILLAR_DETECTOR, WAYMO_VOXEL_DETECTOR, DetectorConfig
 from pointcloud.detection.evaluation import evaluate, write_results
@@ -247,16 +246,8 @@ def test_commands_say_in_a_line_what_is_wrong(tmp_path: Path) -> None:
 def test_evaluate_command_writes_its_files(tmp_path: Path) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     make_detector().save(tmp_path / "small.safetensors")
-    arguments = [
-        "evaluate",
-        "detect",
-        str(tmp_path / "small.safetensors"),
-        "--output",
-        str(tmp_path / "out"),
-        "--scenes",
-        "1",
-    ]
-    result = CliRunner().invoke(app, arguments)
+    arguments = [str(tmp_path / "small.safetensors"), "--output", str(tmp_path / "out"), "--scenes", "1"]
+    result = CliRunner().invoke(app, ["evaluate", "detect", *arguments])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "results.json").read_text())["scenes"] == 1
     assert result.output.count("average precision") == 3

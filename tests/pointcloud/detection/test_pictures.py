@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pointcloud.boxes import corners, points_in_boxes
-from pointcloud.detection.decode import Detections
+from pointcloud.boxes import Detections, corners, points_in_boxes
 from pointcloud.detection.pictures import COLORS, PANEL, colored, draw, from_above, from_behind, window_of
 from pointcloud.points import PointCloud
 
