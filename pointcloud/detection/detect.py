@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pointcloud.boxes import Detections
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.pictures import colored, draw
 from pointcloud.detection.scans import SUMMARY, Scan, find_scans
-from pointcloud.files import SUFFIXES, read_points, write_points
+from pointcloud.files import SUFFIXES, read_points, replacing, write_points
 
 STAGES = ("read", "detect", "write")
 FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
@@ -121,7 +120,8 @@ def _detect(
     scan.target.parent.mkdir(parents=True, exist_ok=True)
     write_points(scan.output(".ply"), colored(cloud, found))
     if pictures:
-        _write(scan.output(".png"), lambda path: draw(cloud, found, path, classes))
+        with replacing(scan.output(".png")) as temporary:
+            draw(cloud, found, temporary, classes)
     times.append(time.perf_counter())
     seconds = {stage: round(end - start, 6) for stage, start, end in zip(STAGES, times, times[1:], strict=False)}
     record = {"file": str(scan.source), "points": len(cloud), "origin": cloud.origin, **facts, "seconds": seconds}
@@ -148,15 +148,5 @@ def _line(scan: Scan, error: Exception) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, allow_nan=False)
-    _write(path, lambda temporary: temporary.write_text(text + "\n"))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let the file appear under its name when it is complete."""
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pointcloud.boxes import Detections
@@ -21,6 +20,7 @@ from pointcloud.detection.loss import detection_losses
 from pointcloud.detection.targets import make_targets
 from pointcloud.dsvt.backbone import DSVT
 from pointcloud.dsvt.features import DynamicVFE
+from pointcloud.files import replacing
 from pointcloud.points import PointCloud
 
 
@@ -71,10 +71,9 @@ class Detector(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""
-        temporary = Path(f"{path}.tmp")
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, temporary, {"config": self.config.to_json()})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(state, {"config": self.config.to_json()}))
 
     @classmethod
     def load(cls, path: str | Path, config: DetectorConfig | None = None) -> Detector:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from pointcloud.boxes import PrecisionRecall, average_precision
 from pointcloud.detection.detector import Detector
+from pointcloud.files import replacing
 from pointcloud.scenes import Scene
 
 
@@ -53,9 +53,8 @@ def write_results(results: dict[str, ClassResult], folder: Path, **about: Any) -
     picture, numbers = folder / "precision_recall.png", folder / "results.json"
     draw_curves(results, picture)
     rows = {name: _row(result) for name, result in results.items()}
-    temporary = folder / "results.json.tmp"
-    temporary.write_text(json.dumps({**about, "classes": rows}, indent=2) + "\n")
-    os.replace(temporary, numbers)
+    with replacing(numbers) as temporary:
+        temporary.write_text(json.dumps({**about, "classes": rows}, indent=2) + "\n")
     return [picture, numbers]
 
 
@@ -80,6 +79,5 @@ def draw_curves(results: dict[str, ClassResult], path: Path) -> None:
         axes.plot(curve.recall, curve.precision, label=f"{name} {curve.average_precision:.2f}")
     axes.legend(title="average precision", loc="lower left")
     axes.grid(alpha=0.3)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from pointcloud.detection.augmentation import augment
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig
+from pointcloud.files import replacing
 from pointcloud.scenes import DrivingScenes, Lidar, Scene
 
 
@@ -79,8 +80,10 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         state = {"step": self.done, "config": self.detector.config.to_json()}
         parts = {"detector": self.detector.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, **parts}, folder / "checkpoint.tmp")
-        os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save({**state, **parts}, whole)
+        with replacing(folder / "checkpoint.pt") as temporary:
+            temporary.write_bytes(whole.getbuffer())
         self.detector.save(folder / "detector.safetensors")
 
     def resume(self, folder: Path) -> None:

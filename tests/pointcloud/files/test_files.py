@@ -113,6 +113,25 @@ def test_ply_keeps_attributes_and_origin(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
 
 
+def test_ply_of_odd_attributes(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    attributes = {
+        "normal": torch.rand(2, 3),
+        "two words": torch.rand(2),
+        "flow": torch.rand(2, 2),
+        "time": torch.tensor([1, 1 << 40]),
+        "seen": torch.tensor([True, False]),
+        "deep": torch.rand(2, 1, 1),
+    }
+    write_points(tmp_path / "a.ply", PointCloud(torch.rand(2, 3), attributes))
+    again = read_points(tmp_path / "a.ply").attributes
+    assert set(again) == {"normal", "two_words", "flow_0", "flow_1", "time", "seen", "deep"}
+    assert torch.equal(again["normal"], attributes["normal"]) and torch.equal(again["flow_1"], attributes["flow"][:, 1])
+    assert again["time"].tolist() == [1, 1 << 40] and again["seen"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="cannot have two properties x; rename x"):
+        write_points(tmp_path / "b.ply", PointCloud(torch.zeros(2, 3), {"x": torch.zeros(2)}))
+
+
 def test_ply_of_another_program(tmp_path: Path) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     names = ("double x", "double y", "double z", "uchar red", "uchar green", "uchar blue", "float scalar_Intensity")
@@ -310,7 +329,8 @@ def test_missing_packages_are_named(tmp_path: Path, suffix: str, module: str, mo
 @pytest.mark.parametrize("error", ["OSError", "ImportError"])
 def test_missing_system_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
     (tmp_path / "open3d.py").write_text(f"raise {error}('libusb-1.0.so.0: cannot open shared object file')")
+    write_points(tmp_path / "a.ply", make_cloud())
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "open3d", raising=False)
     with pytest.raises(ImportError, match=r"libusb-1.0.so.0.*apt install libusb-1.0-0 libgl1 libegl1 libx11-6"):
-        write_points(tmp_path / "a.ply", make_cloud())
+        read_points(tmp_path / "a.ply")
