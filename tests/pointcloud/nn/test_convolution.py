@@ -51,6 +51,16 @@ class Net(nn.Module):
         return [fine, coarse, up, self.grow(up)]
 
 
+def test_oddities_of_kernel_1_stay() -> None:
+    x = make_scene()
+    layer = layers.SubMConv3d(6, 4, 1, bias=False)
+    assert torch.equal(layer(x).features, x.features @ layer.weight.view(6, 4))
+    net = spconv.SparseSequential(
+        layers.SparseConv3d(6, 4, 3, 2, 1, indice_key="down"), layers.SparseInverseConv3d(4, 4, 1, indice_key="down")
+    )
+    assert torch.equal(net(x).indices, net[0](x).indices) and not torch.equal(net(x).indices, x.indices)
+
+
 def test_a_network_of_spconv_keeps_its_results_when_converted() -> None:
     torch.manual_seed(0)
     net, x = Net(spconv).train(), make_scene()  # in evaluation mode spconv refuses a bias on the CPU
