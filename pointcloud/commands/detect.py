@@ -25,20 +25,31 @@ def detect(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="least score of a detection; default: the model's")
     ] = None,
+    intensity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="intensity of points in files that have none; default: 0.15, and a warning"),
+    ] = None,
+    full_intensity: Annotated[
+        float | None,
+        typer.Option(help="what the files call full intensity, as 255; default: found by their values, and a warning"),
+    ] = None,
+    ground: Annotated[float, typer.Option(help="z of the ground below the sensor in the files, as -1.73 in KITTI")] = 0,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Find objects in point clouds: boxes as JSON, a coloured PLY and a picture of each; goes on where it stopped."""
     with one_line_errors():
         from pointcloud.detection.detect import detect_files
+        from pointcloud.detection.inputs import Inputs
         from pointcloud.detection.shipped import load_detector
 
         set_threads(threads)
         place = find_device(device)
         detector = load_detector(model).to(place)
-        classes = detector.config.head.classes
-        options = {"model": model, "classes": classes, "threshold": threshold, "pictures": pictures}
-        summary = detect_files(files, detector, output, **options)
+        inputs = Inputs(intensity, full_intensity, ground)
+        summary = detect_files(
+            files, detector, output, model=model, threshold=threshold, inputs=inputs, pictures=pictures
+        )
     _print_summary(summary, output)
     if summary.failed:
         raise typer.Exit(1)

@@ -7,12 +7,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
 from pointcloud.boxes import Detections
 from pointcloud.detection.detector import Detector
+from pointcloud.detection.inputs import Inputs
 from pointcloud.detection.pictures import colored, draw
 from pointcloud.detection.scans import SUMMARY, Scan, find_scans
 from pointcloud.files import SUFFIXES, read_points, replacing, write_points
@@ -23,11 +27,15 @@ FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
 
 @dataclass
 class Summary:
-    """How many files were done, done before or failed (with the reason), what was found, and the seconds of it all."""
+    """How many files were done, done before or failed (with the reason), what was found, and the seconds of it all.
+
+    `notes` counts the files of which a kind of thing had to be guessed or looks wrong (see `Inputs`).
+    """
 
     detected: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
     objects: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     elapsed: float = 0.0
@@ -43,6 +51,7 @@ class Summary:
     def add(self, record: dict[str, Any]) -> None:
         """Count what `_detect` has written."""
         self.detected += 1
+        self.notes.update(record["notes"].keys())
         self.objects.update(found["class"] for found in record["detections"])
         self.seconds.update(record["seconds"])
 
@@ -58,25 +67,23 @@ def detect_files(
     output: Path,
     *,
     model: str,
-    classes: Sequence[str],
     threshold: float | None = None,
+    inputs: Inputs | None = None,
     pictures: bool = True,
 ) -> Summary:
     """Write NAME.ply (coloured), NAME.png and, last, NAME.json for every file and every file of every folder.
 
-    A file whose JSON is newer than it, and of the same model and threshold, is skipped. One that fails is said in a
-    line on stderr, and the rest goes on. At the end summary.json is written. ValueError if there is nothing to do,
-    FileNotFoundError if a path does not exist.
+    A file whose JSON is newer than it, and of the same model, threshold and inputs, is skipped. One that fails is said
+    in a line on stderr, and the rest goes on; so is the first of each kind of note. At the end summary.json is written.
+    ValueError if there is nothing to do, FileNotFoundError if a path does not exist.
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
     total = sum(1 for _ in find_scans(paths, output))
     if total == 0:
         raise ValueError(f"no point clouds in {', '.join(map(str, paths))}; accepted: {', '.join(SUFFIXES)}")
     output.mkdir(parents=True, exist_ok=True)
     versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
-    facts = {"model": model, "threshold": threshold, "versions": versions}
+    inputs = inputs or Inputs()
+    facts = {"model": model, "threshold": threshold, "inputs": asdict(inputs), "versions": versions}
     summary, start = Summary(), time.perf_counter()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -86,10 +93,13 @@ def detect_files(
                 if _is_done(scan, facts, pictures):
                     summary.skipped += 1
                 else:
-                    summary.add(_detect(scan, detector, facts, classes, pictures))
+                    record = _detect(scan, detector, inputs, facts, pictures)
+                    for kind in record["notes"].keys() - summary.notes.keys():
+                        _say(console, f"warning: {scan.source}: {record['notes'][kind]} (other such files are counted)")
+                    summary.add(record)
             except Exception as error:  # whatever a file has done to a reader, the others are not to suffer
                 summary.failed[str(scan.source)] = line = _line(scan, error)
-                console.print(f"failed: {line}", markup=False, highlight=False, soft_wrap=True)
+                _say(console, f"failed: {line}")
     summary.elapsed = time.perf_counter() - start
     _write_json(output / f"{SUMMARY}.json", {**facts, **summary.report()})
     return summary
@@ -103,19 +113,18 @@ def _is_done(scan: Scan, facts: dict[str, Any], pictures: bool) -> bool:
     record = json.loads(file.read_text())
     if record.get("file") != str(scan.source):
         raise ValueError(f"{file} is about {record.get('file')}, not {scan.source}; give another output folder")
-    same = all(record.get(name) == facts[name] for name in ("model", "threshold"))
+    same = all(record.get(name) == facts[name] for name in ("model", "threshold", "inputs"))
     newer = file.stat().st_mtime_ns > scan.source.stat().st_mtime_ns
     return same and newer and (scan.output(".png").is_file() or not pictures)
 
 
-def _detect(
-    scan: Scan, detector: Detector, facts: dict[str, Any], classes: Sequence[str], pictures: bool
-) -> dict[str, Any]:
+def _detect(scan: Scan, detector: Detector, inputs: Inputs, facts: dict[str, Any], pictures: bool) -> dict[str, Any]:
     """Write everything about one file; return its record."""
-    times = [time.perf_counter()]
+    classes, times = detector.config.head.classes, [time.perf_counter()]
     cloud = read_points(scan.source)
     times.append(time.perf_counter())
-    found = detector.detect(cloud, facts["threshold"]).cpu()
+    prepared, notes = inputs.prepare(cloud, detector.config.attributes)
+    found = inputs.restore(detector.detect(prepared, facts["threshold"]).cpu())
     times.append(time.perf_counter())
     scan.target.parent.mkdir(parents=True, exist_ok=True)
     write_points(scan.output(".ply"), colored(cloud, found))
@@ -125,7 +134,7 @@ def _detect(
     times.append(time.perf_counter())
     seconds = {stage: round(end - start, 6) for stage, start, end in zip(STAGES, times, times[1:], strict=False)}
     record = {"file": str(scan.source), "points": len(cloud), "origin": cloud.origin, **facts, "seconds": seconds}
-    record["detections"] = _rows(found, classes)
+    record |= {"notes": notes, "detections": _rows(found, classes)}
     _write_json(scan.output(".json"), record)
     return record
 
@@ -138,6 +147,10 @@ def _rows(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
         | {name: round(value, 4) for name, value in zip(FIELDS, box, strict=True)}
         for box, score, label in zip(boxes, scores, labels, strict=True)
     ]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _line(scan: Scan, error: Exception) -> str:

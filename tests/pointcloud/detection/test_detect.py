@@ -37,6 +37,8 @@ OUTPUTS = (".json", ".ply", ".png")
 class FakeDetector:
     """Finds one vehicle where the points are; remembers how many earlier clouds were still alive at each call."""
 
+    config = DSVT_TINY
+
     def __init__(self) -> None:
         self.clouds: list[weakref.ref[PointCloud]] = []
         self.alive: list[int] = []
@@ -67,7 +69,7 @@ def write_las(path: Path) -> None:
 
 def run(paths: list[Path], output: Path, **options: Any) -> Summary:
     detector: Any = options.pop("detector", None) or FakeDetector()
-    return detect_files(paths, detector, output, **{"model": "fake", "classes": CLASSES, "pictures": False, **options})
+    return detect_files(paths, detector, output, **{"model": "fake", "pictures": False, **options})
 
 
 def files_below(folder: Path) -> set[str]:
