@@ -29,6 +29,7 @@ def test_missing_attributes_are_named() -> None:
 
 
 @pytest.mark.parametrize("xyz", [torch.zeros(2, 4), torch.zeros(3), torch.zeros(2, 3).double()])
+@pytest.mark.usefixtures("unchecked")
 def test_xyz_of_another_shape_or_type_is_refused(xyz: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"xyz must be float32 \(points 3\), got"):
         PointCloud(xyz)

@@ -18,7 +18,7 @@ from pointcloud.detection.targets import Targets, draw_heatmap, make_targets, pe
 from pointcloud.voxels import VoxelGrid
 from tests.pointcloud.dsvt.voxel_scenes import random_voxels
 
-GRID = VoxelGrid((-9.6, -4.8, -2), (9.6, 4.8, 4), (0.48, 0.48, 6))  # 40 x 20 cells
+GRID = VoxelGrid((-9.6, -4.8, -2.0), (9.6, 4.8, 4.0), (0.48, 0.48, 6.0))  # 40 x 20 cells
 HEAD = HeadConfig()
 
 

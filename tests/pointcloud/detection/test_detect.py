@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from pointcloud.boxes import Detections
@@ -34,12 +35,12 @@ CLASSES = ("vehicle", "pedestrian", "cyclist")
 OUTPUTS = (".json", ".ply", ".png")
 
 
-class FakeDetector:
+class FakeDetector(Detector):
     """Finds one vehicle where the points are; remembers how many earlier clouds were still alive at each call."""
 
-    config = DSVT_TINY
-
     def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.config = DSVT_TINY
         self.clouds: list[weakref.ref[PointCloud]] = []
         self.alive: list[int] = []
         self.peaks: list[int] = []
@@ -68,7 +69,7 @@ def write_las(path: Path) -> None:
 
 
 def run(paths: list[Path], output: Path, **options: Any) -> Summary:
-    detector: Any = options.pop("detector", None) or FakeDetector()
+    detector = options.pop("detector", None) or FakeDetector()
     return detect_files(paths, detector, output, **{"model": "fake", "pictures": False, **options})
 
 

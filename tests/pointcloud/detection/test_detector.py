@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from pointcloud.boxes import Detections, points_in_boxes
@@ -30,7 +30,7 @@ from pointcloud.voxels import VoxelGrid
 
 SMALL = DetectorConfig(
     DSVTConfig(
-        VoxelGrid((-19.2, -19.2, -2), (19.2, 19.2, 4), (0.96, 0.96, 6)),
+        VoxelGrid((-19.2, -19.2, -2.0), (19.2, 19.2, 4.0), (0.96, 0.96, 6.0)),
         values=4,
         channels=16,
         heads=2,
@@ -202,15 +202,15 @@ def same_weights(one: Detector, other: Detector) -> bool:
     return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
 
 
-class Oracle:
+class Oracle(Detector):
     """Finds every box of the scenes it was made for, and of the first class also one that is not there."""
 
-    config = SMALL
-
     def __init__(self, scenes: list[Scene]) -> None:
+        nn.Module.__init__(self)
+        self.config = SMALL
         self.scenes = {id(scene.cloud): scene for scene in scenes}
 
-    def detect(self, cloud: PointCloud, threshold: float) -> Detections:
+    def detect(self, cloud: PointCloud, threshold: float | None = None) -> Detections:
         scene = self.scenes[id(cloud)]
         wrong = torch.tensor([[90.0, 90, 0, 4, 2, 2, 0]])
         scores = torch.cat([torch.linspace(0.9, 0.5, len(scene.boxes)), torch.tensor([0.95])])
@@ -219,7 +219,7 @@ class Oracle:
 
 def test_evaluation_counts_what_can_be_seen(tmp_path: Path) -> None:
     scenes = small_scenes(1)
-    results = evaluate(Oracle(scenes), iter(scenes), 0.7)  # pyright: ignore[reportArgumentType]
+    results = evaluate(Oracle(scenes), iter(scenes), 0.7)
     seen = [int((scenes[0].visible & (scenes[0].classes == label)).sum()) for label in range(3)]
     assert [result.truths for result in results.values()] == seen and seen[0] > 1 and seen[2] > 0
     vehicles = results["vehicle"].curve.average_precision

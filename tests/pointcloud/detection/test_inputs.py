@@ -42,7 +42,7 @@ def test_intensities_of_other_units_are_divided(full: int) -> None:
     assert (
         torch.allclose(prepared.attributes["intensity"], values / full) and f"up to {full}" in notes["full intensity"]
     )
-    prepared, notes = Inputs(full_intensity=2 * full).prepare(cloud(intensity=values), ("intensity",))
+    prepared, notes = Inputs(full_intensity=2.0 * full).prepare(cloud(intensity=values), ("intensity",))
     assert torch.allclose(prepared.attributes["intensity"], values / (2 * full)) and not notes
 
 
@@ -65,10 +65,10 @@ def test_another_ground_is_said_and_taken_off() -> None:
 
 
 def test_intensities_that_none_can_have_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"intensity must be in \[0, 1\], got 2"):
-        Inputs(intensity=2)
-    with pytest.raises(ValueError, match="full_intensity must be above 0, got 0"):
-        Inputs(full_intensity=0)
+    with pytest.raises(ValueError, match=r"intensity must be in \[0, 1\], got 2.0"):
+        Inputs(intensity=2.0)
+    with pytest.raises(ValueError, match="full_intensity must be above 0, got 0.0"):
+        Inputs(full_intensity=0.0)
 
 
 def test_the_command_looks_at_scans_unlike_its_own(tmp_path: Path) -> None:

@@ -272,6 +272,7 @@ def test_clear_errors() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_blocks_compile_without_a_break() -> None:
     model = DSVT(FLAT).eval()
     block: Any = model.stage_0[0]  # pyright: ignore[reportIndexIssue]

@@ -73,7 +73,7 @@ def test_roads_have_lanes() -> None:
 
 
 def test_rays_meet_flat_ground_where_trigonometry_says() -> None:
-    lidar = Lidar(beams=6, azimuths=32, lowest=-25, highest=0, noise=0, dropout=0)
+    lidar = Lidar(beams=6, azimuths=32, lowest=-25.0, highest=0.0, noise=0.0, dropout=0.0)
     flat = Ground(np.zeros((1, 4)), ()).mesh()
     returns = scan(flat, lidar, np.random.default_rng(0))
     away = 1.8 / np.tan(np.radians([25, 20, 15, 10, 5]))
@@ -85,11 +85,11 @@ def test_rays_meet_flat_ground_where_trigonometry_says() -> None:
 
 def test_noise_is_along_the_ray_and_far_returns_are_lost_more_often() -> None:
     mesh = join([Ground(np.zeros((1, 4)), ()).mesh()])[0]
-    exact = scan(mesh, Lidar(beams=16, highest=-2, noise=0, dropout=0), np.random.default_rng(0))
-    noisy = scan(mesh, Lidar(beams=16, highest=-2, noise=0.02, dropout=0), np.random.default_rng(0))
+    exact = scan(mesh, Lidar(beams=16, highest=-2.0, noise=0.0, dropout=0.0), np.random.default_rng(0))
+    noisy = scan(mesh, Lidar(beams=16, highest=-2.0, noise=0.02, dropout=0.0), np.random.default_rng(0))
     error = np.linalg.norm(noisy.xyz - [0, 0, 1.8], axis=1) - np.linalg.norm(exact.xyz - [0, 0, 1.8], axis=1)
     assert error.std() == pytest.approx(0.02, rel=0.05) and abs(error.mean()) < 1e-3
-    kept = scan(mesh, Lidar(beams=16, highest=-2, noise=0), np.random.default_rng(0))
+    kept = scan(mesh, Lidar(beams=16, highest=-2.0, noise=0.0), np.random.default_rng(0))
     near, far = ((np.hypot(*part.xyz[:, :2].T) < 10).sum() for part in (kept, exact))
     assert near / far == pytest.approx(0.94, abs=0.02)
     assert (len(kept.xyz) - near) / (len(exact.xyz) - far) < near / far - 0.02
@@ -131,6 +131,7 @@ def test_workers_share_a_split_and_splits_share_nothing(monkeypatch: pytest.Monk
         assert same(scene, make_scene(3 + number, COARSE))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_said_in_a_line() -> None:
     with pytest.raises(ValueError, match="accepted: 'training', 'evaluation'"):
         DrivingScenes("test", 1)  # pyright: ignore[reportArgumentType]
