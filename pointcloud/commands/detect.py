@@ -72,7 +72,7 @@ def _table(summary: Summary) -> Table:
 
     from pointcloud.detection.detect import STAGES
 
-    table = Table("stage", "ms per scan", caption=f"{summary.scans_per_second:.1f} scans/s")
+    table = Table("stage", "ms per scan", caption=f"{summary.scans_per_second} scans/s")
     for stage in STAGES:
         table.add_row(stage, f"{summary.milliseconds(stage):.1f}")
     table.add_row("all", f"{sum(map(summary.milliseconds, STAGES)):.1f}")

@@ -29,7 +29,8 @@ FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
 class Summary:
     """How many files were done, done before or failed (with the reason), what was found, and the seconds of it all.
 
-    `notes` counts the files of which a kind of thing had to be guessed or looks wrong (see `Inputs`).
+    `notes` counts the files of which something had to be guessed or looks wrong, by kind (see `Inputs`). Notes, objects
+    and seconds are those of files done before, too; a speed is known only of files done now.
     """
 
     detected: int = 0
@@ -41,16 +42,15 @@ class Summary:
     elapsed: float = 0.0
 
     @property
-    def scans_per_second(self) -> float:
-        return self.detected / self.elapsed if self.elapsed else 0.0
+    def scans_per_second(self) -> float | None:
+        return round(self.detected / self.elapsed, 3) if self.detected else None
 
     def milliseconds(self, stage: str) -> float:
-        """Return the mean time of a stage for a scan detected in this run."""
-        return 1000 * self.seconds[stage] / max(self.detected, 1)
+        """Return the mean time of a stage for a scan."""
+        return 1000 * self.seconds[stage] / max(self.detected + self.skipped, 1)
 
     def add(self, record: dict[str, Any]) -> None:
         """Count what `_detect` has written."""
-        self.detected += 1
         self.notes.update(record["notes"].keys())
         self.objects.update(found["class"] for found in record["detections"])
         self.seconds.update(record["seconds"])
@@ -58,7 +58,7 @@ class Summary:
     def report(self) -> dict[str, Any]:
         """Return it with times per scan, for JSON."""
         milliseconds = {stage: round(self.milliseconds(stage), 3) for stage in STAGES}
-        return {**vars(self), "milliseconds": milliseconds, "scans_per_second": round(self.scans_per_second, 3)}
+        return {**vars(self), "milliseconds": milliseconds, "scans_per_second": self.scans_per_second}
 
 
 def detect_files(
@@ -73,9 +73,9 @@ def detect_files(
 ) -> Summary:
     """Write NAME.ply (coloured), NAME.png and, last, NAME.json for every file and every file of every folder.
 
-    A file whose JSON is newer than it, and of the same model, threshold and inputs, is skipped. One that fails is said
-    in a line on stderr, and the rest goes on; so is the first of each kind of note. At the end summary.json is written.
-    ValueError if there is nothing to do, FileNotFoundError if a path does not exist.
+    A file is skipped if its JSON is of its size and time, of the same weights, threshold and inputs. One that fails is
+    said in a line on stderr, and the rest goes on; so is the first of each kind of note. At the end summary.json is
+    written. ValueError if there is nothing to do, FileNotFoundError if a path does not exist.
     """
     total = sum(1 for _ in find_scans(paths, output))
     if total == 0:
@@ -83,48 +83,58 @@ def detect_files(
     output.mkdir(parents=True, exist_ok=True)
     versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
     inputs = inputs or Inputs()
-    facts = {"model": model, "threshold": threshold, "inputs": asdict(inputs), "versions": versions}
+    facts = {"model": model, "weights": detector.fingerprint(), "threshold": threshold, "inputs": asdict(inputs)}
     summary, start = Summary(), time.perf_counter()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for scan in progress.track(find_scans(paths, output), total, description="scans"):
             try:
-                if _is_done(scan, facts, pictures):
+                asked = facts | _state(scan)
+                record = _earlier(scan, asked, pictures)
+                if record is not None:
                     summary.skipped += 1
                 else:
-                    record = _detect(scan, detector, inputs, facts, pictures)
-                    for kind in record["notes"].keys() - summary.notes.keys():
-                        _say(console, f"warning: {scan.source}: {record['notes'][kind]} (other such files are counted)")
-                    summary.add(record)
+                    record = _detect(scan, detector, inputs, asked | {"versions": versions}, pictures)
+                    summary.detected += 1
+                for kind in record["notes"].keys() - summary.notes.keys():
+                    _say(console, f"warning: {scan.source}: {record['notes'][kind]} (other such files are counted)")
+                summary.add(record)
             except Exception as error:  # whatever a file has done to a reader, the others are not to suffer
                 summary.failed[str(scan.source)] = line = _line(scan, error)
                 _say(console, f"failed: {line}")
     summary.elapsed = time.perf_counter() - start
-    _write_json(output / f"{SUMMARY}.json", {**facts, **summary.report()})
+    _write_json(output / f"{SUMMARY}.json", {**facts, "versions": versions, **summary.report()})
     return summary
 
 
-def _is_done(scan: Scan, facts: dict[str, Any], pictures: bool) -> bool:
-    """Return whether a file needs no more work; ValueError if another one has its place."""
-    file = scan.output(".json")
-    if not file.is_file():
-        return False
-    record = json.loads(file.read_text())
-    if record.get("file") != str(scan.source):
-        raise ValueError(f"{file} is about {record.get('file')}, not {scan.source}; give another output folder")
-    same = all(record.get(name) == facts[name] for name in ("model", "threshold", "inputs"))
-    newer = file.stat().st_mtime_ns > scan.source.stat().st_mtime_ns
-    return same and newer and (scan.output(".png").is_file() or not pictures)
+def _state(scan: Scan) -> dict[str, Any]:
+    """Return what tells a file from another that takes its place, whichever is the older one."""
+    about = scan.source.stat()
+    return {"file": str(scan.source), "bytes": about.st_size, "modified": about.st_mtime_ns}
 
 
-def _detect(scan: Scan, detector: Detector, inputs: Inputs, facts: dict[str, Any], pictures: bool) -> dict[str, Any]:
+def _earlier(scan: Scan, asked: dict[str, Any], pictures: bool) -> dict[str, Any] | None:
+    """Return the record of an earlier run that was asked the same; ValueError if another file has its place."""
+    try:
+        record = json.loads(scan.output(".json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    if record.get("file") != asked["file"]:
+        raise ValueError(
+            f"{scan.output('.json')} is about {record.get('file')}, not {scan.source}; give another output folder"
+        )
+    whole = scan.output(".ply").is_file() and (scan.output(".png").is_file() or not pictures)
+    return record if whole and record.items() >= asked.items() else None
+
+
+def _detect(scan: Scan, detector: Detector, inputs: Inputs, asked: dict[str, Any], pictures: bool) -> dict[str, Any]:
     """Write everything about one file; return its record."""
     classes, times = detector.config.head.classes, [time.perf_counter()]
     cloud = read_points(scan.source)
     times.append(time.perf_counter())
     prepared, notes = inputs.prepare(cloud, detector.config.attributes)
-    found = inputs.restore(detector.detect(prepared, facts["threshold"]).cpu())
+    found = inputs.restore(detector.detect(prepared, asked["threshold"]).cpu())
     times.append(time.perf_counter())
     scan.target.parent.mkdir(parents=True, exist_ok=True)
     write_points(scan.output(".ply"), colored(cloud, found))
@@ -133,8 +143,8 @@ def _detect(scan: Scan, detector: Detector, inputs: Inputs, facts: dict[str, Any
             draw(cloud, found, temporary, classes)
     times.append(time.perf_counter())
     seconds = {stage: round(end - start, 6) for stage, start, end in zip(STAGES, times, times[1:], strict=False)}
-    record = {"file": str(scan.source), "points": len(cloud), "origin": cloud.origin, **facts, "seconds": seconds}
-    record |= {"notes": notes, "detections": _rows(found, classes)}
+    record = {"points": len(cloud), "origin": cloud.origin, "seconds": seconds, "notes": notes}
+    record = asked | record | {"detections": _rows(found, classes)}
     _write_json(scan.output(".json"), record)
     return record
 

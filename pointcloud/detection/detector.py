@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -74,6 +75,11 @@ class Detector(nn.Module):
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with replacing(path) as temporary:
             temporary.write_bytes(save(state, {"config": self.config.to_json()}))
+
+    def fingerprint(self) -> str:
+        """Return 16 digits that change with weights and configuration, and not with the device."""
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return sha256(save(state, {"config": self.config.to_json()})).hexdigest()[:16]
 
     @classmethod
     def load(cls, path: str | Path, config: DetectorConfig | None = None) -> Detector:

@@ -164,11 +164,46 @@ def test_only_what_is_new_is_done_again(tmp_path: Path) -> None:
     os.utime(scans / "b.ply", ns=(later, later))
     again = run([scans], output)
     assert (again.detected, again.skipped) == (1, 2)
-    os.utime(scans / "b.ply", ns=(0, 0))
+    os.utime(scans / "b.ply", ns=(0, 0))  # what `cp -p` does with an older scan
+    assert run([scans], output).detected == 1
+    (output / "c.ply").unlink()
+    (output / "a.json").write_text("")  # a full disk, before it was an error
+    assert run([scans], output).detected == 2
     assert run([scans], output, threshold=0.5).detected == 3
     assert run([scans], output, threshold=0.5, model="other").detected == 3
     pictures = run([scans], output, threshold=0.5, model="other", pictures=True)
     assert pictures.detected == 3 and pictures.objects == {"vehicle": 3}
+
+
+def test_a_model_that_changes_under_its_name_is_asked_again(tmp_path: Path) -> None:
+    write_points(tmp_path / "a.ply", points())
+    detector = FakeDetector()
+    detector.scale = nn.Parameter(torch.ones(1))
+    assert run([tmp_path / "a.ply"], tmp_path / "out", detector=detector).detected == 1
+    assert run([tmp_path / "a.ply"], tmp_path / "out", detector=detector).skipped == 1
+    detector.scale.data += 1
+    assert run([tmp_path / "a.ply"], tmp_path / "out", detector=detector).detected == 1
+
+
+def test_a_run_that_finds_all_done_keeps_the_sums(tmp_path: Path) -> None:
+    write_points(tmp_path / "a.ply", points())
+    np.savetxt(tmp_path / "b.xyz", points().xyz)
+    files, output = [tmp_path / "a.ply", tmp_path / "b.xyz"], tmp_path / "out"
+    run(files, output)
+    first = json.loads((output / "summary.json").read_text())
+    run(files, output)
+    second = json.loads((output / "summary.json").read_text())
+    assert (first["detected"], first["skipped"], second["detected"], second["skipped"]) == (2, 0, 0, 2)
+    assert first["objects"] == {"vehicle": 2} and first["notes"] == {"intensity": 1} and first["seconds"]["write"] > 0
+    for name in ("objects", "notes", "seconds", "milliseconds"):
+        assert second[name] == first[name]
+    assert first["scans_per_second"] > 0 and second["scans_per_second"] is None
+
+
+def test_a_name_that_rich_would_draw_is_said_as_it_is(tmp_path: Path, capsys) -> None:
+    (tmp_path / ":warning:[bold].bin").write_bytes(b"cut short")
+    run([tmp_path / ":warning:[bold].bin"], tmp_path / "out")
+    assert f"failed: {tmp_path}/:warning:[bold].bin has 9 bytes" in capsys.readouterr().err
 
 
 def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
