@@ -23,7 +23,8 @@ def decode(
 
     The `most_peaks` highest cells that are the largest of their 3x3 neighbours and at least `peak_threshold` become
     boxes. Their score is peak^(1 - a) IoU^a (CIA-SSD, arXiv 2012.03015), IoU predicted, a the class's rectifier. Those
-    below `threshold` (by default `score_threshold`) go, then those that a better one of their class overlaps.
+    below `threshold` (by default `score_threshold`) go, then those that a better one of their class overlaps. A
+    `threshold` that lower peaks than `peak_threshold` can reach lets these through.
     """
     heatmap = outputs["heatmap"].sigmoid()
     peaks = heatmap * (F.max_pool2d(heatmap, 3, 1, 1) == heatmap)
@@ -36,13 +37,21 @@ def decode(
     power = best.new_tensor(config.rectifier)[labels]
     scores = best ** (1 - power) * iou**power
     least = config.score_threshold if threshold is None else threshold
+    lowest = best.new_tensor([_lowest_peak(config, a, threshold) for a in config.rectifier])[labels]
     found = []
     for number in range(len(peaks)):
-        high = (scores[number] >= least) & (best[number] >= config.peak_threshold)
+        high = (scores[number] >= least) & (best[number] >= lowest[number])
         cells = torch.stack([y[number], x[number]], 1)[high]
         boxes = to_boxes(values[number][high], cells, grid)
         found.append(_suppress(Detections(boxes, scores[number][high], labels[number][high]), config))
     return found
+
+
+def _lowest_peak(config: HeadConfig, rectifier: float, threshold: float | None) -> float:
+    """Return the least peak of a class to look at: one with a predicted IoU of 1 has the score peak^(1 - a)."""
+    if threshold is None:
+        return config.peak_threshold
+    return min(config.peak_threshold, threshold ** (1 / (1 - rectifier)) if rectifier < 1 else 0.0)
 
 
 def _suppress(found: Detections, config: HeadConfig) -> Detections:

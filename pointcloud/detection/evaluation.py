@@ -23,12 +23,12 @@ class ClassResult:
 
 
 def evaluate(
-    detector: Detector, scenes: Iterable[Scene], iou: float = 0.5, threshold: float = 0.0
+    detector: Detector, scenes: Iterable[Scene], iou: float = 0.5, threshold: float | None = None
 ) -> dict[str, ClassResult]:
     """Return for each class how its boxes are found on scenes, which are gone through once.
 
     A detection is right if it overlaps a true box by `iou`, seen from above. Boxes with too few points are ignored:
-    to find one is neither right nor wrong. Detections below `threshold` are left out.
+    to find one is neither right nor wrong. Detections below `threshold` (by default the model's) are left out.
     """
     classes = detector.config.head.classes
     predictions, truths = ([[] for _ in classes] for _ in range(2))

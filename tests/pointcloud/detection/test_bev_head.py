@@ -185,6 +185,8 @@ def test_scores_are_rectified_by_the_predicted_overlap() -> None:
     outputs["heatmap"][:, 0] -= 4.0  # vehicles have peaks of 0.07, but scores of 0.27
     assert set(decode(outputs, HEAD, GRID)[0].labels.tolist()) == {1, 2}
     assert len(decode(outputs, HeadConfig(peak_threshold=0.05), GRID)[0].boxes) == 4
+    assert len(decode(outputs, HEAD, GRID, threshold=0.25)[0].boxes) == 4  # what was asked for is not held back
+    assert len(decode(outputs, HEAD, GRID, threshold=0.3)[0].boxes) == 2
     few = HeadConfig(most_peaks=1, peak_threshold=0.05)
     assert len(decode(outputs, few, GRID)[0].boxes) == 1
 
