@@ -186,6 +186,15 @@ def test_a_stray_point_far_away_moves_no_scan(tmp_path: Path) -> None:
     assert read_points(tmp_path / "a.bin").origin == (0, 0, 0)
 
 
+def test_two_points_at_the_origin_move_no_survey(tmp_path: Path) -> None:
+    table = draw(3).astype(np.float64) + MAP
+    table[[3, 8]] = 0
+    np.save(tmp_path / "a.npy", table)
+    cloud = read_points(tmp_path / "a.npy")
+    error = np.abs(cloud.xyz.double().numpy() + cloud.origin - table).max(1)
+    assert cloud.origin[:2] != (0, 0) and np.delete(error, [3, 8]).max() < 1e-4 and error.max() < 0.3
+
+
 @pytest.mark.parametrize("suffix", [".las", ".laz"])
 def test_las_cut_short(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
