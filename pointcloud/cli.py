@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import typer
 
-from pointcloud.commands_detect import detect
-from pointcloud.commands_train import evaluate, train
+from pointcloud.commands.detect import detect
+from pointcloud.commands.evaluate_detect import evaluate_detect
+from pointcloud.commands.info import info
+from pointcloud.commands.train_detect import train_detect
 
 app = typer.Typer(help="Sparse 3D networks on point clouds.", no_args_is_help=True, pretty_exceptions_show_locals=False)
+train = typer.Typer(help="Train a network on scenes made on the fly.", no_args_is_help=True)
+evaluate = typer.Typer(help="Measure a network on scenes it was not trained on.", no_args_is_help=True)
+
+
+@train.callback()
+@evaluate.callback()
+def _group() -> None:
+    # With a callback, a group of one command is still called by the command's name.
+    pass
+
+
 app.command()(detect)
+app.command()(info)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
-
-
-@app.command()
-def info() -> None:
-    """Show devices, versions, and which sparse convolution runs on each device and why."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from pointcloud.information import environment
-
-    table = Table()
-    for column in ("what", "here"):
-        table.add_column(column, overflow="fold")
-    for row in environment():
-        table.add_row(*row)
-    Console(markup=False).print(table)  # [points] is no style
+train.command("detect")(train_detect)
+evaluate.command("detect")(evaluate_detect)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,7 @@ def scatter_softmax(
     return (powers / _sum(powers, group, groups)[group]).to(values.dtype)
 
 
+@no_type_check  # a compiler follows an autograd function into its own code, not into a check around it
 class _Maximum(torch.autograd.Function):
     """The maximum of each group.
 

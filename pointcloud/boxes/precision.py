@@ -26,8 +26,8 @@ class PrecisionRecall:
 
 
 def average_precision(
-    predictions: Sequence[tuple[Float[Tensor, "boxes 7"], Float[Tensor, " boxes"]]],
-    truths: Sequence[tuple[Float[Tensor, "boxes 7"], Bool[Tensor, " boxes"]]],
+    predictions: Sequence[tuple[Float[Tensor, "_ 7"], Float[Tensor, " _"]]],
+    truths: Sequence[tuple[Float[Tensor, "_ 7"], Bool[Tensor, " _"]]],
     threshold: float = 0.5,
     overlaps: Callable[[Tensor, Tensor], Tensor] = overlaps_bev,
 ) -> PrecisionRecall:

@@ -2,6 +2,7 @@
 
 from pointcloud.files.binary import read_labels
 from pointcloud.files.read import SUFFIXES, read_points
+from pointcloud.files.replacing import replacing
 from pointcloud.files.write import write_points
 
-__all__ = ["SUFFIXES", "read_labels", "read_points", "write_points"]
+__all__ = ["SUFFIXES", "read_labels", "read_points", "replacing", "write_points"]

@@ -38,7 +38,7 @@ def write_kitti(path: Path, cloud: PointCloud) -> None:
     """Write x y z intensity; ValueError without an intensity, or with an origin that float32 cannot hold."""
     if any(cloud.origin):
         raise ValueError(f"a KITTI file has no place for the origin {cloud.origin}; write .ply or .npy")
-    cloud.values(("intensity",)).cpu().numpy().astype("<f4").tofile(path)
+    path.write_bytes(cloud.values(("intensity",)).cpu().numpy().astype("<f4").tobytes())
 
 
 def read_labels(path: str | Path, points: int | None = None) -> tuple[Int[Tensor, " points"], Int[Tensor, " points"]]:

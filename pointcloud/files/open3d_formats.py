@@ -1,4 +1,4 @@
-"""PLY and PCD, with their attributes, by open3d."""
+"""Read PLY and PCD, with their attributes, by open3d."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pointcloud.import_open3d import import_open3d
-from pointcloud.points import PointCloud
 
 OURS = {"colors": "color", "normals": "normal"}
 
@@ -54,20 +52,3 @@ def _unit(name: str, column: np.ndarray) -> np.ndarray:
     if name == "colors" and column.dtype.kind == "u":
         column = column / np.iinfo(column.dtype).max
     return column[:, 0] if column.shape[1:] == (1,) else column
-
-
-def write_ply(path: Path, cloud: PointCloud) -> None:
-    """Write a binary PLY: colours as bytes, whole numbers as int32, coordinates as float64 if there is an origin."""
-    open3d = import_open3d()
-    xyz = cloud.xyz.cpu().numpy()
-    written = open3d.t.geometry.PointCloud(xyz + np.asarray(cloud.origin) if any(cloud.origin) else xyz)
-    theirs = {ours: name for name, ours in OURS.items()}
-    for name, column in cloud.attributes.items():
-        if name == "color":
-            column = (column.clamp(0, 1) * 255).round().to(torch.uint8)
-        else:
-            column = column.to(torch.float32 if column.is_floating_point() else torch.int32)
-        array = np.ascontiguousarray(column.cpu().numpy())
-        written.point[theirs.get(name, name)] = array[:, None] if array.ndim == 1 else array
-    if not open3d.t.io.write_point_cloud(str(path), written):
-        raise OSError(f"open3d could not write {path}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pointcloud.files.binary import read_scan
@@ -30,9 +31,9 @@ FAR = 8192.0
 def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
     """Return the points of a file whose name ends with one of `SUFFIXES`.
 
-    Floats become float32, whole numbers int64. An axis on which every point is more than 8192 m away (map
-    coordinates) is counted from an `origin` at its least whole metre. `layout` ("kitti" or "nuscenes") overrides what
-    the name says. FileNotFoundError without the file; ValueError if it has another name, is cut short or empty, or has
+    Floats become float32, whole numbers int64. An axis on which most points are more than 8192 m away (map coordinates)
+    is counted from an `origin` at the least whole metre of these. `layout` ("kitti" or "nuscenes") overrides what the
+    name says. FileNotFoundError without the file; ValueError if it has another name, is cut short or empty, or has
     numbers that are NaN or infinite.
     """
     path = Path(path)
@@ -45,10 +46,17 @@ def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
         bad = ~np.isfinite(column).reshape(len(xyz), -1).all(1)
         if bad.any():
             raise ValueError(f"{path} has NaN or infinity in {name} of {bad.sum()} of {len(xyz)} points; remove them")
-    origin = np.where(np.abs(xyz).min(0) > FAR, np.floor(xyz.min(0)), 0.0)
     tensors = {name: _tensor(column) for name, column in attributes.items()}
-    x, y, z = origin.tolist()
-    return PointCloud(_tensor(xyz - origin), tensors, (x, y, z))
+    x, y, z = (_origin(column) for column in xyz.T)
+    return PointCloud(_tensor(xyz - np.array([x, y, z])), tensors, (x, y, z))
+
+
+def _origin(column: Float[np.ndarray, " points"]) -> float:
+    """Return where an axis is counted from; a few points at 0 or far off, as some scanners write, move no others."""
+    middle = np.median(column)
+    if abs(middle) <= FAR:
+        return 0.0
+    return float(np.floor(column[np.abs(column - middle) <= FAR].min()))
 
 
 def _read(path: Path, layout: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from itertools import takewhile
 from pathlib import Path
@@ -33,8 +34,9 @@ def write_npy(path: Path, cloud: PointCloud) -> None:
     if any(cloud.origin):
         table = table.astype(np.float64)
         table[:, :3] += cloud.origin
-    with path.open("wb") as file:
-        np.save(file, table)
+    whole = io.BytesIO()
+    np.save(whole, table)
+    path.write_bytes(whole.getbuffer())
 
 
 def read_xyz(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:

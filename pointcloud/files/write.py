@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pointcloud.files.binary import write_kitti
-from pointcloud.files.open3d_formats import write_ply
+from pointcloud.files.ply import write_ply
+from pointcloud.files.replacing import replacing
 from pointcloud.files.tables import write_npy
 from pointcloud.points import PointCloud
 
@@ -27,9 +27,5 @@ def write_points(path: str | Path, cloud: PointCloud) -> None:
         raise FileNotFoundError(f"there is no folder {path.parent}; make it first")
     if len(cloud) == 0:
         raise ValueError(f"there are no points to write to {path}")
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
+    with replacing(path) as temporary:
         WRITERS[suffix](temporary, cloud)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

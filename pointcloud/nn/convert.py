@@ -26,6 +26,10 @@ def convert(network: Network, to: str = "pointcloud") -> Network:
 
     Done in place and returned: parameters, hooks and names stay, so that optimisers and checkpoints go on. Subclasses
     of spconv's layers are left alone. ValueError on any other `to`.
+
+    Two oddities of spconv stay, on every device, as its checkpoints depend on them. A convolution with kernel 1 and
+    stride 1 multiplies by its weight (out, 1, .., in) viewed, not transposed, as (in, out): the same numbers elsewhere.
+    An inverse convolution with kernel 1 does not invert: its output stays at the coordinates of its input.
     """
     if to not in ("pointcloud", "spconv"):
         raise ValueError(f"to is {to!r}; accepted: 'pointcloud', 'spconv'")

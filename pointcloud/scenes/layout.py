@@ -64,36 +64,40 @@ def _clutter_form(random: Random) -> Form:
     return BLOCK, (random.uniform(4, 12), random.uniform(0.1, 0.3), random.uniform(0.9, 2))  # a fence
 
 
+def _sign(random: Random) -> float:
+    return float(random.choice([-1, 1]))
+
+
 def _along(road: Road, side: float) -> float:
     """Return the heading of traffic that keeps to the right."""
     return road.angle if side < 0 else road.angle + np.pi
 
 
 def _vehicle_side(road: Road, random: Random) -> tuple[float, float]:
-    sign, kind = random.choice([-1, 1]), random.random()
+    sign, kind = _sign(random), random.random()
     if kind < 0.55:
         side = sign * LANE * (random.integers(round(road.half_width / LANE)) + 0.5) + random.normal(0, 0.15)
         return side, _along(road, side) + random.normal(0, 0.04)
     if kind < 0.85:  # parked at the kerb
         return sign * (road.half_width + 1.3), _along(road, sign) + random.normal(0, 0.02)
-    return sign * (road.half_width + 3.0), road.angle + random.choice([-1, 1]) * np.pi / 2 + random.normal(0, 0.05)
+    return sign * (road.half_width + 3.0), road.angle + _sign(random) * np.pi / 2 + random.normal(0, 0.05)
 
 
 def _pedestrian_side(road: Road, random: Random) -> tuple[float, float]:
     crossing = random.random() < 0.2
     inner, outer = (0, road.half_width) if crossing else (road.half_width + 0.5, road.half_width + 7)
-    return random.choice([-1, 1]) * random.uniform(inner, outer), random.uniform(-np.pi, np.pi)
+    return _sign(random) * random.uniform(inner, outer), random.uniform(-np.pi, np.pi)
 
 
 def _cyclist_side(road: Road, random: Random) -> tuple[float, float]:
-    side = random.choice([-1, 1]) * (road.half_width - random.uniform(-1.5, 1))
+    side = _sign(random) * (road.half_width - random.uniform(-1.5, 1))
     return side, _along(road, side) + random.normal(0, 0.15)
 
 
 def _roadside(inner: float, outer: float) -> Callable[[Road, Random], tuple[float, float]]:
     def side(road: Road, random: Random) -> tuple[float, float]:
         away = road.half_width + random.uniform(inner, outer)
-        return random.choice([-1, 1]) * away, road.angle + random.normal(0, 0.1)
+        return _sign(random) * away, road.angle + random.normal(0, 0.1)
 
     return side
 
@@ -103,9 +107,9 @@ KINDS = (
     (0, _vehicle_form, _vehicle_side, 4, 20, REACH),
     (1, _pedestrian_form, _pedestrian_side, 2, 15, REACH),
     (2, _cyclist_form, _cyclist_side, 0, 6, REACH),
-    (-1, _building_form, _roadside(11, 22), 2, 8, 60.0),
-    (-1, _pole_form, _roadside(0.4, 3), 2, 12, 50.0),
-    (-1, _clutter_form, _roadside(2, 9), 4, 20, 50.0),
+    (-1, _building_form, _roadside(11.0, 22.0), 2, 8, 60.0),
+    (-1, _pole_form, _roadside(0.4, 3.0), 2, 12, 50.0),
+    (-1, _clutter_form, _roadside(2.0, 9.0), 4, 20, 50.0),
 )
 
 

@@ -113,6 +113,7 @@ def test_softmax_sums_to_one_and_bears_large_values(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own compiler
+@pytest.mark.usefixtures("unchecked")
 def test_compiles_without_a_break() -> None:
     def work(x: Tensor) -> Tensor:
         reduced = scatter(x, GROUP, GROUPS, "mean") + scatter(x, GROUP, GROUPS, "max")
@@ -123,6 +124,7 @@ def test_compiles_without_a_break() -> None:
     assert torch.allclose(compiled(draw(2)), work(draw(2)), atol=1e-12)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused() -> None:
     values = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"in \[0, 2\), got 0 to 2"):

@@ -123,6 +123,7 @@ def test_grids_that_do_not_fit_are_refused(
         VoxelGrid((0.0, 0.0, 0.0), upper, size)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_points_are_refused() -> None:
     points, batch = draw()
     points[5, 1] = torch.nan

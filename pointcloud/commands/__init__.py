@@ -1,0 +1,1 @@
+"""The commands of `pointcloud`, one a file."""

@@ -1,0 +1,79 @@
+"""The command that finds objects in files of points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pointcloud.detection.detect import Summary
+
+
+def detect(
+    files: Annotated[list[Path], typer.Argument(help="files of points, or folders of them")],
+    model: Annotated[str, typer.Option(help="name of a model that comes with the package, or a .safetensors file")] = (
+        "dsvt-tiny"
+    ),
+    output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("detections"),
+    pictures: Annotated[bool, typer.Option(help="draw a PNG of each file")] = True,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="least score of a detection; default: the model's")
+    ] = None,
+    intensity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="intensity of points in files that have none; default: 0.15, and a warning"),
+    ] = None,
+    full_intensity: Annotated[
+        float | None,
+        typer.Option(help="what the files call full intensity, as 255; default: found by their values, and a warning"),
+    ] = None,
+    ground: Annotated[float, typer.Option(help="z of the ground below the sensor in the files, as -1.73 in KITTI")] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Find objects in point clouds: boxes as JSON, a coloured PLY and a picture of each; goes on where it stopped."""
+    with one_line_errors():
+        from pointcloud.detection.detect import detect_files
+        from pointcloud.detection.inputs import Inputs
+        from pointcloud.detection.shipped import load_detector
+
+        set_threads(threads)
+        place = find_device(device)
+        detector = load_detector(model).to(place)
+        inputs = Inputs(intensity, full_intensity, ground)
+        summary = detect_files(
+            files, detector, output, model=model, threshold=threshold, inputs=inputs, pictures=pictures
+        )
+    _print_summary(summary, output)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _print_summary(summary: Summary, output: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if summary.detected:
+        console.print(_table(summary))
+    found = ", ".join(f"{count} {name}" for name, count in sorted(summary.objects.items())) or "nothing"
+    counts = f"{summary.detected} detected, {summary.skipped} done before, {len(summary.failed)} failed"
+    typer.echo(f"{counts}; found: {found}")
+    typer.echo(f"wrote {output}")
+
+
+def _table(summary: Summary) -> Table:
+    from rich.table import Table
+
+    from pointcloud.detection.detect import STAGES
+
+    table = Table("stage", "ms per scan", caption=f"{summary.scans_per_second} scans/s")
+    for stage in STAGES:
+        table.add_row(stage, f"{summary.milliseconds(stage):.1f}")
+    table.add_row("all", f"{sum(map(summary.milliseconds, STAGES)):.1f}")
+    return table

@@ -1,0 +1,34 @@
+"""The command `evaluate detect`: a detector's average precision on scenes it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+
+
+def evaluate_detect(
+    model: Annotated[str, typer.Argument(help="name of a shipped model, or a .safetensors file")] = "dsvt-tiny",
+    output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("evaluation"),
+    scenes: Annotated[int, typer.Option(min=1, help="how many evaluation scenes")] = 200,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="overlap from above of a right detection")] = 0.5,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Print the average precision of each class; write it as JSON with the precision-recall curves as PNG."""
+    with one_line_errors():
+        from pointcloud.detection.evaluation import evaluate, write_results
+        from pointcloud.detection.shipped import load_detector
+        from pointcloud.scenes import DrivingScenes
+
+        set_threads(threads)
+        place = find_device(device)
+        detector = load_detector(model).to(place)
+        results = evaluate(detector, DrivingScenes("evaluation", scenes), iou)
+        for name, result in results.items():
+            typer.echo(f"{name}: average precision {result.curve.average_precision:.3f} of {result.truths} boxes")
+        for file in write_results(results, output, model=model, scenes=scenes, iou=iou):
+            typer.echo(f"wrote {file}")

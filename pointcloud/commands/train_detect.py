@@ -1,0 +1,34 @@
+"""The command `train detect`: a detector on ray-cast driving scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+
+
+def train_detect(
+    output: Annotated[Path, typer.Option(help="folder of checkpoint and weights; a run goes on where one stopped")],
+    steps: Annotated[int, typer.Option(min=1, help="steps in all")] = 4000,
+    batch: Annotated[int, typer.Option(min=1, help="scenes a step")] = 2,
+    learning_rate: Annotated[float, typer.Option(min=0, help="at the peak of its one cycle")] = 3e-3,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="compute in bfloat16: fast with AVX512_BF16")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="processes that make scenes")] = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Train dsvt-tiny; its weights are written every 100 steps."""
+    with one_line_errors():
+        from pointcloud.detection.training import train
+
+        set_threads(threads)
+        place = find_device(device)
+        train(output, steps, batch, learning_rate, bfloat16=bfloat16, workers=workers, device=place, report=_say)
+        typer.echo(f"wrote {output / 'detector.safetensors'}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,105 @@
+"""The detector: voxel features, transformer, view from above, head."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pointcloud.boxes import Detections
+from pointcloud.detection.bev import BEVBackbone
+from pointcloud.detection.canvas import to_bev
+from pointcloud.detection.decode import decode
+from pointcloud.detection.detector_config import DetectorConfig
+from pointcloud.detection.head import CenterHead
+from pointcloud.detection.loss import detection_losses
+from pointcloud.detection.targets import make_targets
+from pointcloud.dsvt.backbone import DSVT
+from pointcloud.dsvt.features import DynamicVFE
+from pointcloud.files import replacing
+from pointcloud.points import PointCloud
+
+
+class Detector(nn.Module):
+    """3-D object detection with DSVT (Wang et al., CVPR 2023, arXiv 2301.06051)."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        dsvt = config.dsvt
+        self.config = config
+        self.vfe = DynamicVFE(dsvt.grid, dsvt.values, dsvt.channels)
+        self.backbone = DSVT(dsvt)
+        self.bev = BEVBackbone(config.bev, dsvt.channels)
+        self.head = CenterHead(config.head, self.bev.channels)
+
+    def forward(
+        self, points: Float[Tensor, "points values"], batch: Int[Tensor, " points"], batch_size: int
+    ) -> dict[str, Float[Tensor, "batch _ y x"]]:
+        """Return the head's outputs; ValueError when no point is inside the grid."""
+        features, coordinates = self.vfe(points, batch, batch_size)
+        features, coordinates = self.backbone(features, coordinates, batch_size)
+        return self.head(self.bev(to_bev(features, coordinates, batch_size, self.config.dsvt.grid)))
+
+    def losses(
+        self,
+        outputs: dict[str, Float[Tensor, "batch _ y x"]],
+        boxes: list[Float[Tensor, "_ 7"]],
+        labels: list[Int[Tensor, " _"]],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the named losses, to be summed, of a batch with these true boxes in each sample."""
+        head, grid = self.config.head, self.config.dsvt.grid
+        return detection_losses(outputs, make_targets(boxes, labels, head, grid), head, grid)
+
+    @torch.inference_mode()
+    def detect(self, cloud: PointCloud, threshold: float | None = None) -> Detections:
+        """Return what is in a cloud, by falling score, none below `threshold` (the configuration's by default).
+
+        Works in evaluation mode and on the device of the weights. ValueError if the cloud lacks an attribute that the
+        network takes, or no point lies in its grid.
+        """
+        points = cloud.values(self.config.attributes).to(next(self.parameters()).device)
+        training = self.training
+        try:
+            outputs = self.eval()(points, torch.zeros(len(points), dtype=torch.int64, device=points.device), 1)
+        finally:
+            self.train(training)
+        return decode(outputs, self.config.head, self.config.dsvt.grid, threshold)[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and configuration as safetensors, replacing an old file at once."""
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(state, {"config": self.config.to_json()}))
+
+    def fingerprint(self) -> str:
+        """Return 16 digits that change with weights and configuration, and not with the device."""
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return sha256(save(state, {"config": self.config.to_json()})).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, path: str | Path, config: DetectorConfig | None = None) -> Detector:
+        """Return the detector in a file of `save`, in evaluation mode.
+
+        FileNotFoundError if there is none; ValueError if it is no such file, or not of the configuration asked for.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist; give a .safetensors file that Detector.save wrote")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file ({error})") from error
+        if "config" not in metadata:
+            raise ValueError(f"{path} has no detector configuration; give a file that Detector.save wrote")
+        saved = DetectorConfig.from_json(metadata["config"])
+        if config is not None and config != saved:
+            raise ValueError(f"{path} holds a detector of another configuration than asked for; leave config out")
+        detector = cls(saved)
+        detector.load_state_dict(state)
+        return detector.eval()

@@ -1,0 +1,139 @@
+"""Training a detector on an endless stream of ray-cast driving scenes."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pointcloud.detection.augmentation import augment
+from pointcloud.detection.detector import Detector
+from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig
+from pointcloud.files import replacing
+from pointcloud.scenes import DrivingScenes, Lidar, Scene
+
+
+class Batch(NamedTuple):
+    """What a training step takes: points of all scenes with their sample, and the boxes and classes of each scene."""
+
+    points: Float[Tensor, "points values"]
+    batch: Int[Tensor, " points"]
+    boxes: list[Float[Tensor, "_ 7"]]
+    labels: list[Int[Tensor, " _"]]
+
+
+def collate(scenes: list[Scene], attributes: Sequence[str] = ("intensity",)) -> Batch:
+    """Return scenes, each changed at random, as a batch; only boxes with enough points in them are to be found."""
+    pairs = [augment(scene.cloud.values(attributes), scene.boxes[scene.visible]) for scene in scenes]
+    sample = torch.arange(len(scenes)).repeat_interleave(torch.tensor([len(points) for points, _ in pairs]))
+    labels = [scene.classes[scene.visible] for scene in scenes]
+    return Batch(torch.cat([points for points, _ in pairs]), sample, [boxes for _, boxes in pairs], labels)
+
+
+def one_cycle(step: int, steps: int, warmup: float = 0.1, start: float = 0.1) -> float:
+    """Return the share of the learning rate: up from `start` over the first `warmup` of the steps, then down to 0."""
+    peak = warmup * steps
+    if step < peak:
+        return start + (1 - start) * (1 - math.cos(math.pi * step / peak)) / 2
+    return (1 + math.cos(math.pi * (step - peak) / (steps - peak))) / 2
+
+
+class Trainer:
+    """A detector, its optimizer, and how many steps they have made."""
+
+    def __init__(self, config: DetectorConfig, device: str = "cpu", bfloat16: bool = False) -> None:
+        self.detector = Detector(config).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.detector.parameters(), 0.0, (0.9, 0.99), weight_decay=0.05)
+        self.device, self.bfloat16, self.done = device, bfloat16, 0
+
+    def step(self, batch: Batch, learning_rate: float, most_gradient: float = 10.0) -> dict[str, float]:
+        """Make one step and return its losses; ValueError, before weights change, if they are not finite."""
+        boxes, labels = ([part.to(self.device) for part in parts] for parts in (batch.boxes, batch.labels))
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bfloat16):
+            outputs = self.detector(batch.points.to(self.device), batch.batch.to(self.device), len(boxes))
+        losses = self.detector.losses(outputs, boxes, labels)
+        total = torch.stack(list(losses.values())).sum()
+        if not total.isfinite():
+            raise ValueError(
+                f"the loss is {total.item()} at step {self.done + 1}; start again at a lower learning rate"
+            )
+        self.optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.detector.parameters(), most_gradient)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.done += 1
+        return {"loss": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoint.pt`, to go on from, and `detector.safetensors`, to use, each replaced at once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"step": self.done, "config": self.detector.config.to_json()}
+        parts = {"detector": self.detector.state_dict(), "optimizer": self.optimizer.state_dict()}
+        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save({**state, **parts}, whole)
+        with replacing(folder / "checkpoint.pt") as temporary:
+            temporary.write_bytes(whole.getbuffer())
+        self.detector.save(folder / "detector.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration."""
+        path = folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["config"] != self.detector.config.to_json():
+            raise ValueError(f"{path} is of a detector of another configuration; give another output folder")
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = state["step"]
+
+
+def train(
+    output: Path,
+    steps: int = 4000,
+    batch: int = 2,
+    learning_rate: float = 3e-3,
+    config: DetectorConfig = DSVT_TINY,
+    *,
+    bfloat16: bool = False,
+    workers: int = 1,
+    device: str = "cpu",
+    lidar: Lidar | None = None,
+    every: int = 20,
+    report: Callable[[str], None] = print,
+) -> Detector:
+    """Train and return a detector; the same call goes on from the last of the checkpoints, one every 100 steps.
+
+    Every scene is new: a worker makes one in some 30 ms, a small part of a step, so that none is kept.
+    AdamW, one cycle and clipping as published for DSVT; the losses are reported as means over `every` steps.
+    """
+    torch.manual_seed(0)
+    trainer = Trainer(config, device, bfloat16)
+    trainer.resume(output)
+    torch.manual_seed(trainer.done + 1)  # scenes that are made after a stop are changed in other ways
+    scenes = DrivingScenes("training", max(steps - trainer.done, 0) * batch, trainer.done * batch, lidar)
+    batches: Iterable[Batch] = DataLoader(
+        scenes, batch, num_workers=workers, collate_fn=partial(collate, attributes=config.attributes)
+    )
+    start, recent = time.perf_counter(), []
+    for made in batches:
+        recent.append(trainer.step(made, learning_rate * one_cycle(trainer.done, steps)))
+        if trainer.done % every == 0:
+            means = {name: sum(losses[name] for losses in recent) / len(recent) for name in recent[0]}
+            said = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+            report(f"step {trainer.done} {said} {time.perf_counter() - start:.0f} s")
+            recent.clear()
+        if trainer.done % 100 == 0 or trainer.done == steps:
+            trainer.save(output)
+    return trainer.detector.eval()

@@ -1,0 +1,57 @@
+"""Write PLY, with NumPy alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointcloud.points import PointCloud
+
+TYPES = {"<f4": "float", "<f8": "double", "<i4": "int", "|u1": "uchar"}
+NAMES = {"color": ("red", "green", "blue"), "normal": ("nx", "ny", "nz")}
+
+
+def write_ply(path: Path, cloud: PointCloud) -> None:
+    """Write a binary PLY: colours as bytes, whole numbers as int32 (float64 if they are too large for it).
+
+    Coordinates are float64 if there is an origin. An attribute of several columns gets a property for each. ValueError
+    if two properties would have the same name.
+    """
+    xyz = cloud.xyz.cpu().numpy()
+    columns = dict(zip("xyz", (xyz + np.asarray(cloud.origin) if any(cloud.origin) else xyz).T, strict=True))
+    for name, values in cloud.attributes.items():
+        more = _columns(name, _stored(name, values))
+        if columns.keys() & more.keys():
+            raise ValueError(
+                f"{path} cannot have two properties {', '.join(columns.keys() & more.keys())}; rename {name}"
+            )
+        columns |= more
+    table = np.empty(len(cloud), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = column
+    properties = (f"property {TYPES[column.dtype.str]} {name}" for name, column in columns.items())
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud)}", *properties, "end_header", ""]
+    path.write_bytes("\n".join(header).encode() + table.tobytes())
+
+
+def _columns(name: str, stored: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the columns by their names in the file: colours and normals have their own, others may not have spaces."""
+    own, names = "_".join(name.split()), NAMES.get(name, ())
+    if len(stored) != len(names):
+        names = [own] if len(stored) == 1 else [f"{own}_{number}" for number in range(len(stored))]
+    return dict(zip(names, stored, strict=True))
+
+
+def _stored(name: str, values: Tensor) -> np.ndarray:
+    """Return an attribute's columns in one of `TYPES`."""
+    values = values.cpu().flatten(1).T if values.ndim > 1 else values.cpu()[None]
+    if name == "color":
+        return (values.clamp(0, 1) * 255).round().numpy().astype("u1")
+    if values.is_floating_point():
+        return values.float().numpy().astype("<f4")
+    small = torch.iinfo(torch.int32)
+    fits = int(values.min()) >= small.min and int(values.max()) <= small.max
+    return values.numpy().astype("<i4" if fits else "<f8")

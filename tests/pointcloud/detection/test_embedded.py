@@ -1,0 +1,37 @@
+"""The detector that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pointcloud.cli import app
+from pointcloud.detection.detector_config import DSVT_TINY
+from pointcloud.detection.evaluation import evaluate
+from pointcloud.detection.shipped import EMBEDDED, load_detector
+from pointcloud.files import write_points
+from pointcloud.scenes import DrivingScenes, make_scene
+
+
+def test_it_finds_what_is_in_scenes_that_it_never_saw() -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    detector = load_detector("dsvt-tiny")
+    assert detector.config == DSVT_TINY
+    results = evaluate(detector, DrivingScenes("evaluation", 6))
+    assert results["vehicle"].truths > 40 and results["vehicle"].curve.average_precision > 0.75
+    assert results["pedestrian"].truths > 15 and results["pedestrian"].curve.average_precision > 0.6
+
+
+def test_the_command_takes_it_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    write_points(tmp_path / "scan.ply", make_scene(1_000_003).cloud)
+    result = CliRunner().invoke(app, ["detect", str(tmp_path / "scan.ply"), "--output", str(tmp_path / "found")])
+    assert result.exit_code == 0, result.output
+    assert "vehicle" in result.output
+    assert {path.suffix for path in (tmp_path / "found").glob("scan*")} == {".json", ".ply", ".png"}
+
+
+def test_it_is_small_enough_for_a_package() -> None:
+    assert (EMBEDDED / "dsvt-tiny.safetensors").stat().st_size < 8 << 20
