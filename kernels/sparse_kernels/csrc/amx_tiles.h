@@ -86,9 +86,10 @@ static void begin_thread() {
     config.bytes[i] = 64;
     config.rows[i] = 16;
   }
-  _tile_loadconfig(&config);
+  // The intrinsic of GCC 12 declares only eight bytes of the configuration as read, and the compiler drops the rest.
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
 }
-static void end_thread() { _tile_release(); }
+static void end_thread() { __asm__ volatile("tilerelease"); }
 
 static bool amx_is_usable() {
   uint32_t a, b, c, d;
