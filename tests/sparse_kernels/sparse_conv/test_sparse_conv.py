@@ -8,7 +8,7 @@ import torch
 from sparse_kernels import _extension
 from sparse_kernels.sparse_conv import KernelMap, api, build, cpu, reference, sparse_conv, strided_map, submanifold_map
 from sparse_kernels.sparse_conv.coordinates import check_coordinates
-from tests.sparse_kernels.sparse_scenes import draw_case
+from tests.sparse_kernels.sparse_conv.scenes import draw_case
 
 CASES = 500
 built = pytest.mark.skipif(_extension.load() is not None, reason="the C++ kernel is not built")

@@ -20,7 +20,7 @@ from sparse_kernels.block_map import uniform_offsets  # noqa: E402
 from sparse_kernels.block_scores import triton as backend  # noqa: E402
 from sparse_kernels.block_scores import triton_antidiagonals as antidiagonals  # noqa: E402
 from sparse_kernels.tiles import cut_blocks  # noqa: E402
-from tests.sparse_kernels.test_block_scores import (  # noqa: E402
+from tests.sparse_kernels.block_scores.test_block_scores import (  # noqa: E402
     Case,
     antidiagonals_by_hand,
     brute_force,

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from sparse_kernels import Clusters, kmeans  # noqa: E402
 from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.kmeans import triton as backend  # noqa: E402
-from tests.sparse_kernels.test_kmeans import assert_consistent, distances, lloyd, make_rows  # noqa: E402
+from tests.sparse_kernels.kmeans.test_kmeans import assert_consistent, distances, lloyd, make_rows  # noqa: E402
 from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
 
 NO_TOLERANCE = 0.0
