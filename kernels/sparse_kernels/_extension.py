@@ -23,29 +23,40 @@ AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 
 
 # These are built on torch's headers; each knows whether the x86 kernels are there.
-SCHEDULERS = ("attention", "block_scores", "centroids", "kmeans", "sparse_conv")
+SCHEDULERS = {
+    "attention": "attention",
+    "block_scores": "reduce",
+    "centroids": "reduce",
+    "kmeans": "reduce",
+    "sparse_conv": "convolve",
+}
 
 
 def _vector(name: str, lanes: int, rows: int, test: str, *flags: str) -> dict[str, tuple[str, list[str]]]:
     """Return the attention, the reducing and the convolving kernel of one instruction set."""
     common = [f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}", *flags]
     return {
-        name: ("attention_vector.cpp", [f"-DKERNEL=kernel_{name}", *common]),
-        f"reduce_{name}": ("reduce_vector.cpp", [f"-DKERNEL=reducer_{name}", *common]),
-        f"convolve_{name}": ("convolve_vector.cpp", [f"-DKERNEL=convolver_{name}", *common]),
+        name: ("attention/attention_vector.cpp", [f"-DKERNEL=kernel_{name}", *common]),
+        f"reduce_{name}": ("reduce/reduce_vector.cpp", [f"-DKERNEL=reducer_{name}", *common]),
+        f"convolve_{name}": ("convolve/convolve_vector.cpp", [f"-DKERNEL=convolver_{name}", *common]),
     }
 
 
 def _narrow(name: str, test: str, *flags: str) -> tuple[str, list[str]]:
     """Return the attention kernel of one instruction set that multiplies bf16 or int8."""
-    return "attention_narrow.cpp", [f'-DNAME="{name}"', f"-DKERNEL=kernel_{name}", f"-DCAN_RUN={test}", *flags]
+    return "attention/attention_narrow.cpp", [
+        f'-DNAME="{name}"',
+        f"-DKERNEL=kernel_{name}",
+        f"-DCAN_RUN={test}",
+        *flags,
+    ]
 
 
 def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
     """Return object file -> (source, flags); one object for each instruction set."""
     x86 = machine in ("x86_64", "AMD64")
     units = {
-        **{name: (f"{name}.cpp", ["-DX86"] if x86 else []) for name in SCHEDULERS},
+        **{name: (f"{folder}/{name}.cpp", ["-DX86"] if x86 else []) for name, folder in SCHEDULERS.items()},
         **_vector("portable", 4, 3, "true"),
         "amx_emulated": _narrow("amx_emulated", "true", "-DEMULATE"),
         "amx_int8_emulated": _narrow("amx_int8_emulated", "true", "-DEMULATE", "-DINT8"),
@@ -68,8 +79,8 @@ def _units(machine: str) -> dict[str, tuple[str, list[str]]]:
         **units,
         **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
         **_vector("avx512", 16, 12, avx512, *AVX512),
-        "convolve_avx512_bf16": ("convolve_vector.cpp", ["-DKERNEL=convolver_avx512_bf16", *products]),
-        "reduce_avx512_bf16": ("reduce_vector.cpp", ["-DKERNEL=reducer_avx512_bf16", *products]),
+        "convolve_avx512_bf16": ("convolve/convolve_vector.cpp", ["-DKERNEL=convolver_avx512_bf16", *products]),
+        "reduce_avx512_bf16": ("reduce/reduce_vector.cpp", ["-DKERNEL=reducer_avx512_bf16", *products]),
         "avx512_bf16": _narrow("avx512_bf16", bf16, "-DROWS=12", *BFLOAT16),
         "avx512_int8": _narrow("avx512_int8", vnni, "-DROWS=12", *BFLOAT16, "-mavx512vnni", "-DINT8"),
         "amx": _narrow("amx", "amx_is_usable()", *AMX),
@@ -114,7 +125,7 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     units = _units(platform.machine())
     digest = hashlib.sha256(repr((version, units, TORCH_TARGET, *flags)).encode())
-    for source in sorted(SOURCES.iterdir()):
+    for source in sorted(SOURCES.glob("*/*")):
         digest.update(source.read_bytes())
     folder = cache_folder()
     library = folder / f"sparse_kernels-{digest.hexdigest()[:16]}.so"
@@ -129,7 +140,16 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
 
 def _compile(compiler: str, units: dict[str, tuple[str, list[str]]], folder: Path, extra: tuple[str, ...] = ()) -> Path:
     torch_folder = Path(torch.__file__).parent
-    common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", *extra]
+    common = [
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-ffp-contract=fast",
+        f"-I{SOURCES}",
+        *extra,
+    ]
     include = ["-isystem", str(torch_folder / "include"), TORCH_TARGET]
 
     def one(name: str) -> str:

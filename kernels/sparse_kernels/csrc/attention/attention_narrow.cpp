@@ -5,7 +5,7 @@
 // There is no int8 kernel for AVX2: 32 products of bytes take three instructions there (maddubs, madd, add), beside
 // those that give one operand its sign back, which gains nothing worth having over float32, whose FMA does 8 in one.
 #define LANES 16
-#include "vector.h"
+#include "common/vector.h"
 
 #ifdef INT8
 typedef int8_t Part;  // what queries and keys are rounded to
@@ -23,9 +23,9 @@ static inline int32_t padded(int32_t head_dim) { return (head_dim + 31) / 32 * 3
 static inline int32_t padded_keys(int32_t head_dim) { return (head_dim + DEPTH - 1) / DEPTH * DEPTH; }
 
 #ifdef ROWS
-#include "narrow_rows.h"
+#include "attention/narrow_rows.h"
 #else
-#include "narrow_tiles.h"
+#include "attention/narrow_tiles.h"
 #endif
 
 static inline void row_to_bfloat16(const float* from, uint16_t* to, int32_t count) {

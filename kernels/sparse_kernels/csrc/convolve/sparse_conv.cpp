@@ -12,9 +12,9 @@
 #include <tuple>
 #include <vector>
 
-#include "convolve.h"
-#include "tensors.h"
-#include "work.h"
+#include "convolve/convolve.h"
+#include "common/tensors.h"
+#include "common/work.h"
 
 namespace {
 

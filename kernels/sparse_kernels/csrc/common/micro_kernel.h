@@ -1,7 +1,7 @@
 // The register tile that the float32 kernels share: a few rows times one panel of columns.
 #pragma once
-#include "micro_rows.h"
-#include "vector.h"
+#include "common/micro_rows.h"
+#include "common/vector.h"
 
 #define VECTORS 2
 static constexpr int32_t PANEL = VECTORS * LANES;

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "reduce.h"
-#include "tensors.h"
-#include "work.h"
+#include "reduce/reduce.h"
+#include "common/tensors.h"
+#include "common/work.h"
 
 namespace {
 

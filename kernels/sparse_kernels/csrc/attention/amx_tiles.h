@@ -1,6 +1,6 @@
 // AMX tiles: eight of 16 rows with 64 bytes each. With -DEMULATE their instructions are plain loops.
 #pragma once
-#include "vector.h"
+#include "common/vector.h"
 
 #ifndef EMULATE
 #include <immintrin.h>

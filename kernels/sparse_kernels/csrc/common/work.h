@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "reduce.h"
+#include "reduce/reduce.h"
 
 namespace {
 

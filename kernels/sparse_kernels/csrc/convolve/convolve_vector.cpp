@@ -1,7 +1,7 @@
 // Sparse convolution with sums in float32: gather, product and sum of a tile of output rows without leaving the cache.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
-#include "cells.h"
-#include "convolve.h"
+#include "common/cells.h"
+#include "convolve/convolve.h"
 
 static void pack(const WeightJob& job) {
   for (int32_t i = 0; i < cells(job.depth); i++)

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "kernel.h"
+#include "attention/kernel.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kernel.h"
+#include "attention/kernel.h"
 
 #ifndef LANES
 #error "define LANES"

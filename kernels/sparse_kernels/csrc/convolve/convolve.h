@@ -1,7 +1,7 @@
 // What the scheduler (sparse_conv.cpp) and the convolving kernels, one object file for each instruction set, tell each
 // other. A kernel map holds, for each slot of the kernel and each output row, an input row or -1.
 #pragma once
-#include "kernel.h"
+#include "attention/kernel.h"
 
 // One panel of output channels of one slot: depth times panel floats; missing channels are zeros.
 struct WeightJob {

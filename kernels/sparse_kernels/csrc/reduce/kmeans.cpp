@@ -11,9 +11,9 @@
 #include <tuple>
 #include <vector>
 
-#include "reduce.h"
-#include "tensors.h"
-#include "work.h"
+#include "reduce/reduce.h"
+#include "common/tensors.h"
+#include "common/work.h"
 
 namespace {
 

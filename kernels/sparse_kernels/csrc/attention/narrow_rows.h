@@ -4,7 +4,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "micro_rows.h"
+#include "common/micro_rows.h"
 
 static inline int32_t padded_rows(int32_t rows) { return rows; }
 static void begin_thread() {}

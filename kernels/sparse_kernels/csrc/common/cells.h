@@ -1,6 +1,6 @@
 // A cell is 32 bits of a row or of a column: one float, or with -DBFLOAT16_PRODUCTS two channels in bfloat16.
 #pragma once
-#include "micro_kernel.h"
+#include "common/micro_kernel.h"
 
 #ifdef BFLOAT16_PRODUCTS
 static inline int32_t cells(int32_t depth) { return (depth + 1) / 2; }

@@ -13,8 +13,8 @@
 #include <tuple>
 #include <vector>
 
-#include "kernel.h"
-#include "tensors.h"
+#include "attention/kernel.h"
+#include "common/tensors.h"
 
 namespace {
 

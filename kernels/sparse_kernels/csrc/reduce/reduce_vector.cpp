@@ -1,8 +1,8 @@
 // Scores of rows against panels of columns, reduced while they are in registers: nearest centroid, mass of a block.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile), and with
 // -DBFLOAT16_PRODUCTS for the nearest and the mass of rows in bfloat16.
-#include "cells.h"
-#include "reduce.h"
+#include "common/cells.h"
+#include "reduce/reduce.h"
 
 static constexpr float LOG2_E = 1.4426950408889634f;
 
