@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sparse_kernels import Clusters, _extension, kmeans
 from sparse_kernels.kmeans import cpu
+from tests.sparse_kernels.processors import available
 
 INSTRUCTIONS = ["portable", "avx2", "avx512"]
 EVERY_BACKEND = ["reference", "cpu"]
@@ -63,15 +64,8 @@ def test_equals_lloyd_in_float64(backend: str, dtype: torch.dtype, iterations: i
 
 
 def forced(x: Tensor, start: Tensor, iterations: int, instructions: str) -> Clusters:
-    reason = _extension.load()
-    if reason is not None:
-        pytest.skip(reason)
-    try:
+    with available(instructions):
         return cpu.forward(x, start, iterations, 0.0, instructions=instructions)
-    except RuntimeError as error:
-        if "not available on this processor" in str(error) or "unknown instruction set" in str(error):
-            pytest.skip(f"{instructions} is not available here")
-        raise
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
@@ -180,11 +174,11 @@ def test_opcheck() -> None:
 def test_bad_input_is_named() -> None:
     x, start = make_rows(8)
     for arguments, options, message in (
-        ((x[0], start), {}, "x must be .b h rows d. and not empty"),
-        ((x, start[:, :, :0]), {}, "centroids must be .b h rows d. and not empty"),
+        ((x[0], start), {}, "x must be a tensor .b h rows d. and not empty"),
+        ((x, start[:, :, :0]), {}, "centroids must be a tensor .b h rows d. and not empty"),
         ((x, start[:, :1]), {}, "agree on batch, heads and head_dim"),
         ((x, start[..., :8]), {}, "agree on batch, heads and head_dim"),
-        ((x.double(), start), {}, "x must be float32, bfloat16 or float16, got torch.float64"),
+        ((x.double(), start), {}, "x must be one of float32, bfloat16, float16, got torch.float64"),
         ((x, start.to("meta")), {}, "centroids is on meta, x on cpu"),
         ((x, start), {"iterations": -1}, "iterations must be 0 or more, got -1"),
         ((x, start), {"tolerance": -1.0}, "tolerance must be 0 or more"),

@@ -3,7 +3,6 @@
 #include "common/vector.h"
 
 #ifndef EMULATE
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif

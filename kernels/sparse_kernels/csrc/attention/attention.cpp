@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,33 +13,24 @@
 #include <vector>
 
 #include "attention/kernel.h"
+#include "common/choose.h"
 #include "common/tensors.h"
 
 namespace {
 
 const Kernel& choose_kernel(const std::string& wanted, Element element) {
 #ifdef X86
-  const Kernel* kernels[] = {&kernel_amx,         &kernel_avx512_bf16,  &kernel_avx512,
-                             &kernel_avx2,        &kernel_portable,     &kernel_amx_int8,
-                             &kernel_avx512_int8, &kernel_amx_emulated, &kernel_amx_int8_emulated};
+  const Kernel* const kernels[] = {&kernel_amx,         &kernel_avx512_bf16,  &kernel_avx512,
+                                   &kernel_avx2,        &kernel_portable,     &kernel_amx_int8,
+                                   &kernel_avx512_int8, &kernel_amx_emulated, &kernel_amx_int8_emulated};
 #else
-  const Kernel* kernels[] = {&kernel_portable, &kernel_amx_emulated, &kernel_amx_int8_emulated};
+  const Kernel* const kernels[] = {&kernel_portable, &kernel_amx_emulated, &kernel_amx_int8_emulated};
 #endif
-  for (const Kernel* kernel : kernels) {
-    const std::string name = kernel->name;
-    if (wanted.empty()) {
-      // Some round to bf16, so only bf16 inputs go there unasked; int8 is never chosen unasked.
-      const bool narrow = name == "amx" || name == "avx512_bf16";
-      if (name == "amx_emulated" || kernel->largest || (narrow && element != BFLOAT16)) continue;
-      if (kernel->can_run()) return *kernel;
-    } else if (name == wanted) {
-      STD_TORCH_CHECK(kernel->can_run(), "instruction set ", wanted, " is not available on this processor");
-      return *kernel;
-    }
-  }
-  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: amx, avx512_bf16, avx512, avx2, portable, amx_int8, ",
-                  "avx512_int8, amx_emulated, amx_int8_emulated");
-  return kernel_portable;
+  // Two round to bf16, so only bf16 inputs go there unasked; what stands behind the portable one is taken by name only.
+  return choose(kernels, wanted, [&](const Kernel& kernel) {
+    const std::string name = kernel.name;
+    return element == BFLOAT16 || (name != "amx" && name != "avx512_bf16");
+  });
 }
 
 std::string instruction_set(const std::string& element) {
@@ -219,50 +209,56 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
   });
 }
 
-// Index tensors are trusted after this: one pass over the map is nothing beside the attention.
-void check_map(const Call& call) {
-  const int64_t q_blocks = call.q_offsets.size(2) - 1, kv_blocks = call.kv_offsets.size(2) - 1;
-  auto check_offsets = [](const Tensor& offsets, int64_t length, const char* name) {
-    for (int64_t b = 0; b < offsets.size(0); b++) {
-      for (int64_t h = 0; h < offsets.size(1); h++) {
-        const int32_t* row = integers<int32_t>(offsets, b, h);
-        bool rising = row[0] == 0 && row[offsets.size(2) - 1] == length;
-        for (int64_t i = 1; i < offsets.size(2); i++) rising &= row[i - 1] <= row[i];
-        STD_TORCH_CHECK(rising, name, " must rise from 0 to the sequence length ", length);
-      }
+void check_offsets(const Tensor& offsets, int64_t length, const char* name) {
+  for (int64_t b = 0; b < offsets.size(0); b++) {
+    for (int64_t h = 0; h < offsets.size(1); h++) {
+      const int32_t* row = integers<int32_t>(offsets, b, h);
+      bool rising = row[0] == 0 && row[offsets.size(2) - 1] == length;
+      for (int64_t i = 1; i < offsets.size(2); i++) rising &= row[i - 1] <= row[i];
+      check(rising, name, " must rise from 0 to the sequence length ", length);
     }
-  };
-  check_offsets(call.q_offsets, call.q.size(2), "q_offsets");
-  check_offsets(call.kv_offsets, call.k.size(2), "kv_offsets");
-  for (int64_t b = 0; b < call.counts.size(0); b++) {
-    for (int64_t h = 0; h < call.counts.size(1); h++) {
-      for (int64_t i = 0; i < q_blocks; i++) {
-        const int32_t count = integers<int32_t>(call.counts, b, h)[i];
-        STD_TORCH_CHECK(count >= 0 && count <= call.indices.size(3), "counts must lie between 0 and indices.shape[-1] = ",
-                        call.indices.size(3), ", got ", count);
-        const int32_t* row = integers<int32_t>(call.indices, b, h) + i * call.indices.stride(2);
-        for (int32_t j = 0; j < count; j++)
-          STD_TORCH_CHECK(row[j] >= 0 && row[j] < kv_blocks, "indices must name key blocks 0 to ", kv_blocks - 1,
-                          ", got ", row[j]);
+  }
+}
+
+void check_order(const std::optional<Tensor>& order, int64_t length, const char* name) {
+  for (int64_t b = 0; order && b < order->size(0); b++) {
+    for (int64_t h = 0; h < order->size(1); h++) {
+      std::vector<bool> seen(static_cast<size_t>(length));
+      const int64_t* row = integers<int64_t>(*order, b, h);
+      for (int64_t i = 0; i < length; i++) {
+        const bool fresh = row[i] >= 0 && row[i] < length && !seen[static_cast<size_t>(row[i])];
+        check(fresh, name, " must hold every row 0 to ", length - 1, " once");
+        seen[static_cast<size_t>(row[i])] = true;
       }
     }
   }
-  auto check_order = [](const std::optional<Tensor>& order, int64_t length, const char* name) {
-    if (!order) return;
-    for (int64_t b = 0; b < order->size(0); b++) {
-      for (int64_t h = 0; h < order->size(1); h++) {
-        std::vector<bool> seen(static_cast<size_t>(length));
-        const int64_t* row = integers<int64_t>(*order, b, h);
-        for (int64_t i = 0; i < length; i++) {
-          STD_TORCH_CHECK(row[i] >= 0 && row[i] < length && !seen[static_cast<size_t>(row[i])], name,
-                          " must hold every row 0 to ", length - 1, " once");
-          seen[static_cast<size_t>(row[i])] = true;
-        }
-      }
+}
+
+// The lists of key blocks of one head of the map.
+void check_lists(const int32_t* counts, const int32_t* indices, int64_t q_blocks, int64_t kv_blocks, int64_t room) {
+  std::vector<int64_t> seen(static_cast<size_t>(kv_blocks), -1);  // the last query block that named each key block
+  for (int64_t i = 0; i < q_blocks; i++) {
+    check(counts[i] >= 0 && counts[i] <= room, "counts must lie between 0 and indices.shape[-1] = ", room, ", got ", counts[i]);
+    for (int32_t j = 0; j < counts[i]; j++) {
+      const int32_t block = indices[i * room + j];
+      check(block >= 0 && block < kv_blocks, "indices must name key blocks 0 to ", kv_blocks - 1, ", got ", block);
+      check(seen[block] != i, "indices must name a key block once for each query block, got ", block, " twice");
+      seen[block] = i;
     }
-  };
+  }
+}
+
+// Index tensors are trusted after this: one pass over the map is nothing beside the attention.
+void check_map(const Call& call) {
+  check_offsets(call.q_offsets, call.q.size(2), "q_offsets");
+  check_offsets(call.kv_offsets, call.k.size(2), "kv_offsets");
   check_order(call.q_order, call.q.size(2), "q_order");
   check_order(call.kv_order, call.k.size(2), "kv_order");
+  const int64_t q_blocks = call.q_offsets.size(2) - 1, kv_blocks = call.kv_offsets.size(2) - 1;
+  for (int64_t b = 0; b < std::max(call.counts.size(0), call.indices.size(0)); b++)
+    for (int64_t h = 0; h < std::max(call.counts.size(1), call.indices.size(1)); h++)
+      check_lists(integers<int32_t>(call.counts, b, h), integers<int32_t>(call.indices, b, h), q_blocks, kv_blocks,
+                  call.indices.size(3));
 }
 
 std::tuple<Tensor, Tensor> block_sparse_attention(
@@ -271,7 +267,7 @@ std::tuple<Tensor, Tensor> block_sparse_attention(
     std::optional<Tensor> key_mean) {
   const Kernel& kernel = choose_kernel(instructions, element_of(q));
   if (key_mean)
-    STD_TORCH_CHECK(key_mean->scalar_type() == ScalarType::Float && key_mean->dim() == 3 && key_mean->stride(2) == 1 &&
+    check(key_mean->scalar_type() == ScalarType::Float && key_mean->dim() == 3 && key_mean->stride(2) == 1 &&
                         key_mean->size(0) == k.size(0) && key_mean->size(1) == k.size(1) &&
                         key_mean->size(2) == k.size(3) && kernel.largest,
                     "key_mean must be float32 (b h d) as k has them, for an int8 kernel");
@@ -291,7 +287,7 @@ std::tuple<Tensor, Tensor> block_sparse_attention(
   keys += 64 - reinterpret_cast<uintptr_t>(keys) % 64;
   char* values = keys + call.panel_total * bytes;
   pack_panels(call, keys, values);
-  attend_tiles(call, keys, values, static_cast<float>(scale * 1.4426950408889634), out, lse);
+  attend_tiles(call, keys, values, static_cast<float>(scale * LOG2E), out, lse);
   return {out, lse};
 }
 
@@ -304,11 +300,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
-  m.impl("block_sparse_attention_cpu", TORCH_BOX(&block_sparse_attention));
+  m.impl("block_sparse_attention_cpu", OPERATOR(block_sparse_attention));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("instruction_set", OPERATOR(instruction_set));
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 // There is no int8 kernel for AVX2: 32 products of bytes take three instructions there (maddubs, madd, add), beside
 // those that give one operand its sign back, which gains nothing worth having over float32, whose FMA does 8 in one.
 #define LANES 16
-#include "common/vector.h"
+#include "attention/softmax.h"
 
 #ifdef INT8
 typedef int8_t Part;  // what queries and keys are rounded to

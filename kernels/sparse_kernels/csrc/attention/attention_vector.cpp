@@ -1,5 +1,6 @@
 // Block-sparse attention in float32 registers, for any vector width: bf16 and fp16 are widened while packing.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
+#include "attention/softmax.h"
 #include "common/micro_kernel.h"
 
 static constexpr int32_t CHUNK = 128;  // keys between two softmax passes: scores stay in the second-level cache

@@ -1,17 +1,6 @@
 // What the scheduler (attention.cpp) and the kernels, one object file for each instruction set, tell each other.
 #pragma once
-#include <cstddef>
-#include <cstdint>
-
-enum Element : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
-
-// Rows of one head in memory: row i starts at data + order[i] * stride elements (order may be null).
-struct Rows {
-  const void* data;
-  int64_t stride;
-  const int64_t* order;
-  Element element;
-};
+#include "common/rows.h"
 
 // Keys and values are packed once per head in panels of `panel` keys, so that every block starts a panel.
 struct PanelJob {
@@ -26,7 +15,7 @@ struct PanelJob {
 };
 
 struct TileJob {
-  Rows queries;
+  Rows queries;  // `order` is also that of the outputs
   int64_t first_row;
   int32_t rows;  // at most TILE_ROWS
   int32_t head_dim;

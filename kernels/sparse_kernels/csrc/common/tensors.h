@@ -2,13 +2,13 @@
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <optional>
 #include <vector>
 
-#include "attention/kernel.h"
+#include "common/errors.h"
+#include "common/rows.h"
 
 namespace {
 
@@ -20,7 +20,7 @@ inline Element element_of(const Tensor& x) {
     case ScalarType::Float: return FLOAT32;
     case ScalarType::BFloat16: return BFLOAT16;
     case ScalarType::Half: return FLOAT16;
-    default: STD_TORCH_CHECK(false, "q, k, v must be float32, bfloat16 or float16"); return FLOAT32;
+    default: check(false, "tensors must be float32, bfloat16 or float16"); return FLOAT32;
   }
 }
 

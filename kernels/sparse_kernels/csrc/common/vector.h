@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "attention/kernel.h"
+#include "common/rows.h"
 
 #ifndef LANES
 #error "define LANES"
@@ -114,9 +114,7 @@ static inline uint16_t to_float16(float value) {
   return static_cast<uint16_t>(sign | rounded >> 13);
 }
 
-static inline int64_t row_offset(const Rows& rows, int64_t row) {
-  return (rows.order ? rows.order[row] : row) * rows.stride;
-}
+static inline int64_t row_offset(const Rows& rows, int64_t row) { return place_of(rows, row) * rows.stride; }
 
 // Read one row as floats times `scale`, filled with zeros up to `width`.
 static inline void read_row(const Rows& rows, int64_t row, int32_t head_dim, int32_t width, float scale, float* to) {
@@ -133,56 +131,18 @@ static inline void read_row(const Rows& rows, int64_t row, int32_t head_dim, int
   for (int32_t x = head_dim; x < width; x++) to[x] = 0;
 }
 
-static inline void write_row(const TileJob& job, int64_t row, const float* from, float scale) {
-  int64_t offset = (job.queries.order ? job.queries.order[row] : row) * job.out_stride;
-  if (job.queries.element == FLOAT32) {
-    float* to = static_cast<float*>(job.out) + offset;
-    for (int32_t x = 0; x < job.head_dim; x++) to[x] = from[x] * scale;
+// Write `count` numbers, value(0) and on, in the type of their tensor.
+template <class F>
+static inline void write_row(void* data, int64_t offset, Element element, int32_t count, const F& value) {
+  if (element == FLOAT32) {
+    float* to = static_cast<float*>(data) + offset;
+    for (int32_t x = 0; x < count; x++) to[x] = value(x);
     return;
   }
-  uint16_t* to = static_cast<uint16_t*>(job.out) + offset;
-  for (int32_t x = 0; x < job.head_dim; x++) {
-    to[x] = job.queries.element == BFLOAT16 ? to_bfloat16(from[x] * scale) : to_float16(from[x] * scale);
-  }
-}
-
-// Online softmax over one row of `columns` new scores (in units of log2), a multiple of LANES: the scores become
-// weights relative to the running maximum `m`, the sums (one a lane) and the output row grow accordingly. The maximum
-// is raised only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
-static inline void softmax_row(float* scores, int32_t columns, float& m, float* sums, float* out, int32_t width) {
-  vf best = load(scores), total = load(sums);
-  for (int32_t j = LANES; j < columns; j += LANES) {
-    vf x = load(scores + j);
-    best = x > best ? x : best;
-  }
-  if (any_above(best, broadcast(m + 8.0f))) {
-    const float top = horizontal_max(best);
-    const float shrink = exp2_scalar(m - top);  // 0 in effect for the first block, where m is -infinity
-    total *= shrink;
-    for (int32_t x = 0; x < width; x += LANES) store(out + x, load(out + x) * shrink);
-    m = top;
-  }
-  const vf maximum = broadcast(m);
-  for (int32_t j = 0; j < columns; j += LANES) {
-    vf p = exp2_vector(load(scores + j) - maximum);
-    store(scores + j, p);
-    total += p;
-  }
-  store(sums, total);
-}
-
-// Keys that only fill up a panel get no weight.
-static inline void hide_padding(float* scores, int32_t valid, int32_t panel) {
-  for (int32_t j = valid; j < panel; j++) scores[j] = -3e38f;
-}
-
-static inline void finish_rows(const TileJob& job, const float* out, int32_t width, const float* m, const float* sums) {
-  for (int32_t r = 0; r < job.rows; r++) {
-    int64_t row = job.first_row + r;
-    bool empty = job.panel_count == 0;
-    float sum = horizontal_sum(load(sums + r * LANES));
-    write_row(job, row, out + static_cast<int64_t>(r) * width, empty ? 0.0f : 1.0f / sum);
-    float lse = empty ? -__builtin_inff() : (m[r] + __builtin_log2f(sum)) * 0.69314718055994531f;
-    job.lse[job.queries.order ? job.queries.order[row] : row] = lse;
+  uint16_t* to = static_cast<uint16_t*>(data) + offset;
+  if (element == BFLOAT16) {
+    for (int32_t x = 0; x < count; x++) to[x] = to_bfloat16(value(x));
+  } else {
+    for (int32_t x = 0; x < count; x++) to[x] = to_float16(value(x));
   }
 }

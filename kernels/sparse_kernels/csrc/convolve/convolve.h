@@ -1,7 +1,7 @@
 // What the scheduler (sparse_conv.cpp) and the convolving kernels, one object file for each instruction set, tell each
 // other. A kernel map holds, for each slot of the kernel and each output row, an input row or -1.
 #pragma once
-#include "attention/kernel.h"
+#include "common/rows.h"
 
 // One panel of output channels of one slot: depth times panel floats; missing channels are zeros.
 struct WeightJob {
@@ -15,6 +15,7 @@ struct WeightJob {
 // All slots over a tile of output rows, which nobody else writes.
 struct ConvolveJob {
   Rows inputs;
+  int64_t input_rows;
   int32_t channels_in, channels_out;
   const float* packed;  // slot by slot, panel by panel
   int32_t slots, panels;
@@ -28,6 +29,7 @@ struct ConvolveJob {
 // The gradient of one slot's weights, for a range of input channels: inputs transposed times output gradients.
 struct GradientJob {
   Rows inputs, gradients;
+  int64_t input_rows;
   int32_t channels_out, panels;
   int32_t first_channel, channels;  // at most GRADIENT_CHANNELS
   const int32_t* map;
@@ -48,8 +50,8 @@ struct Convolver {
   size_t (*convolve_bytes)(int32_t channels_in, int32_t panels);  // scratch
   size_t (*gradient_bytes)(int32_t panels);                       // scratch
   void (*pack)(const WeightJob&);
-  void (*convolve)(const ConvolveJob&);
-  void (*gradient)(const GradientJob&);
+  bool (*convolve)(const ConvolveJob&);  // these return false where the map names a row that is not there
+  bool (*gradient)(const GradientJob&);
 };
 
 extern "C" {

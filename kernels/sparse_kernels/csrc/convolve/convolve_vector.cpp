@@ -37,21 +37,14 @@ static int32_t find_places(const int32_t* map, int32_t rows, int32_t* places) {
   return count;
 }
 
-static void write_rows(const ConvolveJob& job, const float* sums, int32_t width) {
-  for (int32_t r = 0; r < job.rows; r++) {
-    const float* from = sums + static_cast<int64_t>(r) * width;
-    const int64_t offset = static_cast<int64_t>(r) * job.channels_out;
-    if (job.inputs.element == FLOAT32) {
-      memcpy(static_cast<float*>(job.out) + offset, from, static_cast<size_t>(job.channels_out) * sizeof(float));
-      continue;
-    }
-    uint16_t* to = static_cast<uint16_t*>(job.out) + offset;
-    const bool bfloat16 = job.inputs.element == BFLOAT16;
-    for (int32_t x = 0; x < job.channels_out; x++) to[x] = bfloat16 ? to_bfloat16(from[x]) : to_float16(from[x]);
-  }
+// Next to nothing beside the search for places, since the compiler makes vectors of it.
+static bool names_only(int64_t rows, const int32_t* map, int32_t count) {
+  int32_t most = -1;
+  for (int32_t r = 0; r < count; r++) most = map[r] > most ? map[r] : most;
+  return most < rows;
 }
 
-static void convolve(const ConvolveJob& job) {
+static bool convolve(const ConvolveJob& job) {
   const int32_t depth = cells(job.channels_in), width = job.panels * PANEL;
   float* sums = reinterpret_cast<float*>(job.scratch);
   float* rows = sums + static_cast<int64_t>(CONVOLVE_ROWS) * width;
@@ -59,6 +52,7 @@ static void convolve(const ConvolveJob& job) {
   memset(sums, 0, static_cast<size_t>(job.rows) * width * sizeof(float));
   for (int32_t slot = 0; slot < job.slots; slot++) {
     const int32_t* map = job.map + slot * job.map_stride;
+    if (!names_only(job.input_rows, map, job.rows)) return false;
     const int32_t count = find_places(map, job.rows, places);
     for (int32_t i = 0; i < count; i++)
       read_cells(job.inputs, map[places[i]], job.channels_in, rows + static_cast<int64_t>(i) * depth);
@@ -71,7 +65,12 @@ static void convolve(const ConvolveJob& job) {
       });
     }
   }
-  write_rows(job, sums, width);
+  for (int32_t r = 0; r < job.rows; r++) {
+    const float* from = sums + static_cast<int64_t>(r) * width;
+    write_row(job.out, static_cast<int64_t>(r) * job.channels_out, job.inputs.element, job.channels_out,
+              [&](int32_t x) { return from[x]; });
+  }
+  return true;
 }
 
 static size_t gradient_bytes(int32_t panels) {
@@ -99,7 +98,7 @@ static __attribute__((noinline)) void add_outer(
     for (int v = 0; v < V; v++) store(sums + r * width + v * LANES, acc[r][v]);
 }
 
-static void gradient(const GradientJob& job) {
+static bool gradient(const GradientJob& job) {
   const int32_t width = job.panels * PANEL;
   float* sums = reinterpret_cast<float*>(job.scratch);
   float* gradients = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
@@ -111,7 +110,9 @@ static void gradient(const GradientJob& job) {
   for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
     const int32_t* map = job.map + first;
     const int64_t left = job.rows - first;
-    const int32_t found = find_places(map, static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS), places);
+    const int32_t count = static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS);
+    if (!names_only(job.input_rows, map, count)) return false;
+    const int32_t found = find_places(map, count, places);
     for (int32_t begin = 0; begin < found; begin += GRADIENT_PAIRS) {
       const int32_t pairs = found - begin < GRADIENT_PAIRS ? found - begin : GRADIENT_PAIRS;
       for (int32_t i = 0; i < pairs; i++) {
@@ -131,6 +132,7 @@ static void gradient(const GradientJob& job) {
   for (int32_t i = 0; i < job.channels; i++)
     memcpy(job.out + static_cast<int64_t>(i) * job.channels_out, sums + static_cast<int64_t>(i) * width,
            static_cast<size_t>(job.channels_out) * sizeof(float));
+  return true;
 }
 
 static bool can_run() { return CAN_RUN; }

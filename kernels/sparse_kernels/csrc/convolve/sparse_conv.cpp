@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/choose.h"
 #include "convolve/convolve.h"
 #include "common/tensors.h"
 #include "common/work.h"
@@ -20,22 +21,21 @@ namespace {
 
 const Convolver& choose_convolver(const std::string& wanted, bool narrow) {
 #ifdef X86
-  const Convolver* convolvers[] = {&convolver_avx512_bf16, &convolver_avx512, &convolver_avx2, &convolver_portable};
+  const Convolver* const all[] = {&convolver_avx512_bf16, &convolver_avx512, &convolver_avx2, &convolver_portable};
 #else
-  const Convolver* convolvers[] = {&convolver_portable};
+  const Convolver* const all[] = {&convolver_portable};
 #endif
-  for (const Convolver* convolver : convolvers) {
-    if (std::string(convolver->name) == "avx512_bf16" && !narrow) continue;
-    if (wanted.empty() ? convolver->can_run() : convolver->name == wanted) {
-      STD_TORCH_CHECK(convolver->can_run(), "instruction set ", wanted, " is not available on this processor");
-      return *convolver;
-    }
-  }
-  STD_TORCH_CHECK(false, "unknown instruction set ", wanted, "; accepted: avx512_bf16 (bfloat16), avx512, avx2, portable");
-  return convolver_portable;
+  auto fits = [&](const Convolver& one) { return narrow || one.name != std::string("avx512_bf16"); };
+  const Convolver& convolver = choose(all, wanted, fits);
+  check(fits(convolver), "instruction set ", wanted, " is not available for these inputs, which must be bfloat16");
+  return convolver;
 }
 
 Rows rows_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), nullptr, element_of(x)}; }
+
+void check_named(bool named, int64_t rows) {
+  check(named, "the kernel map must name input rows 0 to ", rows - 1, ", or -1 for none; it names others");
+}
 
 std::vector<float> pack_weights(const Convolver& convolver, const Tensor& weight, int64_t panels) {
   const int64_t slots = weight.size(0), depth = weight.size(1), width = weight.size(2), panel = convolver.panel;
@@ -60,13 +60,17 @@ Tensor convolve(Tensor x, Tensor weight, Tensor map, std::string instructions) {
   const int64_t tiles = (rows + CONVOLVE_ROWS - 1) / CONVOLVE_ROWS;
   const int64_t row_bytes = width * static_cast<int64_t>(element_bytes(inputs.element));
   const int32_t depth = static_cast<int32_t>(weight.size(1)), panel_count = static_cast<int32_t>(panels);
+  std::atomic<bool> named{true};
   share_out(tiles, convolver.convolve_bytes(depth, panel_count), [&](int64_t tile, char* scratch) {
     const int64_t first = tile * CONVOLVE_ROWS;
-    convolver.convolve({inputs, depth, static_cast<int32_t>(width), packed.data(), static_cast<int32_t>(map.size(0)),
-                        panel_count, static_cast<const int32_t*>(map.data_ptr()) + first, map.stride(0),
-                        static_cast<int32_t>(std::min<int64_t>(CONVOLVE_ROWS, rows - first)),
-                        static_cast<char*>(out.data_ptr()) + first * row_bytes, scratch});
+    if (!convolver.convolve({inputs, x.size(0), depth, static_cast<int32_t>(width), packed.data(),
+                             static_cast<int32_t>(map.size(0)), panel_count,
+                             static_cast<const int32_t*>(map.data_ptr()) + first, map.stride(0),
+                             static_cast<int32_t>(std::min<int64_t>(CONVOLVE_ROWS, rows - first)),
+                             static_cast<char*>(out.data_ptr()) + first * row_bytes, scratch}))
+      named = false;
   });
+  check_named(named, x.size(0));
   return out;
 }
 
@@ -78,13 +82,16 @@ Tensor weight_gradient(Tensor x, Tensor gradient, Tensor map, std::string instru
   Tensor out = torch::stable::new_empty(x, {slots, depth, width}, ScalarType::Float);
   const int64_t parts = (depth + GRADIENT_CHANNELS - 1) / GRADIENT_CHANNELS;
   const Rows inputs = rows_of(x), gradients = rows_of(gradient);
+  std::atomic<bool> named{true};
   share_out(slots * parts, convolver.gradient_bytes(panels), [&](int64_t item, char* scratch) {
     const int64_t slot = item / parts, first = item % parts * GRADIENT_CHANNELS;
-    convolver.gradient({inputs, gradients, static_cast<int32_t>(width), panels, static_cast<int32_t>(first),
-                        static_cast<int32_t>(std::min<int64_t>(GRADIENT_CHANNELS, depth - first)),
-                        static_cast<const int32_t*>(map.data_ptr()) + slot * map.stride(0), map.size(1),
-                        static_cast<float*>(out.data_ptr()) + (slot * depth + first) * width, scratch});
+    if (!convolver.gradient({inputs, gradients, x.size(0), static_cast<int32_t>(width), panels, static_cast<int32_t>(first),
+                             static_cast<int32_t>(std::min<int64_t>(GRADIENT_CHANNELS, depth - first)),
+                             static_cast<const int32_t*>(map.data_ptr()) + slot * map.stride(0), map.size(1),
+                             static_cast<float*>(out.data_ptr()) + (slot * depth + first) * width, scratch}))
+      named = false;
   });
+  check_named(named, x.size(0));
   return out;
 }
 
@@ -237,10 +244,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
-  m.impl("sparse_conv_cpu", TORCH_BOX(&convolve));
-  m.impl("sparse_conv_weight_cpu", TORCH_BOX(&weight_gradient));
-  m.impl("find_neighbors_cpu", TORCH_BOX(&find_neighbors));
-  m.impl("reach_places_cpu", TORCH_BOX(&reach_places));
+  m.impl("sparse_conv_cpu", OPERATOR(convolve));
+  m.impl("sparse_conv_weight_cpu", OPERATOR(weight_gradient));
+  m.impl("find_neighbors_cpu", OPERATOR(find_neighbors));
+  m.impl("reach_places_cpu", OPERATOR(reach_places));
 }
 
 }  // namespace

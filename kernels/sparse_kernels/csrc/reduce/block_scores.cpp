@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "reduce/reduce.h"
+#include "reduce/choose_reducer.h"
 #include "common/tensors.h"
 #include "common/work.h"
 
@@ -65,7 +65,7 @@ Tensor block_mass(Tensor q, Tensor k, Tensor lse, Tensor q_offsets, Tensor kv_of
   const int32_t head_dim = static_cast<int32_t>(q.size(3));
   const int32_t nq = static_cast<int32_t>(q_offsets.size(2)) - 1, nk = static_cast<int32_t>(kv_offsets.size(2)) - 1;
   Tensor mass = torch::stable::new_zeros(q, {q.size(0), q.size(1), nq, nk}, ScalarType::Float);
-  const float scale_log2 = static_cast<float>(scale * 1.4426950408889634);
+  const float scale_log2 = static_cast<float>(scale * LOG2E);
   std::vector<float> packed;
   for (int64_t b = 0; b < q.size(0); b++) {
     for (int64_t h = 0; h < q.size(1); h++) {
@@ -88,6 +88,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
       "Tensor? kv_order, float scale, str instructions) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) { m.impl("block_mass_cpu", TORCH_BOX(&block_mass)); }
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) { m.impl("block_mass_cpu", OPERATOR(block_mass)); }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "reduce/reduce.h"
+#include "reduce/choose_reducer.h"
 #include "common/tensors.h"
 #include "common/work.h"
 
@@ -18,7 +18,7 @@ namespace {
 
 const Reducer& exact_reducer(const std::string& instructions) {
   const Reducer& reducer = choose_reducer(instructions);
-  STD_TORCH_CHECK(reducer.error, "instruction set ", instructions, " does not weigh centroids");
+  check(reducer.error, "instruction set ", instructions, " does not weigh centroids");
   return reducer;
 }
 
@@ -47,7 +47,7 @@ Tensor centroid_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor o
   const Reducer& reducer = exact_reducer(instructions);
   const int64_t heads = k.size(1), nq = queries.size(2), nk = centroids.size(2), d = k.size(3);
   Tensor error = torch::stable::new_empty(queries, {k.size(0), heads, nk, nq}, ScalarType::Float);
-  const Packed packed(queries, static_cast<float>(scale * 1.4426950408889634), reducer);
+  const Packed packed(queries, static_cast<float>(scale * LOG2E), reducer);
   const int64_t columns = packed.panels * reducer.panel;
   const size_t bytes = reducer.error_bytes(static_cast<int32_t>(d));
   share_out(k.size(0) * heads * nk, bytes + columns * sizeof(float), [&](int64_t item, char* scratch) {
@@ -82,11 +82,11 @@ Tensor merge_centroids(Tensor q, Tensor out, Tensor lse, Tensor order, Tensor of
     const int32_t* ends = integers<int32_t>(offsets, b, h) + item % nq;
     float* own = reinterpret_cast<float*>(scratch + bytes);
     for (int64_t j = 0; j < columns; j++)
-      own[j] = j < nk ? static_cast<const float*>(weights.data_ptr())[item * nk + j] * 1.44269504f : -__builtin_inff();
+      own[j] = j < nk ? static_cast<const float*>(weights.data_ptr())[item * nk + j] * static_cast<float>(LOG2E) : -__builtin_inff();
     const size_t element = element_bytes(element_of(q));
     for (int32_t first = ends[0]; first < ends[1]; first += MERGE_ROWS) {
       reducer.merge({head_rows(q, order, b, h, h), first, std::min(MERGE_ROWS, ends[1] - first), d,
-                     static_cast<float>(scale * 1.4426950408889634),
+                     static_cast<float>(scale * LOG2E),
                      static_cast<const float*>(lse.data_ptr()) + head * lse.size(2),
                      packed.data.data() + head * packed.floats, own, packed.panels, padded.data() + head * columns * width,
                      width, head_data(out, b, h, element), out.stride(2),
@@ -121,9 +121,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
-  m.impl("centroid_error_cpu", TORCH_BOX(&centroid_error));
-  m.impl("merge_centroids_cpu", TORCH_BOX(&merge_centroids));
-  m.impl("pooled_cpu", TORCH_BOX(&pooled));
+  m.impl("centroid_error_cpu", OPERATOR(centroid_error));
+  m.impl("merge_centroids_cpu", OPERATOR(merge_centroids));
+  m.impl("pooled_cpu", OPERATOR(pooled));
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "reduce/reduce.h"
+#include "reduce/choose_reducer.h"
 #include "common/tensors.h"
 #include "common/work.h"
 
@@ -130,6 +130,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) { m.impl("kmeans_cpu", TORCH_BOX(&kmeans)); }
+STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) { m.impl("kmeans_cpu", OPERATOR(kmeans)); }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // What the schedulers (kmeans.cpp, block_scores.cpp, centroids.cpp) and the reducing kernels, one object file for each
 // instruction set, tell each other. All of them score rows against packed panels of columns and reduce the scores.
 #pragma once
-#include "attention/kernel.h"
+#include "common/rows.h"
 
 // `panel` rows become the columns of one packed panel; missing ones are zeros.
 struct ColumnJob {

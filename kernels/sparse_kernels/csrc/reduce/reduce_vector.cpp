@@ -4,8 +4,6 @@
 #include "common/cells.h"
 #include "reduce/reduce.h"
 
-static constexpr float LOG2_E = 1.4426950408889634f;
-
 static void pack(const ColumnJob& job) {
   for (int32_t j = 0; j < PANEL; j++) {
     if (j < job.valid) {
@@ -127,7 +125,7 @@ static void mass(const MassJob& job) {
   for (int32_t r = 0; r < job.count; r++) {
     const int64_t row = job.first_row + r;
     read_cells(job.queries, row, job.head_dim, q + static_cast<int64_t>(r) * count);
-    lse[r] = job.lse[job.queries.order ? job.queries.order[row] : row] * LOG2_E;
+    lse[r] = job.lse[place_of(job.queries, row)] * static_cast<float>(LOG2E);
   }
   for (int32_t block = job.begin; block < job.end; block++) {
     float sum = 0;
@@ -254,21 +252,6 @@ static void mix_rows(const float* weights, int32_t columns, const float* values,
     for (int v = 0; v < VECTORS; v++) store(out + static_cast<int64_t>(r) * width + v * LANES, acc[r][v]);
 }
 
-static void write_merged(const MergeJob& job, int64_t row, const float* mixed, const float* exact) {
-  const int64_t to = row * job.merged_stride;
-  if (job.queries.element == FLOAT32) {
-    float* values = static_cast<float*>(job.merged) + to;
-    for (int32_t x = 0; x < job.head_dim; x++) values[x] = mixed[x] + exact[x];
-    return;
-  }
-  uint16_t* values = static_cast<uint16_t*>(job.merged) + to;
-  if (job.queries.element == BFLOAT16) {
-    for (int32_t x = 0; x < job.head_dim; x++) values[x] = to_bfloat16(mixed[x] + exact[x]);
-  } else {
-    for (int32_t x = 0; x < job.head_dim; x++) values[x] = to_float16(mixed[x] + exact[x]);
-  }
-}
-
 static void merge(const MergeJob& job) {
   const int32_t depth = job.head_dim, columns = job.panels * PANEL, width = job.width;
   float* q = reinterpret_cast<float*>(job.scratch);
@@ -285,8 +268,8 @@ static void merge(const MergeJob& job) {
     });
   }
   for (int32_t r = 0; r < job.count; r++) {
-    const int64_t row = job.queries.order ? job.queries.order[job.first_row + r] : job.first_row + r;
-    shares[r] = weigh_row(scores + static_cast<int64_t>(r) * columns, columns, job.lse[row] * LOG2_E);
+    const float exact = job.lse[place_of(job.queries, job.first_row + r)] * static_cast<float>(LOG2E);
+    shares[r] = weigh_row(scores + static_cast<int64_t>(r) * columns, columns, exact);
   }
   for (int32_t x = 0; x < width; x += PANEL) {
     for_rows<ROWS>(job.count, 0, [&]<int R>(int32_t r) {
@@ -295,9 +278,10 @@ static void merge(const MergeJob& job) {
     });
   }
   for (int32_t r = 0; r < job.count; r++) {
-    const int64_t row = job.queries.order ? job.queries.order[job.first_row + r] : job.first_row + r;
+    const float* from = mixed + static_cast<int64_t>(r) * width;
     read_row(out, job.first_row + r, depth, depth, shares[r], q);
-    write_merged(job, row, mixed + static_cast<int64_t>(r) * width, q);
+    write_row(job.merged, place_of(job.queries, job.first_row + r) * job.merged_stride, out.element, depth,
+              [&](int32_t x) { return from[x] + q[x]; });
   }
 }
 #endif
