@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sparse_kernels._build import build, find_compiler
 
@@ -27,6 +28,14 @@ def load() -> str | None:
     for file in sorted(Path(__file__).parent.glob("*/fakes.py")):
         importlib.import_module(f"sparse_kernels.{file.parent.name}.fakes")
     return None
+
+
+def reason_against(**tensors: Tensor) -> str | None:
+    """Return why the kernels cannot take these tensors, or None; builds them at the first call."""
+    for name, x in tensors.items():
+        if x.device.type != "cpu":
+            return f"{name} is on {x.device}, not on the CPU"
+    return load()
 
 
 def instruction_set(dtype: torch.dtype) -> str | None:

@@ -28,7 +28,7 @@ def forward(
     scale: float, precision: str,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:  # fmt: skip
     """Return the output and the natural-log LSE, both in the callers' row order."""
-    reference.check_lengths(q, k, block_map)
+    reference.check_map(q, k, block_map, q_order, kv_order)
     heads = q.shape[1]
     mean = key_mean(k) if precision == "int8" else None
     rounded_q = _restored(q, block_map.q_offsets, q_order, heads, precision, None)
