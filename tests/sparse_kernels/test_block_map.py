@@ -38,6 +38,7 @@ def test_offsets_may_differ_from_head_to_head() -> None:
     assert block_map.to_mask().sum((-1, -2)).flatten().tolist() == expected
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_wrong_types_are_refused() -> None:
     good = BlockMap.uniform(torch.ones(1, 1, 2, 2, dtype=torch.bool), 2, 2, 4, 4)
     with pytest.raises(ValueError, match="counts must be an int32 tensor"):

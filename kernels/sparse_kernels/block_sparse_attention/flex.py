@@ -26,8 +26,8 @@ def forward(
     k: Float[Tensor, "b hkv skv d"],
     v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
     """Return the output and the natural-log LSE; orders cost a copy here."""

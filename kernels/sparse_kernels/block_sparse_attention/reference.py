@@ -46,8 +46,8 @@ def forward(
     k: Float[Tensor, "b hkv skv d"],
     v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
     weigh: Callable[[Tensor, Tensor], Tensor] = weigh,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:

@@ -57,13 +57,21 @@ def _check(features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | Non
         raise ValueError(f"bias must be ({weight.shape[0]},) in {weight.dtype}, got {tuple(bias.shape)} {bias.dtype}")
 
 
-@torch.library.custom_op("sparse_kernels::sparse_conv", mutates_args=())
+@torch.library.custom_op(
+    "sparse_kernels::sparse_conv",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor forward, Tensor backward, str backend) -> Tensor",
+)
 def convolve(x: Tensor, weight: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
     """The operator behind sparse_conv, weights as (slots c_in c_out): one graph node under torch.compile."""
     return load_backend("sparse_conv", backend, BACKENDS).convolve(x, weight, forward)
 
 
-@torch.library.custom_op("sparse_kernels::sparse_conv_weight", mutates_args=())
+@torch.library.custom_op(
+    "sparse_kernels::sparse_conv_weight",
+    mutates_args=(),
+    schema="(Tensor x, Tensor gradient, Tensor forward, Tensor backward, str backend) -> Tensor",
+)
 def convolve_weight(x: Tensor, gradient: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
     """The gradient of the weights (slots c_in c_out), in the type of x."""
     return load_backend("sparse_conv", backend, BACKENDS).weight_gradient(x, gradient, forward).to(x.dtype)

@@ -246,6 +246,7 @@ def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
     }
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", list(bad_cases()))
 def test_bad_input_is_named(name: str) -> None:
     changes, message = bad_cases()[name]
@@ -254,6 +255,7 @@ def test_bad_input_is_named(name: str) -> None:
         block_mass(**(vars(case) | changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_antidiagonals_and_means_are_named() -> None:
     case = make_case(11)
     with pytest.raises(ValueError, match="block must be a multiple of stride"):

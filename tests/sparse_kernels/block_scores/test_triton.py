@@ -183,7 +183,7 @@ def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("head_dim", [64, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
 def test_mass_builds(capability: int, kilobytes: int, instruction: str, head_dim: int, gathered: bool) -> None:
-    config = backend.mass_config(head_dim, 2, (128, 128), gathered=gathered, shared_memory=kilobytes * 1024)
+    config = backend.mass_config(head_dim, 2, (128.0, 128.0), gathered=gathered, shared_memory=kilobytes * 1024)
     types = {"p_q": "*bf16", "p_k": "*bf16", "p_lse": "*fp32", "p_mass": "*fp32", "scale_log2": "fp32"}
     types |= dict.fromkeys(("p_tiles", "p_pieces", "p_piece_counts"), "*i32")
     types |= dict.fromkeys(("p_q_order", "p_kv_order"), "*i64") | dict.fromkeys(

@@ -180,6 +180,7 @@ def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
     }
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", list(bad_cases()))
 def test_bad_input_is_named(name: str) -> None:
     changes, message = bad_cases()[name]

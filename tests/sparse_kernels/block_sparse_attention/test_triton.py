@@ -270,7 +270,7 @@ def test_ahead_of_time_build(
     config = backend.launch_config(
         head_dim,
         2,
-        (128, 128),
+        (128.0, 128.0),
         indirections=(run > 0) + gathered,
         shared_memory=kilobytes * 1024,
         asynchronous_mma=capability >= 90,

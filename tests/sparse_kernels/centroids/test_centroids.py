@@ -176,6 +176,7 @@ def test_take_rows_equals_indexing() -> None:
     assert all(torch.equal(taken[b, h], x[b, h, index[b, h].long()]) for b in range(3) for h in range(2))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_refused() -> None:
     case = make_case()
     error = (case.queries.centroids, case.k, case.v, case.keys, case.values)

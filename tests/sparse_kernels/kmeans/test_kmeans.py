@@ -57,7 +57,7 @@ def assert_consistent(clusters: Clusters) -> None:
 def test_equals_lloyd_in_float64(backend: str, dtype: torch.dtype, iterations: int) -> None:
     x, start = (tensor.to(dtype) for tensor in make_rows(0))
     labels, centroids = lloyd(x, start, iterations)
-    clusters = kmeans(x, start, iterations=iterations, tolerance=0, backend=backend)
+    clusters = kmeans(x, start, iterations=iterations, tolerance=0.0, backend=backend)
     assert torch.equal(clusters.labels.long(), labels)
     assert (clusters.centroids - centroids).abs().max() < 2e-6
     assert_consistent(clusters)
@@ -94,7 +94,7 @@ def test_bfloat16_products_find_the_nearest_of_rounded_centroids(rows: int, clus
     means = chosen.mT @ x.double() / chosen.sum(2)[..., None].clamp(min=1)
     assert ((ours.centroids - means).abs() * (ours.sizes > 0)[..., None]).max() < 2e-6
     # Rounding costs nothing that counts.
-    exact, rough = (kmeans(x, start, iterations=20, tolerance=0, precision=name) for name in ("float32", "bfloat16"))
+    exact, rough = (kmeans(x, start, iterations=20, tolerance=0.0, precision=name) for name in ("float32", "bfloat16"))
     inertia = [distances(x, c.centroids).amin(-1).sum() for c in (exact, rough)]
     assert inertia[1] < 1.02 * inertia[0]
 
@@ -119,7 +119,7 @@ def test_of_equal_centroids_the_first_wins(backend: str) -> None:
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_each_head_stops_by_itself(backend: str) -> None:
     x, start = make_rows(3, 1, 2, 400, 6)
-    start = torch.cat([kmeans(x, start, iterations=99, tolerance=0).centroids[:, :1], start[:, 1:]], 1)
+    start = torch.cat([kmeans(x, start, iterations=99, tolerance=0.0).centroids[:, :1], start[:, 1:]], 1)
     together = kmeans(x, start, iterations=30, tolerance=0.05, backend=backend)
     for head in range(2):
         alone = kmeans(x[:, [head]], start[:, [head]], iterations=30, tolerance=0.05, backend=backend)
@@ -128,7 +128,7 @@ def test_each_head_stops_by_itself(backend: str) -> None:
     # A settled start survives one update; a loose tolerance stops after the first.
     assert torch.allclose(together.centroids[:, 0], start[:, 0], atol=1e-6)
     first = kmeans(x, start, iterations=30, tolerance=1e9, backend=backend)
-    assert torch.equal(first.centroids, kmeans(x, start, iterations=1, tolerance=0, backend=backend).centroids)
+    assert torch.equal(first.centroids, kmeans(x, start, iterations=1, tolerance=0.0, backend=backend).centroids)
 
 
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
@@ -159,7 +159,7 @@ def test_strided_rows_and_nan() -> None:
 def test_inertia_falls() -> None:
     x, start = make_rows(6)
     inertia = [
-        distances(x, kmeans(x, start, iterations=i, tolerance=0).centroids).amin(-1).sum().item() for i in range(6)
+        distances(x, kmeans(x, start, iterations=i, tolerance=0.0).centroids).amin(-1).sum().item() for i in range(6)
     ]
     assert inertia == sorted(inertia, reverse=True) and inertia[-1] < 0.9 * inertia[0]
 
@@ -171,6 +171,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.sparse_kernels.kmeans_cpu.default, (x, start, 2, 0.0, ""))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_named() -> None:
     x, start = make_rows(8)
     for arguments, options, message in (

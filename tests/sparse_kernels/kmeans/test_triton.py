@@ -57,7 +57,7 @@ def check_first_of_equal_centroids_wins(device: str = "cpu") -> None:
 
 def check_each_head_stops_by_itself(device: str = "cpu") -> None:
     x, start = (tensor.to(device) for tensor in make_rows(3, 1, 2, 150, 6, 8))
-    settled = kmeans(x, start, iterations=60, tolerance=0, backend="reference").centroids
+    settled = kmeans(x, start, iterations=60, tolerance=0.0, backend="reference").centroids
     start = torch.cat([settled[:, :1], start[:, 1:]], 1)
     together, expected = run(x, start, 6, 0.05), kmeans(x, start, iterations=6, tolerance=0.05, backend="reference")
     assert torch.equal(together.labels, expected.labels)

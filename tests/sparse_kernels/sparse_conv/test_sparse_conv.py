@@ -177,6 +177,7 @@ def _line(*places: int) -> torch.Tensor:
     return torch.tensor([[0, place] for place in places], dtype=torch.int32)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_clear_errors() -> None:
     for backend_keys in (_line(1, 1), _line(3, 1, 2, 1)):
         with pytest.raises(ValueError, match="unique, row . has those of another"):

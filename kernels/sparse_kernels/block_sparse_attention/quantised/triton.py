@@ -41,7 +41,7 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, precision: str
 
 def forward(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b hkv t d"], v: Float[Tensor, "b hkv t d"], block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 s"] | None, kv_order: Int[Tensor, "b1 h1 t"] | None, scale: float, precision: str,
+    q_order: Int[Tensor, "#b #h s"] | None, kv_order: Int[Tensor, "#b #h t"] | None, scale: float, precision: str,
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:  # fmt: skip
     """Return the output and the natural-log LSE, both in the callers' row order."""
     fields = (block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
@@ -177,9 +177,9 @@ def quantised_attention_fwd_kernel(
 )
 def block_sparse_attention_triton_quantised(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b hkv t d"], v: Float[Tensor, "b hkv t d"],
-    counts: Int32[Tensor, "b1 h1 nq"], indices: Int32[Tensor, "b1 h1 nq m"], q_offsets: Int32[Tensor, "b1 h1 nq1"],
-    kv_offsets: Int32[Tensor, "b1 h1 nk1"], q_order: Int[Tensor, "b1 h1 s"] | None,
-    kv_order: Int[Tensor, "b1 h1 t"] | None, scale: float, precision: str,
+    counts: Int32[Tensor, "#b #h nq"], indices: Int32[Tensor, "#b #h nq m"], q_offsets: Int32[Tensor, "#b #h nq1"],
+    kv_offsets: Int32[Tensor, "#b #h nk1"], q_order: Int[Tensor, "#b #h s"] | None,
+    kv_order: Int[Tensor, "#b #h t"] | None, scale: float, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The custom operator behind forward: round, then one launch."""
     out, lse = plain._empty_outputs(q)

@@ -177,6 +177,7 @@ def test_cpu_kernel_is_deterministic(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_key_mean_is_checked() -> None:
     skip_unless_available(INSTRUCTIONS[1])
     case = make_case(8)
@@ -213,6 +214,7 @@ def test_constant_keys_and_values_that_are_not_finite(kernel: str) -> None:
         ({"precision": "int8", "backend": "tpu"}, "unknown backend 'tpu'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_named(arguments: dict[str, str], message: str) -> None:
     case = make_case(6)
     with pytest.raises(ValueError, match=message):

@@ -65,7 +65,7 @@ def test_interpreter_parity(interpreted: dict[str, Any], name: str, precision: s
 def compiled(capability: int, kilobytes: int, precision: str, run: int) -> Any:
     """Compile the kernel for bfloat16 inputs of head_dim 128 as a launch on that device would."""
     config = backend.launch_config(
-        128, 2, (128, 128),
+        128, 2, (128.0, 128.0),
         indirections=int(run > 0), shared_memory=kilobytes * 1024, asynchronous_mma=capability >= 90,
     )  # fmt: skip
     fp8 = precision == "fp8"
