@@ -62,7 +62,7 @@ def check_shared(**tensors: Tensor) -> None:
 def shared_offsets(name: str, offsets: Any, x: Tensor, rows: int) -> Int[Tensor, "#b #h n1"]:
     """Return offsets as int32 (b|1 h|1 n+1) for the heads of `x`; on the CPU they are seen to rise from 0 to `rows`."""
     offsets = as_offsets(name, offsets, x.device, least=1)
-    check_shared(x=x, **{name: offsets})
+    check_shared(**{"the tokens": x, name: offsets})
     if offsets.device.type == "cpu":
         check_rises(name, offsets, rows)
     return offsets
@@ -92,7 +92,7 @@ def check_order(name: str, order: Any, x: Tensor, rows: int, read: bool = True) 
         return
     if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.ndim != 3 or order.shape[2] != rows:
         raise ValueError(f"{name} must be int64 of shape (b|1, h|1, {rows}), got {described(order)}")
-    check_shared(x=x, **{name: order})
+    check_shared(**{"the tokens": x, name: order})
     if read and order.device.type == "cpu":
         check_permutes(name, order)
 

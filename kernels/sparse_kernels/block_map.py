@@ -159,6 +159,8 @@ class BlockMap:
         if width < 1:
             raise ValueError(f"width must be 1 letter or more, got {width}")
         mask = self.to_dense()
+        if 0 in mask.shape:
+            return ""
         mask = mask[min(batch, mask.shape[0] - 1), min(head, mask.shape[1] - 1)].float()
         size = (min(max(width // 2, 1), mask.shape[0]), min(width, mask.shape[1]))
         shades = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], size)[0, 0]

@@ -94,7 +94,7 @@ def _check_clusters(name: str, clusters: Any, x: Tensor) -> None:
             f"{name} must be the clusters of {tuple(x.shape[:3])} tokens of {x.shape[3]} channels, "
             f"got those of {tuple(clusters.order.shape)} with {clusters.centroids.shape[3]}"
         )
-    check_devices(tokens=x, **{f"{name}.{field}": tensor for field, tensor in vars(clusters).items()})
+    check_devices(**{"the tokens": x} | {f"{name}.{field}": tensor for field, tensor in vars(clusters).items()})
     shared_offsets(f"{name}.offsets", clusters.offsets, x, x.shape[2])
     check_order(f"{name}.order", clusters.order, x, x.shape[2])
     if x.device.type == "cpu":

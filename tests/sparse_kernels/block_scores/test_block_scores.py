@@ -266,3 +266,12 @@ def test_bad_antidiagonals_and_means_are_named() -> None:
         pooled(case.q, torch.tensor([0, 130]))
     with pytest.raises(ValueError, match="x must be one of float32, bfloat16, float16, float64, got torch.int32"):
         pooled(case.q.int(), torch.tensor([0, 131]))
+
+
+def test_a_failed_allocation_says_so() -> None:
+    x = torch.zeros(1, 1, 1, 1).expand(2**25, 2**20, 1, 1)
+    with (
+        available(),
+        pytest.raises(MemoryError, match="not enough memory for this call of sparse_kernels; give it fewer"),
+    ):
+        pooled(x, torch.tensor([0, 1]))

@@ -167,28 +167,54 @@ def test_opcheck() -> None:
 def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
     case = make_case(9)
     m = case.block_map
+    assert case.q_order is not None and case.kv_order is not None
+    falling = m.q_offsets[..., [0, 3, 2, 1, 4]]
     return {
         "shape of k": ({"k": case.k[..., :32]}, "k and v must be of one shape"),
         "head_dim": ({"k": case.k[..., :32], "v": case.v[..., :32]}, "agree on batch and head_dim"),
         "dtype": ({"q": case.q.double()}, "share one of float32, bfloat16, float16"),
-        "order": ({"q_order": case.q_order[..., :-1]}, "q_order must be int64"),  # type: ignore[index]
-        "order twice": ({"kv_order": torch.zeros_like(case.kv_order)}, "kv_order must hold every row"),  # type: ignore[arg-type]
+        "nothing": ({"q": case.q[:, :, :0]}, "q must be a tensor .b h rows d. and not empty"),
+        "devices": ({"k": case.k.to("meta"), "v": case.v.to("meta")}, "k is on meta, q on cpu: move it there"),
+        "device of the map": ({"kv_order": case.kv_order.to("meta")}, "kv_order is on meta, the tokens on cpu"),
+        "no map": ({"block_map": None}, "block_map must be a BlockMap, got NoneType: BlockMap.from_dense"),
+        "mask": ({"block_map": m.to_dense()}, "block_map must be a BlockMap, got torch.bool"),
+        "order": ({"q_order": case.q_order[..., :-1]}, "q_order must be int64"),
+        "order twice": ({"kv_order": torch.zeros_like(case.kv_order)}, "kv_order must hold every row 0 to 149 once"),
+        "order range": ({"q_order": case.q_order + 1}, "q_order must hold every row 0 to 130 once"),
         "offsets": ({"block_map": dataclasses.replace(m, kv_offsets=m.kv_offsets - 1)}, "kv_offsets must rise from 0"),
+        "falling": ({"block_map": dataclasses.replace(m, q_offsets=falling)}, "q_offsets must rise from 0 .* 131"),
         "index": ({"block_map": dataclasses.replace(m, indices=m.indices + 3)}, "indices must name key blocks 0 to 5"),
-        "count": ({"block_map": dataclasses.replace(m, counts=m.counts + 9)}, "counts must lie between 0 and"),
-        "backend": ({"backend": "tpu"}, "unknown backend 'tpu'; accepted: cpu, triton, flex, reference"),
+        "below 0": (
+            {"block_map": dataclasses.replace(m, indices=m.indices - 1)},
+            "indices must name key blocks 0 to 5",
+        ),
+        "twice": ({"block_map": dataclasses.replace(m, indices=m.indices * 0)}, "name a key block once for each query"),
+        "count": ({"block_map": dataclasses.replace(m, counts=m.counts + 9)}, "counts must lie between 0 and .* = 6"),
+        "negative": (
+            {"block_map": dataclasses.replace(m, counts=m.counts - 4)},
+            "counts must lie between 0 and .* = 6",
+        ),
     }
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name", list(bad_cases()))
-def test_bad_input_is_named(name: str) -> None:
+def test_bad_input_is_named(name: str, backend: str) -> None:
     changes, message = bad_cases()[name]
     case = make_case(9)
     arguments = {"q": case.q, "k": case.k, "v": case.v, "block_map": case.block_map, "q_order": case.q_order}
-    arguments |= {"kv_order": case.kv_order, "backend": "cpu"} | changes
-    with pytest.raises(ValueError, match=message):
+    arguments |= {"kv_order": case.kv_order, "backend": backend} | changes
+    with pytest.raises(ValueError, match=f"^[a-z_, ]*{message}"):  # nothing but words before: no file, no function
         block_sparse_attention(**arguments)  # type: ignore[arg-type]
+
+
+def test_unknown_backends_and_instructions_are_named() -> None:
+    case = make_case(9)
+    with pytest.raises(ValueError, match="^unknown backend 'tpu'; accepted: cpu, triton, flex, reference"):
+        block_sparse_attention(case.q, case.k, case.v, case.block_map, backend="tpu")
+    with available(), pytest.raises(ValueError, match="^unknown instruction set mmx; accepted: .*portable"):
+        cpu.forward(case.q, case.k, case.v, case.block_map, None, None, 1.0, "mmx")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")  # on purpose, see flex.py

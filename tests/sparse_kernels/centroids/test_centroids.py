@@ -196,3 +196,42 @@ def test_what_does_not_fit_is_refused() -> None:
         merge_centroids(merge[0], merge[1].half(), *merge[2:], scale=SCALE)
     with pytest.raises(ValueError, match="unknown backend 'gpu'"):
         merge_centroids(*merge, scale=SCALE, backend="gpu")
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_would_be_read_outside_is_refused(backend: str) -> None:
+    case, big = make_case(), 2**31 - 1
+    few, keys = case.values[:, :, :3], case.keys
+    for message, arguments in (
+        ("values must be a floating-point tensor of shape .2, 3, 37, 40.", (keys, few)),
+        ("values must be a floating-point tensor", (keys, case.values.int())),
+        ("keys must be Clusters, which kmeans returns, got NoneType", (None, case.values)),
+        ("keys.offsets must rise from 0", (replace(keys, offsets=keys.offsets + big // 2), case.values)),
+        ("keys.order must hold every row", (replace(keys, order=keys.order + 1), case.values)),
+        ("keys.labels and keys.sizes must be those", (replace(keys, labels=keys.labels + 30), case.values)),
+        ("keys.labels and keys.sizes must be those", (replace(keys, sizes=keys.sizes + 1), case.values)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            centroid_error(case.queries.centroids, case.k, case.v, *arguments, scale=SCALE, backend=backend)
+    merge, options = (case.q, *case.out()), {"scale": SCALE, "backend": backend}
+    with pytest.raises(ValueError, match="values must be a floating-point tensor of shape .2, 3, 37, 40."):
+        merge_centroids(*merge, case.queries, case.weights(), keys.centroids, few, **options)
+    with pytest.raises(ValueError, match="centroids must be a floating-point tensor of shape"):
+        merge_centroids(*merge, case.queries, case.weights(), keys.centroids.int(), case.values, **options)
+    with pytest.raises(ValueError, match="queries.order must hold every row"):
+        moved = replace(case.queries, order=case.queries.order - 1)
+        merge_centroids(*merge, moved, case.weights(), keys.centroids, case.values, **options)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_clusters_that_do_not_fit_together_are_refused() -> None:
+    keys = make_case().keys
+    for field, value, message in (
+        ("labels", keys.labels.long(), "labels must be torch.int32 with 3 dimensions, got torch.int64"),
+        ("centroids", keys.centroids.half(), "centroids must be torch.float32 with 4 dimensions, got torch.float16"),
+        ("offsets", keys.offsets[..., 1:], "offsets must be .2, 3, 38., as labels and centroids are, got .2, 3, 37."),
+        ("order", None, "order must be torch.int64 with 3 dimensions, got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(keys, **{field: value})

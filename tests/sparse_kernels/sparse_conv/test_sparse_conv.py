@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from sparse_kernels import _extension
+from sparse_kernels._backends import load_backend
 from sparse_kernels.sparse_conv import KernelMap, api, build, cpu, reference, sparse_conv, strided_map, submanifold_map
 from sparse_kernels.sparse_conv.coordinates import check_coordinates
 from tests.sparse_kernels.processors import available
@@ -214,3 +217,24 @@ def test_clear_errors() -> None:
     with pytest.raises(ValueError, match="bias must be"):
         sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, torch.zeros(4))
     assert isinstance(kernel_map, KernelMap)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_maps_made_by_hand_are_checked(backend: str) -> None:
+    good = submanifold_map(_line(1, 2, 4), (5,), 3)
+    with pytest.raises(ValueError, match="forward must be torch.int32 .3, 3. .* got torch.int64 .3, 3."):
+        dataclasses.replace(good, forward=good.forward.long())
+    with pytest.raises(ValueError, match="backward must be torch.int32 .3, 3. .* got torch.int32 .3, 2."):
+        dataclasses.replace(good, backward=good.backward[:, 1:])
+    x, weight = torch.ones(3, 4, requires_grad=True), torch.ones(5, 3, 4, requires_grad=True)
+    for row in (3, 2**31 - 1):
+        wrong = good.forward.clone()
+        wrong[1, 1] = row
+        for kernel_map in (dataclasses.replace(good, forward=wrong), dataclasses.replace(good, backward=wrong)):
+            with pytest.raises(ValueError, match="the kernel map must name input rows 0 to 2, or -1 for none"):
+                sparse_conv(x, weight, kernel_map, backend=backend).sum().backward()
+        with pytest.raises(ValueError, match="the kernel map must name input rows 0 to 2"):
+            load_backend("sparse_conv", backend).weight_gradient(torch.ones(3, 4), torch.ones(3, 5), wrong)
+    with pytest.raises(ValueError, match="kernel_map must be a KernelMap, .* got torch.int32"):
+        sparse_conv(x, weight, good.forward)
