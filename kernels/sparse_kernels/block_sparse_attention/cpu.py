@@ -15,6 +15,8 @@ MAX_HEAD_DIM = 256
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return "the C++ kernel has no backward pass; call it under torch.no_grad() or use backend='reference'"
     if q.shape[3] > MAX_HEAD_DIM:
         return f"head_dim is {q.shape[3]}, at most {MAX_HEAD_DIM} is supported"
     return _extension.reason_against(q=q)

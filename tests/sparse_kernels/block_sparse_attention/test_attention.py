@@ -153,6 +153,18 @@ def test_reference_has_gradients() -> None:
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_a_kernel_without_gradients_says_so() -> None:
+    case = make_case(7)
+    q = case.q.clone().requires_grad_()
+    with pytest.raises(ValueError, match="backend cpu cannot run this call: the C.. kernel has no backward pass"):
+        block_sparse_attention(q, case.k, case.v, case.block_map, backend="cpu")
+    with torch.no_grad():
+        out = block_sparse_attention(q, case.k, case.v, case.block_map, backend="cpu")
+    assert (block_sparse_attention(q, case.k, case.v, case.block_map) - out).abs().max() < 1e-5
+    block_sparse_attention(q, case.k, case.v, case.block_map).sum().backward()
+    assert q.grad is not None
+
+
 def test_opcheck() -> None:
     if _extension.load() is not None:
         pytest.skip("no C++ kernel")

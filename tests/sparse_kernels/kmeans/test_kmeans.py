@@ -110,6 +110,23 @@ def test_more_clusters_than_rows_and_empty_ones_keep_their_centroid(backend: str
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize(("rows", "clusters"), [(2, 33), (16, 16), (40, 60)])
+def test_rows_far_from_the_origin_are_told_apart_when_centred(rows: int, clusters: int, backend: str) -> None:
+    """Of two rows a rounding apart either may win a centroid, which Lloyd's iterations then never undo."""
+    generator = torch.Generator().manual_seed(rows)
+    x = 300 + 0.1 * torch.randn(1, 40, rows, 24, generator=generator)
+    start = torch.cat([x, x[:, :, :1].expand(-1, -1, clusters - rows, -1)], 2)
+    far = kmeans(x, start, iterations=0, backend=backend)
+    squared = distances(x, start)
+    excess = squared.gather(-1, far.labels.long()[..., None])[..., 0] - squared.amin(-1)
+    assert 0 < excess.max() < 1e-6 * x.square().sum(-1).max()
+    centre = x.mean(2, keepdim=True)
+    near = kmeans(x - centre, start - centre, iterations=5, backend=backend)
+    assert torch.equal(near.labels, torch.arange(rows, dtype=torch.int32).expand_as(near.labels))
+    assert distances(x - centre, near.centroids).amin(-1).max() == 0
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_of_equal_centroids_the_first_wins(backend: str) -> None:
     x, start = make_rows(2, 1, 1, 100, 5)
     clusters = kmeans(x, start.repeat(1, 1, 9, 1), iterations=0, backend=backend)
