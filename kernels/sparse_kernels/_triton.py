@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparse_kernels._checks import DTYPES
 
 try:
     import triton
@@ -14,13 +18,15 @@ try:
 except ImportError:
     triton = tl = None
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LOG2E = math.log2(math.e)  # exponentials and logarithms are to base 2 inside
+LOG2E_INSIDE = LOG2E if tl is None else tl.constexpr(LOG2E)  # the form in which kernels read it
 MAX_HEAD_DIM = 256
 
 
 def jit(function: Callable) -> Any:
     """Return the function as a Triton kernel, or unchanged where there is no Triton."""
-    return function if triton is None else triton.jit(function)
+    # Unwrapped, since tests check the shapes of all functions' arguments and Triton compiles what it is given.
+    return function if triton is None else triton.jit(inspect.unwrap(function))
 
 
 def reason_against(kernel: Any, tensors: dict[str, Tensor]) -> str | None:
@@ -29,7 +35,7 @@ def reason_against(kernel: Any, tensors: dict[str, Tensor]) -> str | None:
         return "triton is not installed (pip install triton)"
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            return f"the Triton kernel takes float16, bfloat16 or float32, {name} is {tensor.dtype}"
+            return f"the Triton kernel takes float32, bfloat16 or float16, {name} is {tensor.dtype}"
         if tensor.shape[-1] > MAX_HEAD_DIM:
             return f"the Triton kernel takes a head_dim of at most {MAX_HEAD_DIM}, {name} has {tensor.shape[-1]}"
         if isinstance(kernel, triton.JITFunction) and not tensor.is_cuda:  # else it is interpreted

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
+from sparse_kernels._checks import as_offsets, described
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockMap:
     """The one data structure of sparsity: packed lists of key blocks for each query block of each head.
 
@@ -22,17 +21,18 @@ class BlockMap:
     count positions after `q_order` and `kv_order`, if these are given to the attention.
     """
 
-    counts: Int[Tensor, "b h nq"]
-    indices: Int[Tensor, "b h nq m"]
-    q_offsets: Int[Tensor, "b h nq1"]
-    kv_offsets: Int[Tensor, "b h nk1"]
+    counts: Int[Tensor, "#b #h nq"]
+    indices: Int[Tensor, "#b #h nq m"]
+    q_offsets: Int[Tensor, "#b #h nq1"]
+    kv_offsets: Int[Tensor, "#b #h nk1"]
 
     def __post_init__(self) -> None:
         for name, dimensions in (("counts", 3), ("indices", 4), ("q_offsets", 3), ("kv_offsets", 3)):
             field = getattr(self, name)
-            if field.dtype != torch.int32 or field.ndim != dimensions:
+            if not isinstance(field, Tensor) or field.dtype != torch.int32 or field.ndim != dimensions:
                 raise ValueError(
-                    f"{name} must be an int32 tensor with {dimensions} dimensions, got {field.dtype} with {field.ndim}"
+                    f"{name} must be an int32 tensor with {dimensions} dimensions, got {described(field)}; "
+                    "BlockMap.from_dense packs a mask"
                 )
         blocks = self.counts.shape[-1]
         if self.indices.shape[2] != blocks or self.q_offsets.shape[-1] != blocks + 1:
@@ -40,16 +40,34 @@ class BlockMap:
                 f"counts, indices and q_offsets must agree on the number of query blocks, got {blocks}, "
                 f"{self.indices.shape[2]} and {self.q_offsets.shape[-1] - 1}"
             )
+        if self.kv_offsets.shape[-1] == 0:
+            raise ValueError("kv_offsets must hold at least the 0 at which the first block begins, got nothing")
+        for axis, name in enumerate(("batch", "heads")):
+            sizes = [field.shape[axis] for field in vars(self).values()]
+            if len(set(sizes) - {1}) > 1:
+                raise ValueError(f"the fields of a map must agree on {name}, or have 1 there, got {sizes}")
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the same blocks are visited, wherever they stand in the lists; reads from the device."""
+        if not isinstance(other, BlockMap) or self.counts.device != other.counts.device:
+            return False
+        mine, theirs = ((x.to_dense(), x.q_offsets, x.kv_offsets) for x in (self, other))
+        return all(map(torch.equal, mine, theirs))
+
+    def __hash__(self) -> int:
+        return hash((self.q_offsets.shape, self.kv_offsets.shape))
 
     @classmethod
     def from_dense(
-        cls, mask: Bool[Tensor, "b h nq nk"], q_offsets: Int[Tensor, ...], kv_offsets: Int[Tensor, ...]
+        cls, mask: Bool[Tensor, "b h nq nk"], q_offsets: Int[Tensor, "*#bh nq1"], kv_offsets: Int[Tensor, "*#bh nk1"]
     ) -> BlockMap:
-        """Pack a mask of blocks; offsets are (n+1,) when all heads share them, else (b|1 h|1 n+1)."""
-        q_offsets, kv_offsets = (
-            offsets.to(mask.device, torch.int32).view(1, 1, -1) if offsets.ndim == 1 else offsets.to(torch.int32)
-            for offsets in (q_offsets, kv_offsets)
-        )
+        """Pack a mask of blocks; offsets are (n+1,) when all heads share them, else (b|1 h|1 n+1).
+
+        ValueError on other types and shapes.
+        """
+        _check_mask(mask)
+        q_offsets = as_offsets("q_offsets", q_offsets, mask.device)
+        kv_offsets = as_offsets("kv_offsets", kv_offsets, mask.device)
         if mask.shape[-1] != kv_offsets.shape[-1] - 1:
             raise ValueError(f"the mask has {mask.shape[-1]} key blocks, kv_offsets has {kv_offsets.shape[-1] - 1}")
         # A stable sort of "not visited" puts the visited blocks first, in rising order, without a host round trip.
@@ -60,7 +78,8 @@ class BlockMap:
     def uniform(
         cls, mask: Bool[Tensor, "b h nq nk"], block_q: int, block_kv: int, q_length: int, kv_length: int
     ) -> BlockMap:
-        """Pack a mask of equal blocks; only the last block of each axis may be shorter."""
+        """Pack a mask of equal blocks; only the last block of each axis may be shorter. ValueError as in from_dense."""
+        _check_mask(mask)
         return cls.from_dense(
             mask, uniform_offsets(q_length, block_q, mask.device), uniform_offsets(kv_length, block_kv, mask.device)
         )
@@ -93,8 +112,10 @@ class BlockMap:
 
     @cached_property
     def density(self) -> float:
-        """Computed query-key pairs as a share of all pairs, over all heads."""
-        return (self.pairs() / (self.q_length * self.kv_length)).mean().item()
+        """Computed query-key pairs as a share of all pairs, over all heads; 0 where there are none."""
+        pairs = self.pairs()
+        every = pairs.numel() * self.q_length * self.kv_length if pairs.numel() else 0
+        return pairs.sum().item() / every if every else 0.0
 
     def to_mask(self) -> Bool[Tensor, "b h sq skv"]:
         """Return the mask of query-key pairs, by position; for tests and small sizes only."""
@@ -106,7 +127,7 @@ class BlockMap:
         rows = dense.expand(batch, heads, -1, -1).gather(2, q_block[..., None].expand(-1, -1, -1, dense.shape[-1]))
         return rows.gather(3, kv_block[..., None, :].expand(-1, -1, self.q_length, -1))
 
-    def to_flex(self) -> BlockMask:
+    def to_flex(self) -> Any:  # not BlockMask: flex_attention is imported by those who use it
         """Return FlexAttention's BlockMask; ValueError unless all blocks but the last are of one size."""
         from torch.nn.attention.flex_attention import BlockMask
 
@@ -119,6 +140,7 @@ class BlockMap:
         batch, heads = mask.shape[:2]
 
         # The compiled kernel reads the lists alone; run eagerly, FlexAttention knows nothing but this function.
+        @no_type_check  # the compiler traces it, which it cannot through the shape checks of the tests
         def visited(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             return mask[b % batch, h % heads, q // block_q, kv // block_kv]
 
@@ -133,16 +155,30 @@ class BlockMap:
         )
 
     def draw(self, batch: int = 0, head: int = 0, width: int = 64) -> str:
-        """Return the map of one head as text, darker where more of its blocks are visited."""
+        """Return the map of one head as text, darker where more of its blocks are visited, `width` letters at most."""
+        if width < 1:
+            raise ValueError(f"width must be 1 letter or more, got {width}")
         mask = self.to_dense()
+        if 0 in mask.shape:
+            return ""
         mask = mask[min(batch, mask.shape[0] - 1), min(head, mask.shape[1] - 1)].float()
-        size = (min(width // 2, mask.shape[0]), min(width, mask.shape[1]))
+        size = (min(max(width // 2, 1), mask.shape[0]), min(width, mask.shape[1]))
         shades = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], size)[0, 0]
         return "\n".join("".join(" ░▒▓█"[min(4, int(x * 4.999))] for x in row) for row in shades.tolist())
 
 
+def _check_mask(mask: Any) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 4:
+        raise ValueError(
+            f"the mask must be a bool tensor (b h query_blocks key_blocks), got {described(mask)}; "
+            "compare scores with a threshold first"
+        )
+
+
 def uniform_offsets(length: int, block: int, device: torch.device | str = "cpu") -> Int[Tensor, " n1"]:
     """Return the boundaries of blocks of `block` tokens, the last one shorter where it must be."""
+    if block < 1 or length < 0:
+        raise ValueError(f"blocks must have 1 token or more and sequences 0 or more, got {block} and {length}")
     count = -(-length // block)
     return (torch.arange(count + 1, device=device, dtype=torch.int32) * block).clamp(max=length)
 

@@ -12,13 +12,13 @@ from torch import Tensor
 class Tiles(NamedTuple):
     """Tiles of all blocks in rising order; a surplus one begins at or behind its block's end."""
 
-    block: Int[Tensor, "b1 h1 tiles"]
-    first: Int[Tensor, "b1 h1 tiles"]
-    block_end: Int[Tensor, "b1 h1 tiles"]
-    ends: Int[Tensor, "b1 h1 n"]  # tiles up to and with each block; the last one counts them
+    block: Int[Tensor, "#b #h tiles"]
+    first: Int[Tensor, "#b #h tiles"]
+    block_end: Int[Tensor, "#b #h tiles"]
+    ends: Int[Tensor, "#b #h n"]  # tiles up to and with each block; the last one counts them
 
 
-def cut_blocks(offsets: Int[Tensor, "b1 h1 n1"], length: int, rows: int) -> Tiles:
+def cut_blocks(offsets: Int[Tensor, "#b #h n1"], length: int, rows: int) -> Tiles:
     """Cut blocks into tiles of at most `rows`; how many there may be follows from the shapes alone."""
     pieces = (offsets.diff(dim=-1) + (rows - 1)) // rows
     ends = pieces.cumsum(-1)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-O1")
 FILES = (
-    "test_sparse_conv.py",
-    "test_block_sparse_attention.py",
-    "test_quantised.py",
-    "test_kmeans.py",
-    "test_block_scores.py",
-    "test_centroids.py",
+    "sparse_conv/test_sparse_conv.py",
+    "block_sparse_attention/test_attention.py",
+    "block_sparse_attention/quantised/test_quantised.py",
+    "kmeans/test_kmeans.py",
+    "block_scores/test_block_scores.py",
+    "centroids/test_centroids.py",
 )
 INSIDE = "--inside"
 
@@ -33,7 +33,7 @@ def inside() -> int:
     """Return the exit code of the tests."""
     import pytest
 
-    files = [str(Path(__file__).with_name(name)) for name in FILES]
+    files = [str(Path(__file__).parent / name) for name in FILES]
     # Fakes and the compiler are not about memory, and torch's own Python is not built for this.
     options = ["-q", "-x", "-s", "-k", "not opcheck and not flex", "-p", "no:cacheprovider"]
     return pytest.main([*options, *files], plugins=[CheckedLibrary()])

@@ -38,6 +38,7 @@ def test_offsets_may_differ_from_head_to_head() -> None:
     assert block_map.to_mask().sum((-1, -2)).flatten().tolist() == expected
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_wrong_types_are_refused() -> None:
     good = BlockMap.uniform(torch.ones(1, 1, 2, 2, dtype=torch.bool), 2, 2, 4, 4)
     with pytest.raises(ValueError, match="counts must be an int32 tensor"):
@@ -46,6 +47,67 @@ def test_wrong_types_are_refused() -> None:
         BlockMap(good.counts, good.indices, good.q_offsets[..., :-1], good.kv_offsets)
     with pytest.raises(ValueError, match="2 key blocks"):
         BlockMap.uniform(torch.ones(1, 1, 2, 2, dtype=torch.bool), 2, 2, 4, 6)
+
+
+BAD_MAPS = {
+    "block of 0": (
+        lambda m, o: BlockMap.uniform(m, 0, 2, 4, 4),
+        "1 token or more and sequences 0 or more, got 0 and 4",
+    ),
+    "block below 0": (lambda m, o: BlockMap.uniform(m, 2, -3, 4, 4), "1 token or more .* got -3 and 4"),
+    "length below 0": (lambda m, o: BlockMap.uniform(m, 2, 2, -4, 4), "sequences 0 or more, got 2 and -4"),
+    "float mask": (
+        lambda m, o: BlockMap.uniform(m.float(), 2, 2, 4, 4),
+        "bool tensor .* got torch.float32 .* threshold",
+    ),
+    "flat mask": (
+        lambda m, o: BlockMap.uniform(m[0, 0], 2, 2, 4, 4),
+        "query_blocks key_blocks., got torch.bool .2, 2.",
+    ),
+    "no mask": (lambda m, o: BlockMap.from_dense(None, o, o), "the mask must be a bool tensor .* got NoneType"),
+    "list": (
+        lambda m, o: BlockMap.from_dense(m, [0, 2, 4], o),
+        "q_offsets must be int32 or int64 .* got list: give where",
+    ),
+    "float offsets": (
+        lambda m, o: BlockMap.from_dense(m, o, o.float()),
+        "kv_offsets must be .* got torch.float32 .3,.",
+    ),
+    "no offsets": (
+        lambda m, o: BlockMap(
+            torch.zeros(1, 1, 2).int(), torch.zeros(1, 1, 2, 2).int(), o[None, None], o[None, None, :0]
+        ),
+        "kv_offsets must hold at least the 0",
+    ),
+    "heads": (
+        lambda m, o: BlockMap.from_dense(m.repeat(1, 2, 1, 1), o.repeat(1, 3, 1), o),
+        "agree on heads, .* got .2, 2, 3",
+    ),
+    "no tensor": (lambda m, o: BlockMap(None, m.int(), o, o), "counts must be an int32 tensor .* got NoneType"),
+}
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("name", BAD_MAPS)
+def test_what_makes_no_map_is_named(name: str) -> None:
+    make, message = BAD_MAPS[name]
+    with pytest.raises(ValueError, match=message):
+        make(torch.ones(1, 1, 2, 2, dtype=torch.bool), torch.tensor([0, 2, 4], dtype=torch.int32))
+
+
+def test_maps_of_the_same_blocks_are_equal() -> None:
+    mask = torch.tensor([[[[1, 1, 0], [0, 1, 1]]]], dtype=torch.bool)
+    block_map = BlockMap.uniform(mask, 2, 2, 4, 6)
+    turned = BlockMap(block_map.counts, block_map.indices[..., [1, 0, 2]], block_map.q_offsets, block_map.kv_offsets)
+    assert block_map == turned and hash(block_map) == hash(turned) and block_map != "a map"
+    assert block_map != BlockMap.uniform(~mask, 2, 2, 4, 6) and block_map != BlockMap.uniform(mask, 2, 2, 4, 5)
+    assert block_map != BlockMap.uniform(mask[..., :2], 2, 2, 4, 4)
+
+
+def test_an_empty_map_has_no_density() -> None:
+    for shape in ((1, 1, 0, 0), (0, 1, 0, 0)):
+        assert BlockMap.uniform(torch.zeros(shape, dtype=torch.bool), 16, 16, 0, 0).density == 0.0
+    assert BlockMap.uniform(torch.zeros(1, 1, 0, 0, dtype=torch.bool), 16, 16, 0, 0).draw() == ""
 
 
 def test_flex_needs_equal_blocks() -> None:
@@ -59,3 +121,6 @@ def test_draw_shows_the_diagonal() -> None:
     assert block_map.draw() == "█ \n █"
     wide = BlockMap.uniform(torch.eye(64, dtype=torch.bool)[None, None], 4, 4, 256, 256)
     assert len(wide.draw().splitlines()) == 32
+    assert block_map.draw(width=1) == "▒"
+    with pytest.raises(ValueError, match="width must be 1 letter or more, got 0"):
+        wide.draw(width=0)

@@ -7,39 +7,37 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels import _extension
+from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels.block_scores import reference
 
 
 def can_run(q: Tensor, k: Tensor) -> str | None:
     """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
-    if q.device.type != "cpu":
-        return f"q is on {q.device}, not on the CPU"
-    return _extension.load()
+    return _extension.reason_against(q=q)
 
 
 def block_mass(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
     lse: Float[Tensor, "b h sq"],
-    q_offsets: Int[Tensor, "b1 h1 nq1"],
-    kv_offsets: Int[Tensor, "b1 h1 nk1"],
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_offsets: Int[Tensor, "#b #h nq1"],
+    kv_offsets: Int[Tensor, "#b #h nk1"],
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
     instructions: str = "",
 ) -> Float[Tensor, "b h nq nk"]:
     """Return exp(q k scale - lse) summed over blocks; `instructions` forces an instruction set, for tests."""
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     if _multiplies_bfloat16(q):  # two exact products at a time, added up in float32
         instructions = instructions or "avx512_bf16"
     return torch.ops.sparse_kernels.block_mass_cpu(
-        q,
-        k,
+        rows(q),
+        rows(k),
         lse.contiguous(),
         q_offsets.contiguous(),
         kv_offsets.contiguous(),
-        None if q_order is None else q_order.contiguous(),
-        None if kv_order is None else kv_order.contiguous(),
+        contiguous(q_order),
+        contiguous(kv_order),
         scale,
         instructions,
     )

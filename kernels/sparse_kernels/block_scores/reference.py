@@ -18,10 +18,10 @@ def block_mass(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
     lse: Float[Tensor, "b h sq"],
-    q_offsets: Int[Tensor, "b1 h1 nq1"],
-    kv_offsets: Int[Tensor, "b1 h1 nk1"],
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_offsets: Int[Tensor, "#b #h nq1"],
+    kv_offsets: Int[Tensor, "#b #h nk1"],
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
 ) -> Float[Tensor, "b h nq nk"]:
     """Return exp(q k scale - lse) summed over the rows and keys of each block."""

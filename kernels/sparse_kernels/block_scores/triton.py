@@ -5,14 +5,25 @@ Names: p_ pointers, b_ block values, i_ indices, capitals are compile-time const
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_kernels._triton import compiler_options, device_limits, jit, reason_against, shared_strides, tl, triton
+from sparse_kernels import _tensors
+from sparse_kernels._tensors import contiguous
+from sparse_kernels._triton import (
+    LOG2E,
+    LOG2E_INSIDE,
+    compiler_options,
+    device_limits,
+    jit,
+    reason_against,
+    shared_strides,
+    tl,
+    triton,
+)
 from sparse_kernels.block_scores.triton_antidiagonals import antidiagonal_scores as antidiagonal_scores
 from sparse_kernels.tiles import cut_blocks
 
@@ -87,7 +98,7 @@ def block_mass_kernel(
     )
     i_flat = i_b * tl.num_programs(1) + i_h
     # Rows outside the tile get what leaves a row out: an LSE of +inf.
-    b_lse = tl.load(p_lse + i_flat * q_len + i_row, mask=in_tile, other=float("inf")) * 1.4426950408889634
+    b_lse = tl.load(p_lse + i_flat * q_len + i_row, mask=in_tile, other=float("inf")) * LOG2E_INSIDE
 
     p_k += i_b * k_strides[0] + (i_h // heads_per_kv_head) * k_strides[1]
     p_pieces += i_b * piece_strides[0] + i_h * piece_strides[1]
@@ -119,10 +130,10 @@ def block_mass(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
     lse: Float[Tensor, "b h sq"],
-    q_offsets: Int[Tensor, "b1 h1 nq1"],
-    kv_offsets: Int[Tensor, "b1 h1 nk1"],
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_offsets: Int[Tensor, "#b #h nq1"],
+    kv_offsets: Int[Tensor, "#b #h nk1"],
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
 ) -> Float[Tensor, "b h nq nk"]:
     """Return exp(q k scale - lse) summed over the rows and keys of each block."""
@@ -139,15 +150,14 @@ def block_mass_triton(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
     lse: Float[Tensor, "b h sq"],
-    q_offsets: Int[Tensor, "b1 h1 nq1"],
-    kv_offsets: Int[Tensor, "b1 h1 nk1"],
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_offsets: Int[Tensor, "#b #h nq1"],
+    kv_offsets: Int[Tensor, "#b #h nk1"],
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
 ) -> Tensor:
     """The custom operator behind block_mass: one graph node under torch.compile."""
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    q_order, kv_order = (order if order is None else order.contiguous() for order in (q_order, kv_order))
+    q, k, q_order, kv_order = _tensors.rows(q), _tensors.rows(k), contiguous(q_order), contiguous(kv_order)
     batch, heads, q_len, head_dim = q.shape
     blocks = q_offsets.shape[-1] - 1, kv_offsets.shape[-1] - 1
     config = mass_config(
@@ -167,7 +177,7 @@ def block_mass_triton(
             q, k, lse.contiguous(), mass, tiles, pieces, counts, q_order, kv_order,
             q.stride()[:3], k.stride()[:3], shared_strides(tiles), shared_strides(pieces), shared_strides(counts),
             shared_strides(q_order), shared_strides(kv_order), q_len, blocks[1], heads // k.shape[1],
-            scale * math.log2(math.e),
+            scale * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             PRECISION="ieee", **config.options(),
         )  # fmt: skip

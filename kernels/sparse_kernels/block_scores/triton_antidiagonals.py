@@ -6,14 +6,14 @@ sums. Names: p_ pointers, b_ block values, i_ indices, capitals are compile-time
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_kernels._triton import compiler_options, device_limits, jit, tl, triton
+from sparse_kernels._tensors import rows
+from sparse_kernels._triton import LOG2E, compiler_options, device_limits, jit, tl, triton
 
 LEVEL_NUMBERS = 2**26  # float32 numbers between the two kernels at once: query blocks go in slabs of that size
 WIDEST_PIECE = 64  # a key block of more reshaped tokens is scored in pieces
@@ -176,7 +176,7 @@ def _launch_slab(
     lse = scores.new_empty(batch, heads, rows)
     antidiagonal_levels_kernel[(triton.cdiv(rows, config.block_m), heads, batch)](
         q, k, levels, lse, q.stride()[:3], k.stride()[:3], q_len, k.shape[2], slab[0] * per_block, rows, key_blocks,
-        per_block, heads // k.shape[1], scale / stride * math.log2(math.e),
+        per_block, heads // k.shape[1], scale / stride * LOG2E,
         HEAD_DIM=head_dim, STRIDE=stride, CAUSAL=causal, PRECISION="ieee", **config.constants(),
         **compiler_options(config.num_warps, config.num_stages),
     )  # fmt: skip
@@ -198,7 +198,7 @@ def _empty_scores(q: Tensor, k: Tensor, block: int) -> Float[Tensor, "b h nq nk"
 )
 def antidiagonal_scores_triton(q: Tensor, k: Tensor, block: int, stride: int, scale: float, causal: bool) -> Tensor:
     """The custom operator behind antidiagonal_scores: one graph node under torch.compile."""
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    q, k = rows(q), rows(k)
     per_block = block // stride
     config = antidiagonal_config(q.shape[-1], q.element_size(), per_block, shared_memory=device_limits(q)[0])
     scores = _empty_scores(q, k, block)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from types import ModuleType
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._backends import BACKENDS, choose, load_backend
+from sparse_kernels._checks import check_order, check_q_k, check_rows, check_shared, check_types, described
 from sparse_kernels.block_map import BlockMap
 
-BACKENDS = ("cpu", "triton", "flex", "reference")
-QUANTISED_BACKENDS = ("cpu", "triton", "reference")
+EVERY_BACKEND = ("cpu", "triton", "flex", "reference")
 PRECISIONS = ("int8", "fp8")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PACKAGE = "block_sparse_attention"
 
 
 @overload
@@ -41,8 +39,8 @@ def block_sparse_attention(
     v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap,
     *,
-    q_order: Int[Tensor, "b1 h1 sq"] | None = None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None = None,
+    q_order: Int[Tensor, "#b #h sq"] | None = None,
+    kv_order: Int[Tensor, "#b #h skv"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -57,107 +55,69 @@ def block_sparse_attention(
     ValueError on shapes, types or a map that do not fit, and when `backend` cannot run the call.
     """
     _check(q, k, v, block_map, q_order, kv_order)
-    _check_precision(q, k, v, precision)
-    module = _choose(q, k, v, block_map, backend, precision)
+    differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    _check_precision(precision, backend, differentiable)
+    if differentiable and backend is None:
+        backend = "reference"  # the only one with a backward
+    package, accepted, given = _package(precision)
+    work = "block-sparse attention runs"
+    module = choose(package, work, backend, q, k, v, block_map, *given, accepted=accepted, level=3)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = module.forward(q, k, v, block_map, q_order, kv_order, scale, *_given(precision))
+    out, lse = module.forward(q, k, v, block_map, q_order, kv_order, scale, *given)
     return (out, lse) if return_lse else out
 
 
 def outruns_sdpa(q: Float[Tensor, "b h s d"]) -> bool:
     """Return whether this device's kernel is known to compute attention over all keys faster than PyTorch's SDPA."""
-    return q.device.type == "cpu" and _module("cpu").outruns_sdpa(q)
+    return q.device.type == "cpu" and load_backend(PACKAGE, "cpu").outruns_sdpa(q)
 
 
 def backend_reasons(device: str = "cpu") -> dict[str, str | None]:
     """Return for each backend why it cannot run plain float32 attention on `device`, None where it can."""
-    q = torch.zeros(1, 1, 64, 64, device=device)
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    block_map = BlockMap.uniform(mask, 64, 64, 64, 64)
-    return {name: _module(name).can_run(q, q, q, block_map) for name in BACKENDS}
+    return _reasons(torch.float32, None, device)
 
 
 def precision_reasons(precision: str, device: str = "cpu") -> dict[str, str | None]:
     """Return for each backend that quantises why it cannot run `precision` on `device`, None where it can."""
-    q = torch.zeros(1, 1, 64, 64, device=device, dtype=torch.bfloat16)
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    block_map = BlockMap.uniform(mask, 64, 64, 64, 64)
-    _check_precision(q, q, q, precision)
-    return {name: _module(name, precision).can_run(q, q, q, block_map, precision) for name in QUANTISED_BACKENDS}
+    _check_precision(precision, None, False)
+    return _reasons(torch.bfloat16, precision, device)
 
 
-def _given(precision: str | None) -> tuple[str, ...]:
-    return () if precision is None else (precision,)
+def _reasons(dtype: torch.dtype, precision: str | None, device: str) -> dict[str, str | None]:
+    q = torch.zeros(1, 1, 64, 64, device=device, dtype=dtype)
+    block_map = BlockMap.uniform(torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), 64, 64, 64, 64)
+    package, accepted, given = _package(precision)
+    return {name: load_backend(package, name, accepted).can_run(q, q, q, block_map, *given) for name in accepted}
 
 
-def _module(name: str, precision: str | None = None) -> ModuleType:
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(BACKENDS)}")
-    if precision is not None and name not in QUANTISED_BACKENDS:
-        raise ValueError(f"backend {name} has no precision {precision!r}; accepted: {', '.join(QUANTISED_BACKENDS)}")
-    folder = "" if precision is None else "quantised."
-    return importlib.import_module(f"sparse_kernels.block_sparse_attention.{folder}{name}")
+def _package(precision: str | None) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return where the backends of a precision lie, their names, and what they are given of it."""
+    return (PACKAGE, EVERY_BACKEND, ()) if precision is None else (f"{PACKAGE}.quantised", BACKENDS, (precision,))
 
 
-def _choose(
-    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, backend: str | None, precision: str | None
-) -> ModuleType:
-    arguments = (q, k, v, block_map, *_given(precision))
-    if backend is not None:
-        module = _module(backend, precision)
-        reason = module.can_run(*arguments)
-        if reason:
-            raise ValueError(f"backend {backend} cannot run this call: {reason}")
-        return module
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _module("reference")  # the only one with a backward
-    best = "triton" if q.is_cuda else "cpu"
-    module = _module(best, precision)
-    reason = module.can_run(*arguments)
-    if reason is None:
-        return module
-    warnings.warn(
-        f"block-sparse attention runs on the slow reference backend, since {best} cannot run: {reason}", stacklevel=3
-    )
-    return _module("reference", precision)
-
-
-def _check_precision(q: Tensor, k: Tensor, v: Tensor, precision: str | None) -> None:
+def _check_precision(precision: str | None, backend: str | None, differentiable: bool) -> None:
     if precision is None:
         return
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}, or None for no rounding")
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if backend == "flex":
+        raise ValueError(f"backend flex has no precision {precision!r}; accepted: {', '.join(BACKENDS)}")
+    if differentiable:
         raise ValueError(f"precision {precision!r} has no backward pass; call under torch.no_grad() or leave it out")
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, q_order: Tensor | None, kv_order: Tensor | None
-) -> None:
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+def _check(q: Tensor, k: Tensor, v: Tensor, block_map: Any, q_order: Tensor | None, kv_order: Tensor | None) -> None:
+    check_rows(q=q, k=k, v=v)
+    if k.shape != v.shape:
+        raise ValueError(f"k and v must be of one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
+    check_q_k(q, k)
+    check_types(q=q, k=k, v=v)
+    if not isinstance(block_map, BlockMap):
         raise ValueError(
-            f"q, k, v must be (b h s d), k and v of one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            f"block_map must be a BlockMap, got {described(block_map)}: BlockMap.from_dense and BlockMap.uniform make "
+            "one of a mask of blocks"
         )
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
-        raise ValueError(
-            "q and k must agree on batch and head_dim, and q's heads be a multiple of k's, "
-            f"got q {tuple(q.shape)} and k {tuple(k.shape)}"
-        )
-    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k, v must share one of float32, bfloat16, float16, got {q.dtype}, {k.dtype}, {v.dtype}")
-    batch, heads = q.shape[:2]
-    shared = {"counts": block_map.counts, "indices": block_map.indices}
-    shared |= {"q_offsets": block_map.q_offsets, "kv_offsets": block_map.kv_offsets}
-    shared |= {name: order for name, order in (("q_order", q_order), ("kv_order", kv_order)) if order is not None}
-    for name, field in shared.items():
-        if field.shape[0] not in (1, batch) or field.shape[1] not in (1, heads):
-            raise ValueError(
-                f"{name} must start with (1 or {batch}, 1 or {heads}) for batch and heads, got {tuple(field.shape)}"
-            )
-        if field.device != q.device:
-            raise ValueError(f"{name} is on {field.device}, q on {q.device}: move it there")
-    for name, order, length in (("q_order", q_order, q.shape[2]), ("kv_order", kv_order, k.shape[2])):
-        if order is not None and (order.dtype != torch.int64 or order.ndim != 3 or order.shape[2] != length):
-            raise ValueError(
-                f"{name} must be int64 of shape (b|1, h|1, {length}), got {order.dtype} {tuple(order.shape)}"
-            )
+    fields = ("counts", "indices", "q_offsets", "kv_offsets")
+    check_shared(q=q, **{name: getattr(block_map, name) for name in fields})
+    check_order("q_order", q_order, q, q.shape[2], read=False)  # as of the map, backends read what stands in them
+    check_order("kv_order", kv_order, q, k.shape[2], read=False)

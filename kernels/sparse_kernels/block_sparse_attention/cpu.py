@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels import _extension
+from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels.block_map import BlockMap
 
 MAX_HEAD_DIM = 256
@@ -14,11 +15,11 @@ MAX_HEAD_DIM = 256
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
-    if q.device.type != "cpu":
-        return f"the tensors are on {q.device}, not on the CPU"
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return "the C++ kernel has no backward pass; call it under torch.no_grad() or use backend='reference'"
     if q.shape[3] > MAX_HEAD_DIM:
         return f"head_dim is {q.shape[3]}, at most {MAX_HEAD_DIM} is supported"
-    return _extension.load()
+    return _extension.reason_against(q=q)
 
 
 def outruns_sdpa(q: Float[Tensor, "b h s d"]) -> bool:
@@ -33,8 +34,8 @@ def forward(
     k: Float[Tensor, "b hkv skv d"],
     v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
     instructions: str = "",
     key_mean: Float[Tensor, "b hkv d"] | None = None,
@@ -43,17 +44,16 @@ def forward(
 
     `key_mean` (float32) is what the int8 kernel takes off the keys before it rounds them.
     """
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return torch.ops.sparse_kernels.block_sparse_attention_cpu(
-        q,
-        k,
-        v,
+        rows(q),
+        rows(k),
+        rows(v),
         block_map.counts.contiguous(),
         block_map.indices.contiguous(),
         block_map.q_offsets.contiguous(),
         block_map.kv_offsets.contiguous(),
-        None if q_order is None else q_order.contiguous(),
-        None if kv_order is None else kv_order.contiguous(),
+        contiguous(q_order),
+        contiguous(kv_order),
         scale,
         instructions,
         key_mean,

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels.block_map import BlockMap, uniform_size
+from sparse_kernels.block_sparse_attention.reference import check_map
 
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
@@ -25,13 +26,14 @@ def forward(
     k: Float[Tensor, "b hkv skv d"],
     v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
     """Return the output and the natural-log LSE; orders cost a copy here."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+    check_map(q, k, block_map, q_order, kv_order)
     group = q.shape[1] // k.shape[1]
     if kv_order is not None:
         k, v = (x.repeat_interleave(group, 1) if kv_order.shape[1] > 1 else x for x in (k, v))

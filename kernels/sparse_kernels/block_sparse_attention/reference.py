@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._checks import check_permutes, check_rises
 from sparse_kernels.block_map import BlockMap
 
 
@@ -16,13 +17,23 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     return None
 
 
-def check_lengths(q: Tensor, k: Tensor, block_map: BlockMap) -> None:
-    """Raise ValueError unless the map ends where the sequences do."""
-    if block_map.q_length != q.shape[2] or block_map.kv_length != k.shape[2]:
-        raise ValueError(
-            f"q_offsets and kv_offsets must end at the sequence lengths {q.shape[2]} and {k.shape[2]}, "
-            f"got {block_map.q_length} and {block_map.kv_length}"
-        )
+def check_map(
+    q: Tensor, k: Tensor, block_map: BlockMap, q_order: Tensor | None = None, kv_order: Tensor | None = None
+) -> None:
+    """Refuse what the C++ kernel refuses where it reads the map and the orders; this reads from the device."""
+    check_rises("q_offsets", block_map.q_offsets, q.shape[2])
+    check_rises("kv_offsets", block_map.kv_offsets, k.shape[2])
+    for name, order in (("q_order", q_order), ("kv_order", kv_order)):
+        if order is not None:
+            check_permutes(name, order)
+    counts, room, blocks = block_map.counts, block_map.indices.shape[-1], block_map.kv_offsets.shape[-1] - 1
+    if ((counts < 0) | (counts > room)).any():
+        raise ValueError(f"counts must lie between 0 and indices.shape[-1] = {room}, got {counts.aminmax()}")
+    listed = torch.arange(room, device=counts.device) < counts[..., None]
+    if (listed & ((block_map.indices < 0) | (block_map.indices >= blocks))).any():
+        raise ValueError(f"indices must name key blocks 0 to {blocks - 1}, got others")
+    if (block_map.to_dense().sum(-1) != counts).any():
+        raise ValueError("indices must name a key block once for each query block, got one twice")
 
 
 def weigh(scores: Float[Tensor, "s t"], lse: Float[Tensor, " s"]) -> Float[Tensor, "s t"]:
@@ -35,14 +46,14 @@ def forward(
     k: Float[Tensor, "b hkv skv d"],
     v: Float[Tensor, "b hkv skv d"],
     block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 sq"] | None,
-    kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    q_order: Int[Tensor, "#b #h sq"] | None,
+    kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
     weigh: Callable[[Tensor, Tensor], Tensor] = weigh,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
     """Return the output and the natural-log LSE, both in the callers' row order; `weigh` makes scores weights."""
     batch, heads = q.shape[:2]
-    check_lengths(q, k, block_map)
+    check_map(q, k, block_map, q_order, kv_order)
     mask = block_map.to_dense()
     outs, lses = [], []
     for b in range(batch):

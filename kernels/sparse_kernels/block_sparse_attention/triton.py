@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from sparse_kernels._triton import compiler_options, device_limits, jit, shared_strides, tl, triton
+from sparse_kernels._tensors import contiguous, rows
+from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, compiler_options, device_limits, jit, shared_strides, tl, triton
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
 from sparse_kernels.tiles import cut_blocks
@@ -219,7 +220,7 @@ def block_sparse_attention_fwd_kernel(
 
     b_empty = b_sum == 0.0
     b_sum = tl.where(b_empty, 1.0, b_sum)
-    b_lse = tl.where(b_empty, float("-inf"), (b_max + tl.log2(b_sum)) * 0.6931471805599453)
+    b_lse = tl.where(b_empty, float("-inf"), (b_max + tl.log2(b_sum)) * (1.0 / LOG2E_INSIDE))
     b_out = b_out / b_sum[:, None]
     p_out += i_b * out_strides[0] + i_h * out_strides[1]
     tl.store(p_out + i_row[:, None] * out_strides[2] + i_d[None, :], b_out.to(p_out.dtype.element_ty), mask=q_mask)
@@ -265,8 +266,8 @@ def block_sparse_attention_triton(
 ) -> tuple[Tensor, Tensor]:
     """The custom operator behind forward: BlockMap fields as plain tensors, one graph node under torch.compile."""
     out, lse = _empty_outputs(q)
-    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
-    q_order, kv_order = (order if order is None else order.contiguous() for order in (q_order, kv_order))
+    q, k, v = rows(q), rows(k), rows(v)
+    q_order, kv_order = contiguous(q_order), contiguous(kv_order)
     indices, kv_offsets = indices.contiguous(), kv_offsets.contiguous()
     if scale < 0:
         q, scale = -q, -scale
@@ -283,7 +284,7 @@ def block_sparse_attention_triton(
             q, k, v, out, lse, tiles, indices, kv_offsets, q_order, kv_order,
             q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], shared_strides(tiles),
             shared_strides(indices, 3), shared_strides(kv_offsets), shared_strides(q_order),
-            shared_strides(kv_order), q_len, h // k.shape[1], max(scale, SMALLEST_SCALE) * math.log2(math.e),
+            shared_strides(kv_order), q_len, h // k.shape[1], max(scale, SMALLEST_SCALE) * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             RUN=RUN if variable else 0, PRECISION="ieee", **config.options(),
         )  # fmt: skip

@@ -38,11 +38,11 @@ def list_runs_kernel(
 
 
 def list_runs(
-    counts: Int32[Tensor, "b1 h1 nq"],
-    indices: Int32[Tensor, "b1 h1 nq m"],
-    kv_offsets: Int32[Tensor, "b1 h1 nk1"],
+    counts: Int32[Tensor, "#b #h nq"],
+    indices: Int32[Tensor, "#b #h nq m"],
+    kv_offsets: Int32[Tensor, "#b #h nk1"],
     kv_len: int,
-) -> tuple[Int32[Tensor, "b1 h1 nq"], Int32[Tensor, "b1 h1 nq runs"]]:
+) -> tuple[Int32[Tensor, "#b #h nq"], Int32[Tensor, "#b #h nq runs"]]:
     """Return how many runs each query block visits, and the runs; room for them follows from the shapes alone."""
     counts, indices, kv_offsets = counts.contiguous(), indices.contiguous(), kv_offsets.contiguous()
     batch, heads = torch.broadcast_shapes(counts.shape[:2], indices.shape[:2], kv_offsets.shape[:2])

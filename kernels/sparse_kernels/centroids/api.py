@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from sparse_kernels._backends import choose_backend
-from sparse_kernels.block_scores.checks import DTYPES
+from sparse_kernels._backends import choose
+from sparse_kernels._checks import check_devices, check_order, check_rows, check_types, described, shared_offsets
 from sparse_kernels.centroids import reference
 from sparse_kernels.kmeans import Clusters
 
@@ -31,10 +32,12 @@ def centroid_error(
     2603.08982, section 4); `values` are the clusters' mean values v_c. The exponent of g is held at 30 at most.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
-    _check_pair("k", k, "v", v)
-    _check_like("queries", queries, k)
-    _check_like("values", values, keys.centroids)
+    check_rows(k=k, v=v, queries=queries, values=values)
+    check_types(k=k, v=v)
     _check_clusters("keys", keys, k)
+    _check_shapes(k.shape, v=v)
+    _check_shapes((*k.shape[:2], queries.shape[2], k.shape[3]), queries=queries)
+    _check_shapes(keys.centroids.shape, values=values)
     return _module(backend, k).centroid_error(queries.float(), k, v, keys, values.float(), scale)
 
 
@@ -57,16 +60,14 @@ def merge_centroids(
     stands for, -inf for none. No tensor of rows x centroids exists on the CPU, and one of bounded size elsewhere.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
-    _check_pair("q", q, "out", out)
-    _check_like("centroids", centroids, q)
-    _check_like("values", values, centroids)
+    check_rows(q=q, out=out, centroids=centroids, values=values)
+    check_types(q=q, out=out)
     _check_clusters("queries", queries, q)
-    wanted = (*queries.sizes.shape, centroids.shape[2])
-    if lse.shape != q.shape[:3] or weights.shape != wanted:
-        raise ValueError(
-            f"lse and weights must be {tuple(q.shape[:3])} and {wanted}, "
-            f"got {tuple(lse.shape)} and {tuple(weights.shape)}"
-        )
+    _check_shapes(q.shape, out=out)
+    _check_shapes((*q.shape[:2], centroids.shape[2], q.shape[3]), centroids=centroids, values=values)
+    _check_shapes(q.shape[:3], lse=lse)
+    _check_shapes((*queries.sizes.shape, centroids.shape[2]), weights=weights)
+    check_devices(q=q, lse=lse, weights=weights)
     return _module(backend, q).merge_centroids(
         q, out, lse.float(), queries, weights.float(), centroids.float(), values.float(), scale
     )
@@ -75,35 +76,28 @@ def merge_centroids(
 def _module(backend: str | None, x: Tensor) -> ModuleType:
     if backend is None and x.is_cuda:
         return reference  # a few large products, which a GPU does well without a kernel of ours
-    return choose_backend("sparse_kernels.centroids", "centroids are weighed", backend, x)
+    return choose("centroids", "centroids are weighed", backend, x)
 
 
-def _check_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    if x.ndim != 4 or 0 in x.shape or x.shape != other.shape:
-        raise ValueError(
-            f"{name} and {other_name} must be (b h n d) of one shape and not empty, "
-            f"got {tuple(x.shape)} and {tuple(other.shape)}"
-        )
-    if x.dtype not in DTYPES or x.dtype != other.dtype:
-        raise ValueError(
-            f"{name} and {other_name} must share one of float32, bfloat16, float16, got {x.dtype} and {other.dtype}"
-        )
-    if x.device != other.device:
-        raise ValueError(f"{other_name} is on {other.device}, {name} on {x.device}: move it there")
+def _check_shapes(shape: tuple[int, ...], **tensors: Any) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != shape:
+            raise ValueError(f"{name} must be a floating-point tensor of shape {tuple(shape)}, got {described(x)}")
 
 
-def _check_like(name: str, x: Tensor, like: Tensor) -> None:
-    if x.ndim != 4 or 0 in x.shape or (*x.shape[:2], x.shape[3]) != (*like.shape[:2], like.shape[3]):
-        raise ValueError(
-            f"{name} must be (b h n d) with b, h and d of {tuple(like.shape)} and not empty, got {tuple(x.shape)}"
-        )
-    if x.device != like.device:
-        raise ValueError(f"{name} is on {x.device}, the tokens on {like.device}: move it there")
-
-
-def _check_clusters(name: str, clusters: Clusters, x: Tensor) -> None:
+def _check_clusters(name: str, clusters: Any, x: Tensor) -> None:
+    """Refuse what are not the clusters of the rows of `x`; on the CPU they are read, since kernels trust them."""
+    if not isinstance(clusters, Clusters):
+        raise ValueError(f"{name} must be Clusters, which kmeans returns, got {described(clusters)}")
     if clusters.order.shape != x.shape[:3] or clusters.centroids.shape[3] != x.shape[3]:
         raise ValueError(
             f"{name} must be the clusters of {tuple(x.shape[:3])} tokens of {x.shape[3]} channels, "
             f"got those of {tuple(clusters.order.shape)} with {clusters.centroids.shape[3]}"
         )
+    check_devices(**{"the tokens": x} | {f"{name}.{field}": tensor for field, tensor in vars(clusters).items()})
+    shared_offsets(f"{name}.offsets", clusters.offsets, x, x.shape[2])
+    check_order(f"{name}.order", clusters.order, x, x.shape[2])
+    if x.device.type == "cpu":
+        least, most = (int(label) for label in clusters.labels.aminmax())
+        if least < 0 or most >= clusters.sizes.shape[2] or not torch.equal(clusters.sizes, clusters.offsets.diff()):
+            raise ValueError(f"{name}.labels and {name}.sizes must be those of its {clusters.sizes.shape[2]} clusters")

@@ -7,14 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_kernels import _extension
+from sparse_kernels._tensors import rows
 from sparse_kernels.kmeans import Clusters
 
 
 def can_run(x: Tensor) -> str | None:
     """Return why the C++ kernels cannot run the call, or None; builds them at the first call."""
-    if x.device.type != "cpu":
-        return f"the tokens are on {x.device}, not on the CPU"
-    return _extension.load()
+    return _extension.reason_against(tokens=x)
 
 
 def centroid_error(
@@ -27,9 +26,10 @@ def centroid_error(
     instructions: str = "",
 ) -> Float[Tensor, "b h nq nk"]:
     """Return the errors; `instructions` forces an instruction set, for tests."""
-    k, v = _rows(k), _rows(v)
     fixed = (x.contiguous() for x in (keys.order, keys.offsets, keys.centroids, values))
-    error = torch.ops.sparse_kernels.centroid_error_cpu(queries.contiguous(), k, v, *fixed, scale, instructions)
+    error = torch.ops.sparse_kernels.centroid_error_cpu(
+        queries.contiguous(), rows(k), rows(v), *fixed, scale, instructions
+    )
     return error.transpose(-1, -2)
 
 
@@ -46,8 +46,4 @@ def merge_centroids(
 ) -> Float[Tensor, "b h n d"]:
     """Return the merged output; `instructions` forces an instruction set, for tests."""
     fixed = (x.contiguous() for x in (lse, queries.order, queries.offsets, weights, centroids, values))
-    return torch.ops.sparse_kernels.merge_centroids_cpu(_rows(q), _rows(out), *fixed, scale, instructions)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return torch.ops.sparse_kernels.merge_centroids_cpu(rows(q), rows(out), *fixed, scale, instructions)

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_kernels._backends import choose_backend
+from sparse_kernels._backends import choose
+from sparse_kernels._checks import check_rows, check_types
 from sparse_kernels.kmeans.clusters import Clusters
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
@@ -27,31 +26,28 @@ def kmeans(
     """Return the clusters of every head's rows after Lloyd's iterations from `centroids` (SVG2, arXiv 2505.18875).
 
     Distances are squared Euclidean, in float32; of equal ones the first wins. An empty cluster keeps its centroid.
-    A head stops by itself when none of its centroids moved farther than `tolerance`. With `iterations=0` rows are
-    assigned once and the centroids returned as they came. No n x k matrix ever exists.
+    What is compared is |c|^2 - 2 x c, which is exact to some 1e-6 |x|^2: rows that lie closer together than a thousandth
+    of their length want to be centred first. A head stops by itself when none of its centroids moved farther than
+    `tolerance`. With `iterations=0` rows are assigned once and the centroids returned as they came. No n x k matrix
+    ever exists.
     With `precision="bfloat16"` the centroids may be rounded to bfloat16 where rows in bfloat16 look for the nearest
     one, which is faster on processors with AVX512_BF16; means stay exact.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
     _check(x, centroids, iterations, tolerance, precision)
-    return choose_backend("sparse_kernels.kmeans", "k-means runs", backend, x, centroids).forward(
-        x, centroids, iterations, tolerance, precision
-    )
+    module = choose("kmeans", "k-means runs", backend, x, centroids)
+    return module.forward(x, centroids, iterations, tolerance, precision)
 
 
 def _check(x: Tensor, centroids: Tensor, iterations: int, tolerance: float, precision: str) -> None:
-    for name, tensor in (("x", x), ("centroids", centroids)):
-        if tensor.ndim != 4 or 0 in tensor.shape:
-            raise ValueError(f"{name} must be (b h rows d) and not empty, got {tuple(tensor.shape)}")
-        if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
+    check_rows(x=x, centroids=centroids)
+    check_types(x=x)
+    check_types(centroids=centroids)
     if x.shape[:2] != centroids.shape[:2] or x.shape[3] != centroids.shape[3]:
         raise ValueError(
             "x and centroids must agree on batch, heads and head_dim, "
             f"got {tuple(x.shape)} and {tuple(centroids.shape)}"
         )
-    if x.device != centroids.device:
-        raise ValueError(f"centroids is on {centroids.device}, x on {x.device}: move it there")
     if iterations < 0:
         raise ValueError(f"iterations must be 0 or more, got {iterations}")
     if not tolerance >= 0:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
+
+from sparse_kernels._checks import described
+
+FIELDS = {"labels": 3, "centroids": 4, "sizes": 3, "order": 3, "offsets": 3}  # and how many dimensions each has
+TYPES = {"centroids": torch.float32, "order": torch.int64}  # the others are int32
 
 
 @dataclass(frozen=True)
@@ -22,3 +28,15 @@ class Clusters:
     sizes: Int32[Tensor, "b h k"]
     order: Int64[Tensor, "b h n"]
     offsets: Int32[Tensor, "b h k1"]
+
+    def __post_init__(self) -> None:
+        for name, dimensions in FIELDS.items():
+            field, dtype = getattr(self, name), TYPES.get(name, torch.int32)
+            if not isinstance(field, Tensor) or field.dtype != dtype or field.ndim != dimensions:
+                raise ValueError(f"{name} must be {dtype} with {dimensions} dimensions, got {described(field)}")
+        (batch, heads, rows), (_, _, clusters, channels) = self.labels.shape, self.centroids.shape
+        wanted = {"centroids": (clusters, channels), "sizes": (clusters,), "order": (rows,), "offsets": (clusters + 1,)}
+        for name, sizes in wanted.items():
+            if getattr(self, name).shape != (batch, heads, *sizes):
+                given = tuple(getattr(self, name).shape)
+                raise ValueError(f"{name} must be {(batch, heads, *sizes)}, as labels and centroids are, got {given}")

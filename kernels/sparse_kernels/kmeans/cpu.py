@@ -7,14 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_kernels import _extension
+from sparse_kernels._tensors import rows
 from sparse_kernels.kmeans.clusters import Clusters
 
 
 def can_run(x: Tensor, centroids: Tensor) -> str | None:
     """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
-    if x.device.type != "cpu":
-        return f"x is on {x.device}, not on the CPU"
-    return _extension.load()
+    return _extension.reason_against(x=x)
 
 
 def forward(
@@ -33,7 +32,7 @@ def forward(
         instructions = instructions or "avx512_bf16"
     return Clusters(
         *torch.ops.sparse_kernels.kmeans_cpu(
-            x if x.stride(-1) == 1 else x.contiguous(),
+            rows(x),
             centroids.float().contiguous(),
             iterations,
             tolerance,

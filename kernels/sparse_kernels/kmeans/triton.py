@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
+from sparse_kernels import _tensors
 from sparse_kernels._triton import compiler_options, device_limits, jit, reason_against, tl, triton
 from sparse_kernels.kmeans.clusters import Clusters
 
@@ -289,7 +290,7 @@ def kmeans_triton(
     x: Float[Tensor, "b h n d"], centroids: Float[Tensor, "b h k d"], iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The custom operator behind forward, with the fields of Clusters: one graph node under torch.compile."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = _tensors.rows(x)
     batch, heads, rows, _ = x.shape
     clusters = centroids.shape[2]
     tolerance = min(tolerance, torch.finfo(torch.float32).max)  # the first iteration starts from a move of inf

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_kernels._backends import choose_backend
+from sparse_kernels._backends import choose, load_backend
+from sparse_kernels._checks import DTYPES, check_devices, check_types, described
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BACKENDS = ("cpu", "reference")
 
 
 def sparse_conv(
@@ -29,28 +29,25 @@ def sparse_conv(
     differ only in the map. The same bits come out for every number of threads. Backends: cpu (C++; float32, bfloat16,
     float16, sums in float32), reference (torch; also float64 and CUDA). ValueError on shapes or types that do not fit.
     """
-    _check(features, weight, kernel_map, bias, backend)
+    _check(features, weight, kernel_map, bias)
     if backend is None and (features.is_cuda or features.dtype == torch.float64):
         backend = "reference"
-    chosen = choose_backend("sparse_kernels.sparse_conv", "sparse convolution runs", backend, features)
+    chosen = choose("sparse_conv", "sparse convolution runs", backend, features, accepted=BACKENDS, level=3)
     slots = weight.flatten(1, -2).permute(1, 2, 0)
     out = convolve(features, slots, kernel_map.forward, kernel_map.backward, chosen.__name__.rpartition(".")[2])
     return out if bias is None else out + bias
 
 
-def _check(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None, backend: str | None) -> None:
-    if backend not in (None, "cpu", "reference"):
-        raise ValueError(f"unknown backend {backend!r}; accepted: cpu, reference")
-    if features.ndim != 2 or features.shape[0] != kernel_map.backward.shape[1]:
+def _check(features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | None) -> None:
+    if not isinstance(kernel_map, KernelMap):
+        raise ValueError(f"kernel_map must be a KernelMap, as submanifold_map makes one, got {described(kernel_map)}")
+    inputs = kernel_map.backward.shape[1]
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != inputs:
         raise ValueError(
-            f"features must be (rows, channels) with the {kernel_map.backward.shape[1]} input rows of the map, "
-            f"got {tuple(features.shape)}"
+            f"features must be (rows, channels) with the {inputs} input rows of the map, got {described(features)}"
         )
-    if features.dtype not in DTYPES or weight.dtype != features.dtype:
-        raise ValueError(
-            "features and weight must both be float32, bfloat16, float16 or float64, "
-            f"got {features.dtype} and {weight.dtype}"
-        )
+    check_types((*DTYPES, torch.float64), features=features, weight=weight)
+    check_devices(features=features, weight=weight, kernel_map=kernel_map.forward)
     if tuple(weight.shape[1:]) != (*kernel_map.kernel, features.shape[1]) or 0 in weight.shape:
         raise ValueError(
             f"weight must be (out channels, *{kernel_map.kernel}, {features.shape[1]} in channels), "
@@ -58,25 +55,26 @@ def _check(features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor
         )
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         raise ValueError(f"bias must be ({weight.shape[0]},) in {weight.dtype}, got {tuple(bias.shape)} {bias.dtype}")
-    devices = {tensor.device for tensor in (features, weight, kernel_map.forward)}
-    if len(devices) > 1:
-        raise ValueError(f"features, weight and map must be on one device, got {sorted(map(str, devices))}")
 
 
-def _backend(name: str) -> Any:
-    return importlib.import_module(f"sparse_kernels.sparse_conv.{name}")
-
-
-@torch.library.custom_op("sparse_kernels::sparse_conv", mutates_args=())
+@torch.library.custom_op(
+    "sparse_kernels::sparse_conv",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor forward, Tensor backward, str backend) -> Tensor",
+)
 def convolve(x: Tensor, weight: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
     """The operator behind sparse_conv, weights as (slots c_in c_out): one graph node under torch.compile."""
-    return _backend(backend).convolve(x, weight, forward)
+    return load_backend("sparse_conv", backend, BACKENDS).convolve(x, weight, forward)
 
 
-@torch.library.custom_op("sparse_kernels::sparse_conv_weight", mutates_args=())
+@torch.library.custom_op(
+    "sparse_kernels::sparse_conv_weight",
+    mutates_args=(),
+    schema="(Tensor x, Tensor gradient, Tensor forward, Tensor backward, str backend) -> Tensor",
+)
 def convolve_weight(x: Tensor, gradient: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
     """The gradient of the weights (slots c_in c_out), in the type of x."""
-    return _backend(backend).weight_gradient(x, gradient, forward).to(x.dtype)
+    return load_backend("sparse_conv", backend, BACKENDS).weight_gradient(x, gradient, forward).to(x.dtype)
 
 
 @convolve.register_fake

@@ -7,17 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels import _extension
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from sparse_kernels._checks import DTYPES
+from sparse_kernels._tensors import rows
 
 
 def can_run(x: Tensor) -> str | None:
     """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
-    if x.device.type != "cpu":
-        return f"features are on {x.device}, not on the CPU"
     if x.dtype not in DTYPES:
         return f"features are {x.dtype}; the kernel takes float32, bfloat16 and float16"
-    return _extension.load()
+    return _extension.reason_against(features=x)
 
 
 def convolve(
@@ -27,7 +25,7 @@ def convolve(
     instructions: str = "",
 ) -> Float[Tensor, "m c_out"]:
     """Return the outputs; sums are in float32. `instructions` forces an instruction set, for tests."""
-    return torch.ops.sparse_kernels.sparse_conv_cpu(_rows(x), weight.float(), _rows(kernel_map), instructions)
+    return torch.ops.sparse_kernels.sparse_conv_cpu(rows(x), weight.float(), rows(kernel_map), instructions)
 
 
 def weight_gradient(
@@ -37,8 +35,4 @@ def weight_gradient(
     instructions: str = "",
 ) -> Float[Tensor, "slots c_in c_out"]:
     """Return the gradient of the weights in float32."""
-    return torch.ops.sparse_kernels.sparse_conv_weight_cpu(_rows(x), _rows(gradient), _rows(kernel_map), instructions)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return torch.ops.sparse_kernels.sparse_conv_weight_cpu(rows(x), rows(gradient), rows(kernel_map), instructions)

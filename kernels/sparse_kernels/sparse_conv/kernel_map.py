@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from sparse_kernels._checks import described
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,16 @@ class KernelMap:
     input_coordinates: Int[Tensor, "inputs columns"]
     input_shape: tuple[int, ...]
     kernel: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        slots = math.prod(self.kernel)
+        for name, places in (("forward", self.coordinates), ("backward", self.input_coordinates)):
+            field = getattr(self, name)
+            if not isinstance(field, Tensor) or field.dtype != torch.int32 or field.shape != (slots, len(places)):
+                raise ValueError(
+                    f"{name} must be torch.int32 {(slots, len(places))} for kernel {self.kernel} and its coordinates, "
+                    f"got {described(field)}"
+                )
 
     def inverse(self) -> KernelMap:
         """Return the map of the inverse convolution, which leads back to the input's coordinates."""

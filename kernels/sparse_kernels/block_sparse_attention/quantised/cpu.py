@@ -26,7 +26,7 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, precision: str
 
 def forward(
     q: Float[Tensor, "b h sq d"], k: Float[Tensor, "b hkv skv d"], v: Float[Tensor, "b hkv skv d"],
-    block_map: BlockMap, q_order: Int[Tensor, "b1 h1 sq"] | None, kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    block_map: BlockMap, q_order: Int[Tensor, "#b #h sq"] | None, kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float, precision: str, instructions: str | None = None,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:  # fmt: skip
     """Return the output and the natural-log LSE; `instructions` names the real or the emulated kernel, for tests."""

@@ -24,11 +24,11 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, precision: str
 
 def forward(
     q: Float[Tensor, "b h sq d"], k: Float[Tensor, "b hkv skv d"], v: Float[Tensor, "b hkv skv d"],
-    block_map: BlockMap, q_order: Int[Tensor, "b1 h1 sq"] | None, kv_order: Int[Tensor, "b1 h1 skv"] | None,
+    block_map: BlockMap, q_order: Int[Tensor, "#b #h sq"] | None, kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float, precision: str,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:  # fmt: skip
     """Return the output and the natural-log LSE, both in the callers' row order."""
-    reference.check_lengths(q, k, block_map)
+    reference.check_map(q, k, block_map, q_order, kv_order)
     heads = q.shape[1]
     mean = key_mean(k) if precision == "int8" else None
     rounded_q = _restored(q, block_map.q_offsets, q_order, heads, precision, None)

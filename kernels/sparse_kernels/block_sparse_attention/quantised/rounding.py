@@ -40,7 +40,7 @@ def mean_logits(q: Float[Tensor, "b h s d"], mean: Float[Tensor, "b hkv d"], sca
 
 
 def round_blocks(
-    x: Float[Tensor, "b hx s d"], offsets: Int[Tensor, "b1 h1 n1"], order: Int[Tensor, "b1 h1 s"] | None,
+    x: Float[Tensor, "b hx s d"], offsets: Int[Tensor, "#b #h n1"], order: Int[Tensor, "#b #h s"] | None,
     heads: int, precision: str, mean: Float[Tensor, "b hx d"] | None = None,
 ) -> Rounded:  # fmt: skip
     """Return the rows that stand at each position, rounded by max|x| of their block.

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from sparse_kernels._triton import device_limits, jit, shared_strides, tl
+from sparse_kernels._tensors import contiguous, rows
+from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, device_limits, jit, shared_strides, tl
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention import triton as plain
 from sparse_kernels.block_sparse_attention.quantised.rounding import (
@@ -40,7 +41,7 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, precision: str
 
 def forward(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b hkv t d"], v: Float[Tensor, "b hkv t d"], block_map: BlockMap,
-    q_order: Int[Tensor, "b1 h1 s"] | None, kv_order: Int[Tensor, "b1 h1 t"] | None, scale: float, precision: str,
+    q_order: Int[Tensor, "#b #h s"] | None, kv_order: Int[Tensor, "#b #h t"] | None, scale: float, precision: str,
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:  # fmt: skip
     """Return the output and the natural-log LSE, both in the callers' row order."""
     fields = (block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
@@ -153,7 +154,7 @@ def quantised_attention_fwd_kernel(
 
     b_empty = b_sum == 0.0
     b_sum = tl.where(b_empty, 1.0, b_sum)
-    b_lse = tl.where(b_empty, float("-inf"), (b_max + tl.log2(b_sum)) * 0.6931471805599453)
+    b_lse = tl.where(b_empty, float("-inf"), (b_max + tl.log2(b_sum)) * (1.0 / LOG2E_INSIDE))
     b_out = b_out / b_sum[:, None]
     if FP8:
         p_v_scales += (i_b * (heads // heads_per_kv_head) + i_h_kv) * HEAD_DIM
@@ -176,9 +177,9 @@ def quantised_attention_fwd_kernel(
 )
 def block_sparse_attention_triton_quantised(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b hkv t d"], v: Float[Tensor, "b hkv t d"],
-    counts: Int32[Tensor, "b1 h1 nq"], indices: Int32[Tensor, "b1 h1 nq m"], q_offsets: Int32[Tensor, "b1 h1 nq1"],
-    kv_offsets: Int32[Tensor, "b1 h1 nk1"], q_order: Int[Tensor, "b1 h1 s"] | None,
-    kv_order: Int[Tensor, "b1 h1 t"] | None, scale: float, precision: str,
+    counts: Int32[Tensor, "#b #h nq"], indices: Int32[Tensor, "#b #h nq m"], q_offsets: Int32[Tensor, "#b #h nq1"],
+    kv_offsets: Int32[Tensor, "#b #h nk1"], q_order: Int[Tensor, "#b #h s"] | None,
+    kv_order: Int[Tensor, "#b #h t"] | None, scale: float, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The custom operator behind forward: round, then one launch."""
     out, lse = plain._empty_outputs(q)
@@ -189,12 +190,11 @@ def block_sparse_attention_triton_quantised(
     queries = round_blocks(q, q_offsets, q_order, heads, precision)
     keys = round_blocks(k, kv_offsets, kv_order, heads, precision, mean)
     values, value_scales = round_channels(v) if fp8 else (v, None)
-    values = values if values.stride(-1) == 1 else values.contiguous()
     _launch(
-        out, lse, (queries.values.contiguous(), keys.values.contiguous(), values),
+        out, lse, (queries.values.contiguous(), keys.values.contiguous(), rows(values)),
         (queries.scales.contiguous(), keys.scales.contiguous(), value_scales),
         (counts, indices.contiguous(), q_offsets, kv_offsets.contiguous()),
-        [order if order is None else order.contiguous() for order in (q_order, kv_order)], scale, q.element_size(),
+        [contiguous(q_order), contiguous(kv_order)], scale, q.element_size(),
     )  # fmt: skip
     return out, lse if mean is None else lse + mean_logits(q, mean, scale)
 
@@ -225,7 +225,7 @@ def _launch(
             q, k, v, *scales, out, lse, tiles, indices, kv_offsets, *orders, v.stride()[:3], out.stride()[:3],
             shared_strides(tiles), shared_strides(indices, 3), shared_strides(kv_offsets), shared_strides(orders[0]),
             shared_strides(orders[1]), q_len, k.shape[2], heads // k.shape[1], heads // v.shape[1],
-            max(scale, plain.SMALLEST_SCALE) * math.log2(math.e),
+            max(scale, plain.SMALLEST_SCALE) * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             RUN=RUN if variable else 0, FP8=v.element_size() == 1, **config.options(),
         )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Build the C++ kernels once, with the compiler of this machine, and keep the library in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "csrc"
+# Torch's stable ABI of 2.11: the library works unchanged with every newer torch.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+BFLOAT16 = [*AVX512, "-mavx512bf16"]
+AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", f"-I{SOURCES}"]
+KINDS = {"attention": "kernel", "reduce": "reducer", "convolve": "convolver"}  # folder -> what its kernels are called
+Units = dict[str, tuple[str, list[str]]]  # object file -> (source, flags)
+
+logger = logging.getLogger(__name__)
+
+
+def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
+    """Return the library, built if need be; safe when several processes start at once. `flags` are for debugging."""
+    from filelock import FileLock
+
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    units = _units(platform.machine())
+    digest = hashlib.sha256(repr((version, units, TORCH_TARGET, *flags)).encode())
+    for source in sorted(SOURCES.glob("*/*")):
+        digest.update(source.read_bytes())
+    folder = cache_folder()
+    library = folder / f"sparse_kernels-{digest.hexdigest()[:16]}.so"
+    if _is_whole(library):
+        return library
+    with FileLock(f"{library}.lock"):
+        if not _is_whole(library):
+            logger.warning(
+                "%s the C++ kernels for this processor, which takes about a minute, once",
+                f"{library} is damaged: building" if library.exists() else "building",
+            )
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                built = _compile(compiler, units, Path(temporary), flags)
+                _record(library).write_text(_checksum(built))  # first: a library without its checksum is built again
+                os.replace(built, library)
+    return library
+
+
+def find_compiler() -> str | None:
+    """Return the C++ compiler of this machine."""
+    return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Return where built kernels are kept: the user's cache, or a private temporary folder if that is read-only."""
+    folder = Path.home() / ".cache" / "visual-accel"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="visual-accel-"))
+
+
+def _record(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _checksum(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _is_whole(library: Path) -> bool:
+    """Return whether the library is what was built: loading a truncated one kills the process."""
+    return library.exists() and _record(library).exists() and _record(library).read_text() == _checksum(library)
+
+
+def _units(machine: str) -> Units:
+    """Return what is compiled: the schedulers once, the kernels once for each instruction set."""
+    x86 = machine in ("x86_64", "AMD64")
+    units = _schedulers(x86) | _vector("portable", 4, 3, "true") | _narrow("amx_emulated", "true", "-DEMULATE")
+    units |= _narrow("amx_int8_emulated", "true", "-DEMULATE", "-DINT8")
+    if not x86:
+        return units
+    avx2 = '__builtin_cpu_supports("avx2")&&__builtin_cpu_supports("fma")'
+    avx512 = '__builtin_cpu_supports("avx512f")&&__builtin_cpu_supports("avx512bw")&&__builtin_cpu_supports("avx512vl")'
+    bf16 = f'{avx512}&&__builtin_cpu_supports("avx512bf16")'
+    vnni = f'{bf16}&&__builtin_cpu_supports("avx512vnni")'
+    products = ("-DBFLOAT16_PRODUCTS", *BFLOAT16)
+    return {
+        **units,
+        **_vector("avx2", 8, 6, avx2, "-mavx2", "-mfma"),
+        **_vector("avx512", 16, 12, avx512, *AVX512),
+        **_vector("avx512_bf16", 16, 12, bf16, *products, folders=("reduce", "convolve")),
+        **_narrow("avx512_bf16", bf16, "-DROWS=12", *BFLOAT16),
+        **_narrow("avx512_int8", vnni, "-DROWS=12", *BFLOAT16, "-mavx512vnni", "-DINT8"),
+        **_narrow("amx", "amx_is_usable()", *AMX),
+        **_narrow("amx_int8", "amx_is_usable()", *AMX, "-mamx-int8", "-DINT8"),
+    }
+
+
+def _schedulers(x86: bool) -> Units:
+    """Return the files that define operators, on torch's headers; each knows whether the x86 kernels are there."""
+    sources = (path for path in SOURCES.glob("*/*.cpp") if not path.stem.endswith(("_vector", "_narrow")))
+    return {path.stem: (f"{path.parent.name}/{path.name}", ["-DX86"] if x86 else []) for path in sorted(sources)}
+
+
+def _vector(name: str, lanes: int, rows: int, test: str, *flags: str, folders: tuple[str, ...] = tuple(KINDS)) -> Units:
+    """Return the kernels of one instruction set."""
+    common = [f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}", *flags]
+    return {
+        f"{folder}_{name}": (f"{folder}/{folder}_vector.cpp", [f"-DKERNEL={KINDS[folder]}_{name}", *common])
+        for folder in folders
+    }
+
+
+def _narrow(name: str, test: str, *flags: str) -> Units:
+    """Return the attention kernel of one instruction set that multiplies bf16 or int8."""
+    common = [f'-DNAME="{name}"', f"-DKERNEL=kernel_{name}", f"-DCAN_RUN={test}", *flags]
+    return {f"narrow_{name}": ("attention/attention_narrow.cpp", common)}
+
+
+def _compile(compiler: str, units: Units, folder: Path, extra: tuple[str, ...]) -> Path:
+    torch_folder = Path(torch.__file__).parent
+    include = ["-isystem", str(torch_folder / "include"), TORCH_TARGET]
+
+    def one(name: str) -> str:
+        source, flags = units[name]
+        output = str(folder / f"{name}.o")
+        headers = [] if source.endswith(("_vector.cpp", "_narrow.cpp")) else include
+        command = [compiler, *COMMON, *extra, *headers, *flags, "-c", str(SOURCES / source), "-o", output]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        return output
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(one, units))
+    library = folder / "library.so"
+    link = [compiler, "-shared", *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    subprocess.run(link, capture_output=True, text=True, check=True)
+    return library

@@ -1,0 +1,21 @@
+"""Tensors as kernels take them."""
+
+from __future__ import annotations
+
+from typing import overload
+
+from torch import Tensor
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return the tensor with contiguous rows, whatever lies between them: itself, or a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@overload
+def contiguous(x: Tensor) -> Tensor: ...
+@overload
+def contiguous(x: Tensor | None) -> Tensor | None: ...
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """Return an argument that may be left out as a contiguous tensor."""
+    return None if x is None else x.contiguous()

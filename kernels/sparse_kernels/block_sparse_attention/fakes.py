@@ -1,0 +1,11 @@
+"""What the C++ operator returns for tensors without data: shapes and types."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("sparse_kernels::block_sparse_attention_cpu")
+def _attention(q: Tensor, k: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)

@@ -1,0 +1,18 @@
+"""What the C++ operators return for tensors without data: shapes and types."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("sparse_kernels::centroid_error_cpu")
+def _error(
+    queries: Tensor, k: Tensor, v: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, *rest: object
+) -> Tensor:
+    return queries.new_empty((*queries.shape[:2], centroids.shape[2], queries.shape[2]))
+
+
+@torch.library.register_fake("sparse_kernels::merge_centroids_cpu")
+def _merged(q: Tensor, out: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(out)

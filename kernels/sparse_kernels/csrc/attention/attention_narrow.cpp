@@ -1,0 +1,204 @@
+// Block-sparse attention with bf16 products and float32 sums: all inputs are rounded to bf16.
+// With -DINT8 queries and keys are rounded to int8 instead, by one scale a block, the keys less their mean.
+// With -DROWS the products are made in AVX-512 registers, without in AMX tiles; with -DEMULATE tile instructions are
+// plain loops, so that the data layout is tested anywhere.
+// There is no int8 kernel for AVX2: 32 products of bytes take three instructions there (maddubs, madd, add), beside
+// those that give one operand its sign back, which gains nothing worth having over float32, whose FMA does 8 in one.
+#define LANES 16
+#include "attention/softmax.h"
+
+#ifdef INT8
+typedef int8_t Part;  // what queries and keys are rounded to
+#else
+typedef uint16_t Part;
+#endif
+
+static constexpr int32_t PANEL = 32;  // keys: the depth of one tile in the product with the values
+static constexpr int32_t CHUNK = 128;
+static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
+static constexpr int32_t DEPTH = 64 / sizeof(Part);  // channels in one tile of queries or keys
+static constexpr int32_t LANE = 4 / sizeof(Part);    // neighbouring channels that are multiplied in one 32-bit lane
+
+static inline int32_t padded(int32_t head_dim) { return (head_dim + 31) / 32 * 32; }
+static inline int32_t padded_keys(int32_t head_dim) { return (head_dim + DEPTH - 1) / DEPTH * DEPTH; }
+
+#ifdef ROWS
+#include "attention/narrow_rows.h"
+#else
+#include "attention/narrow_tiles.h"
+#endif
+
+static inline void row_to_bfloat16(const float* from, uint16_t* to, int32_t count) {
+#ifdef __AVX512BF16__
+  for (int32_t j = 0; j < count; j += 16) {
+    __m256bh narrow = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + j));
+    memcpy(to + j, &narrow, 32);
+  }
+#else
+  for (int32_t j = 0; j < count; j++) to[j] = to_bfloat16(from[j]);
+#endif
+}
+
+static inline void subtract_mean(float* row, const float* mean, int32_t head_dim) {
+  if (mean)
+    for (int32_t x = 0; x < head_dim; x++) row[x] -= mean[x];
+}
+
+// One row in bf16, filled with zeros up to `width`; what is bf16 already is copied.
+static inline void read_bfloat16(const Rows& rows, int64_t row, int32_t head_dim, int32_t width, uint16_t* to) {
+  if (rows.element == BFLOAT16) {
+    memcpy(to, static_cast<const uint16_t*>(rows.data) + row_offset(rows, row), head_dim * sizeof(uint16_t));
+    memset(to + head_dim, 0, (width - head_dim) * sizeof(uint16_t));
+    return;
+  }
+  alignas(64) float wide[512];
+  read_row(rows, row, head_dim, width, 1.0f, wide);
+  row_to_bfloat16(wide, to, width);
+}
+
+// One row of queries or keys as the products take it, less `mean` (or null); `wide` gets it in float32 for int8.
+static inline void read_parts(
+    const Rows& rows, int64_t row, int32_t head_dim, int32_t depth, const float* mean, float largest, float* wide,
+    Part* to) {
+#ifdef INT8
+  read_row(rows, row, head_dim, depth, 1.0f, wide);
+  subtract_mean(wide, mean, head_dim);
+  const float inverse = 127.0f / (largest > 1e-30f ? largest : 1e-30f);  // NaN comes back through the scale
+  for (int32_t x = 0; x < depth; x++) {
+    const int32_t nearest = static_cast<int32_t>(__builtin_rintf(wide[x] * inverse));
+    to[x] = static_cast<Part>(nearest);
+  }
+#else
+  (void)mean, (void)largest, (void)wide;
+  read_bfloat16(rows, row, head_dim, depth, to);
+#endif
+}
+
+// Keys of a panel: for each 16 keys, for each DEPTH channels one tile [LANE channels][key][LANE].
+// Values of a panel: for each 16 channels one tile [key pair][channel][2].
+static void pack(const PanelJob& job) {
+  const int32_t width = padded(job.head_dim), depth = padded_keys(job.head_dim);
+  Part* keys = static_cast<Part*>(job.packed_keys);
+  uint16_t* values = static_cast<uint16_t*>(job.packed_values);
+  alignas(64) float wide[512];
+  alignas(64) Part parts[512];
+  alignas(64) uint16_t pair[2][512];
+  for (int32_t j = 0; j < PANEL; j++) {
+    const int64_t row = job.first_row + j;
+    if (j < job.valid) {
+      read_parts(job.keys, row, job.head_dim, depth, job.key_mean, job.key_largest, wide, parts);
+      read_bfloat16(job.values, row, job.head_dim, width, pair[j % 2]);
+    } else {
+      memset(parts, 0, depth * sizeof(Part));
+      memset(pair[j % 2], 0, width * sizeof(uint16_t));
+    }
+    Part* group = keys + static_cast<int64_t>(j / 16) * 16 * depth + j % 16 * LANE;
+    for (int32_t x = 0; x < depth; x += LANE) memcpy(group + x * 16, parts + x, 4);
+    if (j % 2 == 0) continue;
+    for (int32_t x = 0; x < width; x += 16) {
+      uint16_t* tile = values + x / 16 * 512 + j / 2 * 32;
+      for (int32_t i = 0; i < 16; i++) tile[2 * i] = pair[0][x + i], tile[2 * i + 1] = pair[1][x + i];
+    }
+  }
+  finish_panel(keys, depth);
+}
+
+#ifdef INT8
+static float largest(const Rows& rows, int64_t first_row, int64_t count, int32_t head_dim, const float* mean) {
+  alignas(64) float row[512];
+  vf best = {};
+  const vi magnitude = vi{} + 0x7fffffff;
+  const int32_t width = (head_dim + LANES - 1) / LANES * LANES;
+  for (int64_t i = 0; i < count; i++) {
+    read_row(rows, first_row + i, head_dim, width, 1.0f, row);
+    subtract_mean(row, mean, head_dim);
+    for (int32_t x = 0; x < width; x += LANES) {
+      const vf size = (vf)((vi)load(row + x) & magnitude);
+      best = (size > best) | (size != size) ? size : best;  // NaN is taken up and kept
+    }
+  }
+  return horizontal_max(best) + horizontal_sum(best - best);  // plus 0, or NaN where a lane is not finite
+}
+#endif
+
+// The spare bytes hold what a kernel keeps of a panel beside it.
+static size_t panel_bytes(int32_t head_dim) { return static_cast<size_t>(padded(head_dim)) * PANEL * 2 + SPARE_BYTES; }
+
+static size_t scratch_bytes(int32_t head_dim) {
+  const size_t width = padded(head_dim);
+  return TILE_ROWS * (padded_keys(head_dim) * sizeof(Part) + width * 4 + CHUNK * 4 + CHUNK * 2 + LANES * 4 + 8) + 64 * 8;
+}
+
+// What a score of this panel is multiplied with.
+static inline float score_factor(const TileJob& job, int32_t panel) {
+#ifdef INT8
+  return job.scale * (job.query_largest / 127.0f) * (job.key_largest[panel] / 127.0f);
+#else
+  (void)panel;
+  return job.scale;
+#endif
+}
+// The score that a query has with the mean of the keys, in units of log2.
+static inline float mean_score(const TileJob& job, const float* query) {
+  float sum = 0;
+  if (job.key_mean)
+    for (int32_t x = 0; x < job.head_dim; x++) sum += query[x] * job.key_mean[x];
+  return sum * job.scale;
+}
+
+static void attend(const TileJob& job) {
+  const int32_t width = padded(job.head_dim), depth = padded_keys(job.head_dim), rows = padded_rows(job.rows);
+  char* free = job.scratch;
+  auto take = [&](size_t bytes) {
+    char* start = free;
+    free += (bytes + 63) / 64 * 64;
+    return start;
+  };
+  Part* q = reinterpret_cast<Part*>(take(static_cast<size_t>(TILE_ROWS) * depth * sizeof(Part)));
+  float* out = reinterpret_cast<float*>(take(static_cast<size_t>(TILE_ROWS) * width * 4));
+  float* scores = reinterpret_cast<float*>(take(TILE_ROWS * CHUNK * 4));
+  uint16_t* weights = reinterpret_cast<uint16_t*>(take(TILE_ROWS * CHUNK * 2));
+  float* m = reinterpret_cast<float*>(take(TILE_ROWS * 4));
+  float* sums = reinterpret_cast<float*>(take(TILE_ROWS * LANES * 4));  // LANES partial sums a row
+  alignas(64) float wide[512];
+  alignas(64) Part parts[512];
+  float* shift = reinterpret_cast<float*>(take(TILE_ROWS * 4));  // what the keys' mean takes off the LSE
+  for (int32_t r = 0; r < rows; r++) {
+    memset(parts, 0, depth * sizeof(Part));  // rows that only fill up a tile are zeros
+    if (r < job.rows)
+      read_parts(job.queries, job.first_row + r, job.head_dim, depth, nullptr, job.query_largest, wide, parts);
+    store_query(parts, r, depth, q);
+    shift[r] = r < job.rows ? mean_score(job, wide) : 0;
+    m[r] = -__builtin_inff();
+  }
+  memset(out, 0, static_cast<size_t>(rows) * width * sizeof(float));
+  memset(weights, 0, TILE_ROWS * CHUNK * 2);
+  memset(sums, 0, TILE_ROWS * LANES * 4);
+  const int64_t bytes = static_cast<int64_t>(panel_bytes(job.head_dim));
+  for (int32_t begin = 0; begin < job.panel_count; begin += CHUNK_PANELS) {
+    const int32_t panels = job.panel_count - begin < CHUNK_PANELS ? job.panel_count - begin : CHUNK_PANELS;
+    const char* values[CHUNK_PANELS];
+    for (int32_t i = 0; i < panels; i++) {
+      const int32_t panel = job.panels[begin + i];
+      values[i] = job.packed_values + panel * bytes;
+      // The scale is applied to the scores and not to the queries, which would be rounded once more.
+      score_panel(q, rows, depth, job.packed_keys + panel * bytes, score_factor(job, panel), scores + i * PANEL);
+    }
+    for (int32_t r = 0; r < job.rows; r++) {
+      float* row = scores + r * CHUNK;
+      for (int32_t i = 0; i < panels; i++) hide_padding(row + i * PANEL, job.valid[job.panels[begin + i]], PANEL);
+      softmax_row(row, panels * PANEL, m[r], sums + r * LANES, out + static_cast<int64_t>(r) * width, width);
+      row_to_bfloat16(row, weights + r * CHUNK, panels * PANEL);
+    }
+    value_chunk(weights, rows, values, panels, width, out);
+  }
+  for (int32_t r = 0; r < job.rows; r++) m[r] += shift[r];
+  finish_rows(job, out, width, m, sums);
+}
+
+#ifndef INT8
+static constexpr decltype(Kernel::largest) largest = nullptr;
+#endif
+extern "C" const Kernel KERNEL = {
+    NAME, PANEL, can_run, panel_bytes, scratch_bytes, begin_thread, end_thread, pack, attend, largest,
+};

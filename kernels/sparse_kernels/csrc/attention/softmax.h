@@ -1,0 +1,46 @@
+// Softmax over the visited panels of a row, as the attention kernels share it.
+#pragma once
+#include "attention/kernel.h"
+#include "common/vector.h"
+
+// Online softmax over one row of `columns` new scores (in units of log2), a multiple of LANES: the scores become
+// weights relative to the running maximum `m`, the sums (one a lane) and the output row grow accordingly. The maximum
+// is raised only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
+static inline void softmax_row(float* scores, int32_t columns, float& m, float* sums, float* out, int32_t width) {
+  vf best = load(scores), total = load(sums);
+  for (int32_t j = LANES; j < columns; j += LANES) {
+    vf x = load(scores + j);
+    best = x > best ? x : best;
+  }
+  if (any_above(best, broadcast(m + 8.0f))) {
+    const float top = horizontal_max(best);
+    const float shrink = exp2_scalar(m - top);  // 0 in effect for the first block, where m is -infinity
+    total *= shrink;
+    for (int32_t x = 0; x < width; x += LANES) store(out + x, load(out + x) * shrink);
+    m = top;
+  }
+  const vf maximum = broadcast(m);
+  for (int32_t j = 0; j < columns; j += LANES) {
+    vf p = exp2_vector(load(scores + j) - maximum);
+    store(scores + j, p);
+    total += p;
+  }
+  store(sums, total);
+}
+
+// Keys that only fill up a panel get no weight.
+static inline void hide_padding(float* scores, int32_t valid, int32_t panel) {
+  for (int32_t j = valid; j < panel; j++) scores[j] = -3e38f;
+}
+
+static inline void finish_rows(const TileJob& job, const float* out, int32_t width, const float* m, const float* sums) {
+  for (int32_t r = 0; r < job.rows; r++) {
+    const int64_t row = place_of(job.queries, job.first_row + r);
+    const bool empty = job.panel_count == 0;
+    const float sum = horizontal_sum(load(sums + r * LANES));
+    const float* from = out + static_cast<int64_t>(r) * width;
+    const float share = empty ? 0.0f : 1.0f / sum;
+    write_row(job.out, row * job.out_stride, job.queries.element, job.head_dim, [&](int32_t x) { return from[x] * share; });
+    job.lse[row] = empty ? -__builtin_inff() : (m[r] + __builtin_log2f(sum)) * static_cast<float>(1 / LOG2E);
+  }
+}

@@ -1,0 +1,142 @@
+// Sparse convolution with sums in float32: gather, product and sum of a tile of output rows without leaving the cache.
+// Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
+#include "common/cells.h"
+#include "convolve/convolve.h"
+
+static void pack(const WeightJob& job) {
+  for (int32_t i = 0; i < cells(job.depth); i++)
+    for (int32_t j = 0; j < PANEL; j++)
+      job.packed[static_cast<int64_t>(i) * PANEL + j] =
+          j < job.valid ? column_cell(job.weight + j * job.stride_out, job.stride_in, i, job.depth) : 0.0f;
+}
+
+static size_t convolve_bytes(int32_t channels_in, int32_t panels) {
+  return static_cast<size_t>(CONVOLVE_ROWS) * (channels_in + panels * PANEL + 1) * sizeof(float);
+}
+
+// Not inlined: the compiler has registers for all sums only in a function of their own.
+template <int R, int V>
+static __attribute__((noinline)) void add_products(
+    const float* rows, int32_t count, const float* packed, float* sums, int32_t width, const int32_t* places) {
+  vf acc[R][V];
+  clear(acc);
+  multiply_cells<R, V>(acc, rows, count, packed);
+  for (int r = 0; r < R; r++) {
+    float* to = sums + static_cast<int64_t>(places[r]) * width;
+    for (int v = 0; v < V; v++) store(to + v * LANES, load(to + v * LANES) + acc[r][v]);
+  }
+}
+
+// The places in the map that name a row; without a branch, since which do is as good as random. Returns how many.
+static int32_t find_places(const int32_t* map, int32_t rows, int32_t* places) {
+  int32_t count = 0;
+  for (int32_t r = 0; r < rows; r++) {
+    places[count] = r;
+    count += map[r] >= 0;
+  }
+  return count;
+}
+
+// Next to nothing beside the search for places, since the compiler makes vectors of it.
+static bool names_only(int64_t rows, const int32_t* map, int32_t count) {
+  int32_t most = -1;
+  for (int32_t r = 0; r < count; r++) most = map[r] > most ? map[r] : most;
+  return most < rows;
+}
+
+static bool convolve(const ConvolveJob& job) {
+  const int32_t depth = cells(job.channels_in), width = job.panels * PANEL;
+  float* sums = reinterpret_cast<float*>(job.scratch);
+  float* rows = sums + static_cast<int64_t>(CONVOLVE_ROWS) * width;
+  int32_t* places = reinterpret_cast<int32_t*>(rows + static_cast<int64_t>(CONVOLVE_ROWS) * depth);
+  memset(sums, 0, static_cast<size_t>(job.rows) * width * sizeof(float));
+  for (int32_t slot = 0; slot < job.slots; slot++) {
+    const int32_t* map = job.map + slot * job.map_stride;
+    if (!names_only(job.input_rows, map, job.rows)) return false;
+    const int32_t count = find_places(map, job.rows, places);
+    for (int32_t i = 0; i < count; i++)
+      read_cells(job.inputs, map[places[i]], job.channels_in, rows + static_cast<int64_t>(i) * depth);
+    for (int32_t panel = 0; panel < job.panels; panel++) {
+      const float* packed = job.packed + (static_cast<int64_t>(slot) * job.panels + panel) * job.channels_in * PANEL;
+      const bool half = job.channels_out - panel * PANEL <= LANES;
+      for_rows<ROWS>(count, 0, [&]<int R>(int32_t r) {
+        const float* some = rows + static_cast<int64_t>(r) * depth;
+        (half ? add_products<R, 1> : add_products<R, VECTORS>)(some, depth, packed, sums + panel * PANEL, width, places + r);
+      });
+    }
+  }
+  for (int32_t r = 0; r < job.rows; r++) {
+    const float* from = sums + static_cast<int64_t>(r) * width;
+    write_row(job.out, static_cast<int64_t>(r) * job.channels_out, job.inputs.element, job.channels_out,
+              [&](int32_t x) { return from[x]; });
+  }
+  return true;
+}
+
+static size_t gradient_bytes(int32_t panels) {
+  return (static_cast<size_t>(GRADIENT_PAIRS + GRADIENT_CHANNELS) * panels * PANEL +
+          static_cast<size_t>(GRADIENT_PAIRS) * GRADIENT_CHANNELS + GRADIENT_ROWS) * sizeof(float);
+}
+
+// sums (R channels) += the outer products of `pairs` rows of inputs and of gradients
+template <int R, int V>
+static __attribute__((noinline)) void add_outer(
+    const float* inputs, int32_t pairs, const float* gradients, int32_t width, float* sums) {
+  vf acc[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * width + v * LANES);
+  for (int32_t k = 0; k < pairs; k++) {
+    vf row[V];
+    for (int v = 0; v < V; v++) row[v] = load(gradients + static_cast<int64_t>(k) * width + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const vf x = broadcast(inputs[k * GRADIENT_CHANNELS + r]);
+      for (int v = 0; v < V; v++) acc[r][v] += x * row[v];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) store(sums + r * width + v * LANES, acc[r][v]);
+}
+
+static bool gradient(const GradientJob& job) {
+  const int32_t width = job.panels * PANEL;
+  float* sums = reinterpret_cast<float*>(job.scratch);
+  float* gradients = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
+  float* inputs = gradients + static_cast<int64_t>(GRADIENT_PAIRS) * width;
+  int32_t* places = reinterpret_cast<int32_t*>(inputs + GRADIENT_PAIRS * GRADIENT_CHANNELS);
+  Rows part = job.inputs;
+  part.data = static_cast<const char*>(part.data) + job.first_channel * (part.element == FLOAT32 ? 4 : 2);
+  memset(sums, 0, static_cast<size_t>(job.channels) * width * sizeof(float));
+  for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
+    const int32_t* map = job.map + first;
+    const int64_t left = job.rows - first;
+    const int32_t count = static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS);
+    if (!names_only(job.input_rows, map, count)) return false;
+    const int32_t found = find_places(map, count, places);
+    for (int32_t begin = 0; begin < found; begin += GRADIENT_PAIRS) {
+      const int32_t pairs = found - begin < GRADIENT_PAIRS ? found - begin : GRADIENT_PAIRS;
+      for (int32_t i = 0; i < pairs; i++) {
+        const int32_t row = places[begin + i];
+        read_row(part, map[row], job.channels, job.channels, 1.0f, inputs + i * GRADIENT_CHANNELS);
+        read_row(job.gradients, first + row, job.channels_out, width, 1.0f, gradients + static_cast<int64_t>(i) * width);
+      }
+      for (int32_t panel = 0; panel < job.panels; panel++) {
+        const bool half = job.channels_out - panel * PANEL <= LANES;
+        for_rows<ROWS>(job.channels, 0, [&]<int R>(int32_t i) {
+          float* to = sums + static_cast<int64_t>(i) * width + panel * PANEL;
+          (half ? add_outer<R, 1> : add_outer<R, VECTORS>)(inputs + i, pairs, gradients + panel * PANEL, width, to);
+        });
+      }
+    }
+  }
+  for (int32_t i = 0; i < job.channels; i++)
+    memcpy(job.out + static_cast<int64_t>(i) * job.channels_out, sums + static_cast<int64_t>(i) * width,
+           static_cast<size_t>(job.channels_out) * sizeof(float));
+  return true;
+}
+
+static bool can_run() { return CAN_RUN; }
+
+extern "C" const Convolver KERNEL = {
+    NAME, PANEL, can_run, convolve_bytes, gradient_bytes, pack, convolve, gradient,
+};

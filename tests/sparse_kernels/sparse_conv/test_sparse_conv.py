@@ -1,0 +1,240 @@
+"""Sparse convolution against torch's dense one, for every kind, backend, instruction set and number of threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sparse_kernels import _extension
+from sparse_kernels._backends import load_backend
+from sparse_kernels.sparse_conv import KernelMap, api, build, cpu, reference, sparse_conv, strided_map, submanifold_map
+from sparse_kernels.sparse_conv.coordinates import check_coordinates
+from tests.sparse_kernels.processors import available
+from tests.sparse_kernels.sparse_conv.scenes import draw_case
+
+CASES = 500
+built = pytest.mark.skipif(_extension.load() is not None, reason="the C++ kernel is not built")
+
+
+@pytest.fixture(params=(1, 2, 5))
+def threads(request: pytest.FixtureRequest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_float64_equals_dense_with_gradients() -> None:
+    for seed in range(CASES):
+        case = draw_case(seed)
+        kernel_map = case.map()
+        results = []
+        for dense in (False, True):
+            x, weight = case.features.clone().requires_grad_(), case.weight.clone().requires_grad_()
+            out = case.dense(x, weight, kernel_map) if dense else sparse_conv(x, weight, kernel_map)
+            generator = torch.Generator().manual_seed(seed)
+            out.backward(torch.randn(out.shape, dtype=out.dtype, generator=generator))
+            results.append((out, x.grad, weight.grad))
+        for name, ours, expected in zip(("out", "features", "weight"), *results, strict=True):
+            assert ours.shape == expected.shape
+            error, largest = ((x.abs().amax().item() if x.numel() else 0.0) for x in (ours - expected, expected))
+            assert error <= 1e-12 * max(1, largest), (seed, name)
+
+
+@built
+def test_cpu_equals_float64_with_any_number_of_threads(threads: int) -> None:
+    for seed in range(CASES):
+        case = draw_case(seed)
+        kernel_map, x, weight = case.map(), case.features.float(), case.weight.float().flatten(1, -2).permute(1, 2, 0)
+        gradient = torch.randn(
+            kernel_map.forward.shape[1], weight.shape[2], generator=torch.Generator().manual_seed(seed)
+        )
+        for run, arguments in (
+            ("convolve", (x, weight, kernel_map.forward)),
+            ("convolve", (gradient, weight.transpose(1, 2), kernel_map.backward)),
+            ("weight_gradient", (x, gradient, kernel_map.forward)),
+        ):
+            ours = getattr(cpu, run)(*arguments)
+            again = getattr(cpu, run)(*arguments)
+            wide = [argument.double() if argument.is_floating_point() else argument for argument in arguments]
+            expected = getattr(reference, run)(*wide)
+            assert torch.equal(ours, again)
+            assert ours.numel() == 0 or (ours - expected).abs().amax() < 3e-6 * expected.abs().amax() + 1e-6, (
+                seed,
+                run,
+            )
+
+
+@built
+def test_bits_do_not_depend_on_threads() -> None:
+    case = draw_case(11)
+    x, weight = torch.randn(len(case.features), 33), torch.randn(27, 33, 50)
+    kernel_map = torch.randint(-1, len(x), (27, 3000)).int()
+    gradient = torch.randn(3000, 50)
+    results, before = [], torch.get_num_threads()
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        results.append((cpu.convolve(x, weight, kernel_map), cpu.weight_gradient(x, gradient, kernel_map)))
+    torch.set_num_threads(before)
+    for out, to_weight in results[1:]:
+        assert torch.equal(out, results[0][0]) and torch.equal(to_weight, results[0][1])
+
+
+@built
+@pytest.mark.parametrize("instructions", ("portable", "avx2", "avx512", "avx512_bf16"))
+@pytest.mark.parametrize("dtype", cpu.DTYPES)
+def test_instruction_sets_and_types(instructions: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(700, 23, generator=generator).to(dtype)
+    weight = torch.randn(9, 23, 70, generator=generator).to(dtype)
+    kernel_map = torch.randint(-1, 700, (9, 600), generator=generator).int()
+    gradient = torch.randn(600, 70, generator=generator).to(dtype)
+    with available(instructions):
+        out = cpu.convolve(x, weight, kernel_map, instructions)
+    expected = reference.convolve(x.double(), weight.double(), kernel_map)
+    plain = (expected.to(dtype) - expected).abs().amax()
+    assert out.dtype == dtype and (out - expected).abs().amax() < 1.1 * plain + 3e-5
+    if instructions == "avx512_bf16":
+        return  # gradients of weights have float32 kernels only
+    ours = cpu.weight_gradient(x, gradient, kernel_map, instructions)
+    expected = reference.weight_gradient(x.double(), gradient.double(), kernel_map)
+    assert (ours - expected).abs().amax() < 3e-6 * expected.abs().amax()
+
+
+def test_gradients_of_every_order() -> None:
+    case = draw_case(5)
+    kernel_map = case.map()
+    x, weight = case.features[:, :3].clone().requires_grad_(), case.weight[:4, ..., :3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *leaves: sparse_conv(*leaves, kernel_map), (x, weight))
+    assert torch.autograd.gradgradcheck(lambda *leaves: sparse_conv(*leaves, kernel_map), (x, weight))
+
+
+@built
+def test_operators_pass_opcheck() -> None:
+    case = draw_case(2)
+    kernel_map, weight = case.map(), case.weight.float().flatten(1, -2).permute(1, 2, 0)
+    x, maps = case.features.float().requires_grad_(), (kernel_map.forward, kernel_map.backward)
+    torch.library.opcheck(api.convolve, (x, weight.requires_grad_(), *maps, "cpu"))
+    gradient = torch.randn(maps[0].shape[1], weight.shape[2])
+    torch.library.opcheck(api.convolve_weight, (x, gradient, *maps, "cpu"))
+
+
+def test_inverse_leads_back() -> None:
+    case = draw_case(1)
+    down = strided_map(case.coordinates, case.shape, 3, 2, 1)
+    up = down.inverse()
+    assert up.shape == case.shape and torch.equal(up.coordinates, case.coordinates)
+    assert up.inverse() == down or torch.equal(up.inverse().forward, down.forward)
+    assert down.pairs() == up.pairs() == int((down.backward >= 0).sum())
+    codes = down.coordinates.long() @ torch.tensor([10**6, 10**4, 100, 1][-down.coordinates.shape[1] :])
+    assert torch.equal(codes, codes.sort().values)  # ascending coordinates
+
+
+def test_cpu_and_torch_find_the_same_neighbors() -> None:
+    case = next(case for case in map(draw_case, range(50)) if case.kind == "submanifold" and len(case.shape) == 3)
+    expected = case.map()
+    keys = case.coordinates.long() @ torch.tensor([10**6, 10**4, 100, 1])
+    steps = torch.tensor([-10101, -10100, -10099, -1])
+    found, twin = build.find_neighbors_reference(keys, steps)
+    assert twin == -1 and found.shape == (9, len(keys))
+    for slot, step in enumerate([*steps.tolist(), 0, *(-steps.flip(0)).tolist()]):
+        for row, other in enumerate(found[slot].tolist()):
+            wanted = (keys == keys[row] + step).nonzero().flatten().tolist()
+            assert wanted == ([other] if other >= 0 else [])
+    if _extension.load() is None:
+        ours, _ = torch.ops.sparse_kernels.find_neighbors_cpu(keys, steps)
+        assert torch.equal(ours, found)
+    assert torch.equal(expected.backward, expected.forward.flip(0))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_cpu_and_torch_reach_the_same_places(axes: int, transposed: bool) -> None:
+    if _extension.load() is not None:
+        pytest.skip("no C++ kernel")
+    generator = torch.Generator().manual_seed(axes)
+    for kernel, stride, padding, dilation in ((3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (1, 3, 0, 1), (4, 3, 3, 2)):
+        size = 9 if axes < 4 else 5
+        coordinates = torch.randint(0, size, (3000, axes + 1), generator=generator).unique(dim=0)
+        settings = torch.tensor([[kernel, stride, padding, dilation, size]] * axes)
+        expected = build.reach_places_reference(coordinates, settings, transposed)
+        ours = torch.ops.sparse_kernels.reach_places_cpu(coordinates, settings, transposed)
+        assert all(map(torch.equal, ours, expected))
+
+
+def test_empty_and_huge() -> None:
+    nothing = torch.zeros(0, 4, dtype=torch.int32)
+    for kernel_map in (submanifold_map(nothing, (8, 8, 8), 3), strided_map(nothing, (8, 8, 8), 3, 2)):
+        out = sparse_conv(torch.zeros(0, 4, requires_grad=True), torch.ones(5, 3, 3, 3, 4), kernel_map)
+        assert out.shape == (0, 5)
+        out.sum().backward()
+    far = torch.tensor([[0, 0, 0, 0], [0, 2**20, 2**20, 2**20 - 1], [0, 2**20, 2**20, 2**20]], dtype=torch.int32)
+    assert submanifold_map(far, (2**20 + 1,) * 3, 3).pairs() == 5
+    with pytest.raises(ValueError, match="2\\^63"):
+        submanifold_map(far, (2**31 - 1,) * 3, 3)
+
+
+def _line(*places: int) -> torch.Tensor:
+    return torch.tensor([[0, place] for place in places], dtype=torch.int32)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_clear_errors() -> None:
+    for backend_keys in (_line(1, 1), _line(3, 1, 2, 1)):
+        with pytest.raises(ValueError, match="unique, row . has those of another"):
+            submanifold_map(backend_keys, (5,), 3)
+        with pytest.raises(ValueError, match="unique, row . has those of another"):
+            strided_map(backend_keys, (5,), 3)
+    for coordinates, shape, message in (
+        (_line(-1), (5,), "negative"),
+        (_line(5), (5,), "outside the shape"),
+        (_line(1), (5, 5), "must be \\(rows, 3\\)"),
+        (_line(1).float(), (5,), "int32 or int64"),
+        (_line(1), (0,), "sizes between"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_coordinates(coordinates, shape)
+    with pytest.raises(ValueError, match="must be odd"):
+        submanifold_map(_line(1), (5,), 2)
+    with pytest.raises(ValueError, match="too small"):
+        strided_map(_line(1), (5,), 7)
+    kernel_map = submanifold_map(_line(1, 2), (5,), 3)
+    for features, weight, message in (
+        (torch.zeros(3, 4), torch.zeros(5, 3, 4), "2 input rows"),
+        (torch.zeros(2, 4), torch.zeros(5, 5, 4), "weight must be"),
+        (
+            torch.zeros(2, 4),
+            torch.zeros(5, 3, 4).double(),
+            "features, weight must share one of float32",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparse_conv(features, weight, kernel_map)
+    with pytest.raises(ValueError, match="unknown backend 'triton'"):
+        sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, backend="triton")
+    with pytest.raises(ValueError, match="bias must be"):
+        sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, torch.zeros(4))
+    assert isinstance(kernel_map, KernelMap)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_maps_made_by_hand_are_checked(backend: str) -> None:
+    good = submanifold_map(_line(1, 2, 4), (5,), 3)
+    with pytest.raises(ValueError, match="forward must be torch.int32 .3, 3. .* got torch.int64 .3, 3."):
+        dataclasses.replace(good, forward=good.forward.long())
+    with pytest.raises(ValueError, match="backward must be torch.int32 .3, 3. .* got torch.int32 .3, 2."):
+        dataclasses.replace(good, backward=good.backward[:, 1:])
+    x, weight = torch.ones(3, 4, requires_grad=True), torch.ones(5, 3, 4, requires_grad=True)
+    for row in (3, 2**31 - 1):
+        wrong = good.forward.clone()
+        wrong[1, 1] = row
+        for kernel_map in (dataclasses.replace(good, forward=wrong), dataclasses.replace(good, backward=wrong)):
+            with pytest.raises(ValueError, match="the kernel map must name input rows 0 to 2, or -1 for none"):
+                sparse_conv(x, weight, kernel_map, backend=backend).sum().backward()
+        with pytest.raises(ValueError, match="the kernel map must name input rows 0 to 2"):
+            load_backend("sparse_conv", backend).weight_gradient(torch.ones(3, 4), torch.ones(3, 5), wrong)
+    with pytest.raises(ValueError, match="kernel_map must be a KernelMap, .* got torch.int32"):
+        sparse_conv(x, weight, good.forward)

@@ -1,0 +1,49 @@
+"""The library in the cache: built once, and again when it is not what was built."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_kernels import _build
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """Return the folders in which a library was built; it is a plain file here."""
+    done: list[Path] = []
+
+    def compile_(compiler: str, units: object, folder: Path, flags: tuple[str, ...]) -> Path:
+        done.append(folder)
+        (folder / "library.so").write_bytes(bytes(1000))
+        return folder / "library.so"
+
+    monkeypatch.setattr(_build, "_compile", compile_)
+    monkeypatch.setattr(_build, "cache_folder", lambda: tmp_path)
+    return done
+
+
+def test_the_first_use_builds_and_says_so(builds: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    library = _build.build(sys.executable)
+    assert _build.build(sys.executable) == library and len(builds) == 1
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert caplog.messages[0].startswith("building the C++ kernels for this processor")
+    assert _build.build(sys.executable, ("-g",)) != library and len(builds) == 2
+
+
+@pytest.mark.parametrize("left", [0, 500])
+def test_a_truncated_library_is_built_again(left: int, builds: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    library = _build.build(sys.executable)
+    library.write_bytes(library.read_bytes()[:left])
+    caplog.clear()
+    assert _build.build(sys.executable).stat().st_size == 1000 and len(builds) == 2
+    assert f"{library} is damaged: building the C++ kernels" in caplog.text
+    library.with_suffix(".sha256").write_text("")
+    assert _build.build(sys.executable).stat().st_size == 1000 and len(builds) == 3
+
+
+def test_every_source_is_compiled() -> None:
+    for machine in ("x86_64", "aarch64"):
+        sources = {source for source, _ in _build._units(machine).values()}
+        assert sources == {f"{path.parent.name}/{path.name}" for path in _build.SOURCES.glob("*/*.cpp")}
