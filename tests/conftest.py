@@ -6,4 +6,4 @@ from jaxtyping import install_import_hook
 
 # An int serves where a float is asked for, as everywhere in Python.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook(["accel"], CHECKER)
+install_import_hook(["accel", "pointcloud", "sparse_kernels"], CHECKER)

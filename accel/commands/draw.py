@@ -32,7 +32,6 @@ def draw(
 ) -> None:
     """Show which blocks a method visits: its static patterns, or with --prompt those of one head in a generation."""
     with options.one_line_errors():
-        from accel.attention.call import Geometry
         from accel.files import check_writable
         from accel.methods.registry import from_text
         from accel.workbench.drawing import draw_generation, draw_patterns, write_picture
@@ -45,7 +44,7 @@ def draw(
         if output is not None:
             check_writable(output.parent)
         if prompt is None:
-            drawings = draw_patterns(chosen, Geometry(*_grid(grid)))
+            drawings = draw_patterns(chosen, *_grid(grid))
         else:
             loaded = load_pipeline(model, device, dtype)
             asked = {"steps": steps, "seed": seed, "frames": frames, "height": height, "width": width}

@@ -62,9 +62,9 @@ class _Capture:
         return plan
 
 
-def draw_patterns(method: Any, geometry: Geometry) -> list[Drawing]:
+def draw_patterns(method: Any, frames: int, height: int, width: int) -> list[Drawing]:
     """Return the patterns that a method has before it has seen anything; InputError if it has none."""
-    patterns = getattr(method, "patterns", lambda geometry: {})(geometry)
+    patterns = getattr(method, "patterns", lambda geometry: {})(Geometry(frames, height, width))
     if not patterns:
         raise InputError(
             f"the blocks of {name_of(method)} follow queries and keys; give --prompt to see a generation's"
