@@ -3,7 +3,7 @@
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_scores import antidiagonal_scores, block_mass, pooled
 from sparse_kernels.block_sparse_attention import backend_reasons, block_sparse_attention, outruns_sdpa
-from sparse_kernels.centroids import centroid_error, merge_centroids
+from sparse_kernels.centroids import centroid_log_error, merge_centroids
 from sparse_kernels.kmeans import Clusters, kmeans
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "backend_reasons",
     "block_mass",
     "block_sparse_attention",
-    "centroid_error",
+    "centroid_log_error",
     "kmeans",
     "merge_centroids",
     "outruns_sdpa",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from accel.attention.masks.budget import fill_budget
-from sparse_kernels import Clusters, centroid_error
+from sparse_kernels import Clusters, centroid_log_error
 
 SMALLEST = 1e-8
 
@@ -24,8 +26,9 @@ def log_centroid_error(
 
     q are query centroids, k_c and v_c (`values`) the cluster's.
     """
-    error = centroid_error(queries, k, v, keys, values, scale=scale).clamp(min=0) + SMALLEST
-    return error.log() + 2 * scale * (queries @ keys.centroids.transpose(-1, -2))
+    error = centroid_log_error(queries, k, v, keys, values, scale=scale)
+    error = error.logaddexp(error.new_tensor(math.log(SMALLEST)))
+    return error + 2 * scale * (queries @ keys.centroids.transpose(-1, -2))
 
 
 def route_by_error(

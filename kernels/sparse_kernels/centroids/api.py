@@ -16,7 +16,7 @@ from sparse_kernels.kmeans import Clusters
 
 
 @torch.no_grad()
-def centroid_error(
+def centroid_log_error(
     queries: Float[Tensor, "b h nq d"],
     k: Float[Tensor, "b h n d"],
     v: Float[Tensor, "b h n d"],
@@ -26,10 +26,11 @@ def centroid_error(
     scale: float,
     backend: str | None = None,
 ) -> Float32[Tensor, "b h nq nk"]:
-    """Return sum_t |g v_t + v_t - v_c|^2 over the keys t of each cluster, with g = exp(q (k_t - k_c) scale) - 1.
+    """Return log sum_t |g v_t + v_t - v_c|^2 over the keys t of each cluster, with g = exp(q (k_t - k_c) scale) - 1.
 
-    Times exp(2 q k_c scale) this is the squared error of a centroid's answer to the query centroid q (SVG-EAR, arXiv
-    2603.08982, section 4); `values` are the clusters' mean values v_c. The exponent of g is held at 30 at most.
+    With 2 q k_c scale added this is the logarithm of the squared error of a centroid's answer to the query centroid q
+    (SVG-EAR, arXiv 2603.08982, section 4); `values` are the clusters' mean values v_c. It is -inf where there is no
+    error, and right for exponents of any size.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
     check_rows(k=k, v=v, queries=queries, values=values)
@@ -38,7 +39,7 @@ def centroid_error(
     _check_shapes(k.shape, v=v)
     _check_shapes((*k.shape[:2], queries.shape[2], k.shape[3]), queries=queries)
     _check_shapes(keys.centroids.shape, values=values)
-    return _module(backend, k).centroid_error(queries.float(), k, v, keys, values.float(), scale)
+    return _module(backend, k).centroid_log_error(queries.float(), k, v, keys, values.float(), scale)
 
 
 @torch.no_grad()

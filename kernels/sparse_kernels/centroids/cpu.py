@@ -16,7 +16,7 @@ def can_run(x: Tensor) -> str | None:
     return _extension.reason_against(tokens=x)
 
 
-def centroid_error(
+def centroid_log_error(
     queries: Float[Tensor, "b h nq d"],
     k: Float[Tensor, "b h n d"],
     v: Float[Tensor, "b h n d"],
@@ -25,9 +25,9 @@ def centroid_error(
     scale: float,
     instructions: str = "",
 ) -> Float[Tensor, "b h nq nk"]:
-    """Return the errors; `instructions` forces an instruction set, for tests."""
+    """Return the logarithms of the errors; `instructions` forces an instruction set, for tests."""
     fixed = (x.contiguous() for x in (keys.order, keys.offsets, keys.centroids, values))
-    error = torch.ops.sparse_kernels.centroid_error_cpu(
+    error = torch.ops.sparse_kernels.centroid_log_error_cpu(
         queries.contiguous(), rows(k), rows(v), *fixed, scale, instructions
     )
     return error.transpose(-1, -2)

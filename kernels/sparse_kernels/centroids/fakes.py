@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-@torch.library.register_fake("sparse_kernels::centroid_error_cpu")
+@torch.library.register_fake("sparse_kernels::centroid_log_error_cpu")
 def _error(
     queries: Tensor, k: Tensor, v: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, *rest: object
 ) -> Tensor:

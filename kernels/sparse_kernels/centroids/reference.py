@@ -10,7 +10,7 @@ from sparse_kernels.block_scores.pooled import pooled
 from sparse_kernels.kmeans import Clusters
 
 ELEMENTS = 1 << 20  # of the largest buffer of a head: it stays in a processor's cache
-LARGEST_EXPONENT = 30.0  # keeps the square of a weight finite; beyond it the cluster is chosen anyway
+LARGEST_EXPONENT = 30.0  # of a weight that is taken as it is; beyond it the cluster's weights share a factor
 
 
 def can_run(x: Tensor) -> str | None:
@@ -18,7 +18,7 @@ def can_run(x: Tensor) -> str | None:
     return None
 
 
-def centroid_error(
+def centroid_log_error(
     queries: Float[Tensor, "b h nq d"],
     k: Float[Tensor, "b h n d"],
     v: Float[Tensor, "b h n d"],
@@ -26,7 +26,7 @@ def centroid_error(
     values: Float[Tensor, "b h nk d"],
     scale: float,
 ) -> Float[Tensor, "b h nq nk"]:
-    """Return the errors; written so that they stay exact where they vanish."""
+    """Return the logarithms of the errors; written so that these stay exact where they vanish."""
     labels = keys.labels.gather(-1, keys.order)
     k, v = (take_rows(x, keys.order).float() for x in (k, v))
     rest, gap = k - take_rows(keys.centroids, labels), v - take_rows(values, labels)
@@ -34,10 +34,20 @@ def centroid_error(
     cross = 2 * (v * gap).sum(-1, keepdim=True)
     errors = []
     for part in (queries * scale).split(max(1, ELEMENTS // k.shape[2]), 2):
-        growth = (rest @ part.transpose(-1, -2)).clamp_(max=LARGEST_EXPONENT).expm1_()
-        error = (squared * growth).add_(cross).mul_(growth).add_(constant)
-        errors.append(pooled(error, keys.offsets).transpose(-1, -2))
-    return torch.cat(errors, 2) * keys.sizes[..., None, :]
+        exponent = rest @ part.transpose(-1, -2)
+        held = _largest(exponent, keys.offsets).sub_(LARGEST_EXPONENT).clamp_(min=0)  # of a cluster and a query
+        ones = take_rows((-held).exp(), labels)  # what 1 is beside that factor, and the growth less it:
+        growth = exponent.sub_(take_rows(held, labels)).expm1_().sub_(ones - 1)
+        error = (squared * growth).add_(cross * ones).mul_(growth).add_(constant * ones.square_())
+        sums = pooled(error, keys.offsets) * keys.sizes[..., None]
+        errors.append((sums.clamp_(min=0).log_() + 2 * held).transpose(-1, -2))
+    return torch.cat(errors, 2)
+
+
+def _largest(x: Float[Tensor, "b h n c"], offsets: Int[Tensor, "b h nk1"]) -> Float[Tensor, "b h nk c"]:
+    """Return the largest number of each block of rows, -inf for an empty one."""
+    x, offsets = x.contiguous(), offsets.contiguous()
+    return torch.segment_reduce(x, "max", offsets=offsets, axis=2, initial=-torch.inf, unsafe=True)
 
 
 def merge_centroids(

@@ -26,8 +26,8 @@ def kmeans(
     """Return the clusters of every head's rows after Lloyd's iterations from `centroids` (SVG2, arXiv 2505.18875).
 
     Distances are squared Euclidean, in float32; of equal ones the first wins. An empty cluster keeps its centroid.
-    What is compared is |c|^2 - 2 x c, which is exact to some 1e-6 |x|^2: rows that lie closer together than a thousandth
-    of their length want to be centred first. A head stops by itself when none of its centroids moved farther than
+    What is compared is |c|^2 - 2 x c, exact to some 1e-6 |x|^2: rows that lie closer together than a thousandth of
+    their length want to be centred first. A head stops by itself when none of its centroids moved farther than
     `tolerance`. With `iterations=0` rows are assigned once and the centroids returned as they came. No n x k matrix
     ever exists.
     With `precision="bfloat16"` the centroids may be rounded to bfloat16 where rows in bfloat16 look for the nearest

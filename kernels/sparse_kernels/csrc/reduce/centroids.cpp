@@ -1,4 +1,4 @@
-// torch.ops.sparse_kernels.centroid_error_cpu, .merge_centroids_cpu and .pooled_cpu: what it costs that a cluster's
+// torch.ops.sparse_kernels.centroid_log_error_cpu, .merge_centroids_cpu and .pooled_cpu: what it costs that a cluster's
 // centroid answers for its keys, and these answers. Every result has one author and a fixed order of summation.
 // Arguments are checked by centroids/api.py and block_scores/pooled.py.
 #include <torch/csrc/stable/library.h>
@@ -42,7 +42,7 @@ struct Packed {
   }
 };
 
-Tensor centroid_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor offsets, Tensor centroids, Tensor values,
+Tensor centroid_log_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor offsets, Tensor centroids, Tensor values,
                       double scale, std::string instructions) {
   const Reducer& reducer = exact_reducer(instructions);
   const int64_t heads = k.size(1), nq = queries.size(2), nk = centroids.size(2), d = k.size(3);
@@ -50,14 +50,14 @@ Tensor centroid_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor o
   const Packed packed(queries, static_cast<float>(scale * LOG2E), reducer);
   const int64_t columns = packed.panels * reducer.panel;
   const size_t bytes = reducer.error_bytes(static_cast<int32_t>(d));
-  share_out(k.size(0) * heads * nk, bytes + columns * sizeof(float), [&](int64_t item, char* scratch) {
+  share_out(k.size(0) * heads * nk, bytes + 2 * columns * sizeof(float), [&](int64_t item, char* scratch) {
     const int64_t b = item / nk / heads, h = item / nk % heads, j = item % nk;
     const int32_t* ends = integers<int32_t>(offsets, b, h);
     float* sums = reinterpret_cast<float*>(scratch + bytes);
     reducer.error({head_rows(k, order, b, h, h), head_rows(v, order, b, h, h), ends[j], ends[j + 1] - ends[j],
                    static_cast<int32_t>(d), static_cast<const float*>(centroids.data_ptr()) + item * d,
                    static_cast<const float*>(values.data_ptr()) + item * d,
-                   packed.data.data() + item / nk * packed.floats, packed.panels, sums, scratch});
+                   packed.data.data() + item / nk * packed.floats, packed.panels, sums, sums + columns, scratch});
     std::copy_n(sums, nq, static_cast<float*>(error.data_ptr()) + item * nq);
   });
   return error;
@@ -112,7 +112,7 @@ Tensor pooled(Tensor x, Tensor offsets, std::optional<Tensor> order, std::string
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
   m.def(
-      "centroid_error_cpu(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor offsets, Tensor centroids, "
+      "centroid_log_error_cpu(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor offsets, Tensor centroids, "
       "Tensor values, float scale, str instructions) -> Tensor");
   m.def(
       "merge_centroids_cpu(Tensor q, Tensor out, Tensor lse, Tensor order, Tensor offsets, Tensor weights, "
@@ -121,7 +121,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_kernels, CPU, m) {
-  m.impl("centroid_error_cpu", OPERATOR(centroid_error));
+  m.impl("centroid_log_error_cpu", OPERATOR(centroid_log_error));
   m.impl("merge_centroids_cpu", OPERATOR(merge_centroids));
   m.impl("pooled_cpu", OPERATOR(pooled));
 }

@@ -53,7 +53,7 @@ struct MassJob {
   char* scratch;
 };
 
-// For every query centroid, the sum over the `count` keys of a cluster of |g v + v - mean|^2, where
+// For every query centroid, the logarithm of the sum over the `count` keys of a cluster of |g v + v - mean|^2, where
 // g = 2^(query (k - centroid)) - 1: the squared error of the centroid's answer, over its squared weight.
 struct ErrorJob {
   Rows keys, values;
@@ -64,7 +64,8 @@ struct ErrorJob {
   const float* mean;
   const float* packed;  // query centroids, times scale and log2(e)
   int32_t panels;
-  float* error;  // panels * panel floats, written
+  float* error;  // panels * panel floats, written: natural logarithms
+  float* held;   // as many, for the kernel
   char* scratch;
 };
 

@@ -154,17 +154,35 @@ struct Terms {
   float squared, cross, constant;
 };
 
+// One panel of queries: sums over 4^held, which is 1 until an exponent is so large that its square would not be finite.
+struct Sums {
+  vf total[VECTORS], held[VECTORS];
+};
+
 template <int R>
-static void add_errors(const float* rest, const Terms* terms, int32_t depth, const float* packed, vf (&total)[VECTORS]) {
+static void add_errors(const float* rest, const Terms* terms, int32_t depth, const float* packed, Sums& sums) {
   vf acc[R][VECTORS];
   clear(acc);
   multiply<R>(acc, rest, depth, packed, PANEL, depth);
-  const vf high = broadcast(43.28f);  // e^30: keeps the square finite; a cluster with such an error is chosen anyway
-  for (int r = 0; r < R; r++) {
-    for (int v = 0; v < VECTORS; v++) {
-      const vf growth = exp2_vector(acc[r][v] > high ? high : acc[r][v]) - 1.0f;
-      total[v] += (terms[r].squared * growth + terms[r].cross) * growth + terms[r].constant;
+  const vf high = broadcast(static_cast<float>(30 * LOG2E));
+  for (int v = 0; v < VECTORS; v++) {
+    vf total = sums.total[v], top = sums.held[v];
+    for (int r = 0; r < R; r++) top = acc[r][v] > top ? acc[r][v] : top;
+    if (!any_above(top, high)) {
+      for (int r = 0; r < R; r++) {
+        const vf growth = exp2_vector(acc[r][v]) - 1.0f;
+        total += (terms[r].squared * growth + terms[r].cross) * growth + terms[r].constant;
+      }
+    } else {
+      const vf held = top > sums.held[v] + high ? top : sums.held[v], one = exp2_vector(-held);
+      total *= exp2_vector(2.0f * (sums.held[v] - held));
+      sums.held[v] = held;
+      for (int r = 0; r < R; r++) {
+        const vf growth = exp2_vector(acc[r][v] - held) - one;
+        total += (terms[r].squared * growth + terms[r].cross * one) * growth + terms[r].constant * one * one;
+      }
     }
+    sums.total[v] = total;
   }
 }
 
@@ -177,7 +195,9 @@ static void error(const ErrorJob& job) {
   float* rest = reinterpret_cast<float*>(job.scratch);
   float* value = rest + static_cast<int64_t>(ERROR_ROWS) * depth;
   Terms* terms = reinterpret_cast<Terms*>(value + depth);
-  memset(job.error, 0, static_cast<size_t>(job.panels) * PANEL * sizeof(float));
+  const int32_t columns = job.panels * PANEL;
+  memset(job.error, 0, static_cast<size_t>(columns) * sizeof(float));
+  memset(job.held, 0, static_cast<size_t>(columns) * sizeof(float));
   for (int32_t first = 0; first < job.count; first += ERROR_ROWS) {
     const int32_t rows = job.count - first < ERROR_ROWS ? job.count - first : ERROR_ROWS;
     for (int32_t r = 0; r < rows; r++) {
@@ -195,14 +215,20 @@ static void error(const ErrorJob& job) {
       terms[r] = sums;
     }
     for (int32_t panel = 0; panel < job.panels; panel++) {
-      vf total[VECTORS] = {};
+      Sums sums;
+      memcpy(sums.total, job.error + panel * PANEL, sizeof sums.total);
+      memcpy(sums.held, job.held + panel * PANEL, sizeof sums.held);
       for_rows<ROWS>(rows, 0, [&]<int R>(int32_t r) {
         add_errors<R>(rest + static_cast<int64_t>(r) * depth, terms + r, depth,
-                      job.packed + static_cast<int64_t>(panel) * depth * PANEL, total);
+                      job.packed + static_cast<int64_t>(panel) * depth * PANEL, sums);
       });
-      float* sums = job.error + panel * PANEL;
-      for (int v = 0; v < VECTORS; v++) store(sums + v * LANES, load(sums + v * LANES) + total[v]);
+      memcpy(job.error + panel * PANEL, sums.total, sizeof sums.total);
+      memcpy(job.held + panel * PANEL, sums.held, sizeof sums.held);
     }
+  }
+  for (int32_t j = 0; j < columns; j++) {
+    const float sum = job.error[j] < 0 ? 0 : job.error[j];
+    job.error[j] = (__builtin_log2f(sum) + 2 * job.held[j]) * static_cast<float>(1 / LOG2E);
   }
 }
 
