@@ -54,14 +54,26 @@ class ProgressHook(ModelHook):
         self.context = _ThreadContext()
         self._order = threading.local()  # schedule, timestep and number of the latest call
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Read grid and progress from the arguments, pass them on unchanged."""
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read grid and progress from the arguments of a call that is about to start."""
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         schedule = self._schedule()
         progress, is_index = self._progress(timestep, schedule)
         geometry = self.adapter.geometry(module, args, kwargs)
         self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index)
-        return args, kwargs
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        """Listen to the module's calls.
+
+        Not by wrapping `forward`, as diffusers does: offloading puts back the one that it found, whoever wrapped it since.
+        """
+        self._listening = module.register_forward_pre_hook(self.note, with_kwargs=True)
+        return module
+
+    def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # as diffusers spells it
+        """Stop listening."""
+        self._listening.remove()
+        return module
 
     def reset_state(self, module: nn.Module) -> None:
         """Called by diffusers when a generation has ended."""

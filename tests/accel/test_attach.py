@@ -61,6 +61,20 @@ def test_branches_do_not_mix() -> None:
         assert [record.density for record in handle.stats()] == pytest.approx(densities, rel=0.2)
 
 
+@pytest.mark.parametrize("enabled_first", [True, False])
+def test_offloading_goes_before_or_after(enabled_first: bool) -> None:
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    if not enabled_first:
+        pipe.enable_model_cpu_offload(device="cpu")
+    with accel.enabled(pipe, "adaspa", **SPARSE) as handle:
+        if enabled_first:
+            pipe.enable_model_cpu_offload(device="cpu")
+        first = generate(pipe)
+        assert torch.equal(generate(pipe), first) and {record.kind for record in handle.stats()} > {"sparse"}
+    assert torch.equal(generate(pipe), stock)
+
+
 class Stop(Exception):
     """Raised in the middle of a generation."""
 
