@@ -65,7 +65,7 @@ class ProgressHook(ModelHook):
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         """Listen to the module's calls.
 
-        Not by wrapping `forward`, as diffusers does: offloading puts back the one that it found, whoever wrapped it since.
+        Not by wrapping `forward`, as diffusers does: offloading puts back the one it found, whoever wrapped it since.
         """
         self._listening = module.register_forward_pre_hook(self.note, with_kwargs=True)
         return module
