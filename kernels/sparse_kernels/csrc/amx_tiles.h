@@ -86,7 +86,8 @@ static void begin_thread() {
     config.bytes[i] = 64;
     config.rows[i] = 16;
   }
-  _tile_loadconfig(&config);
+  // Not _tile_loadconfig: that of GCC tells the compiler of eight bytes only, which then leaves the others unwritten.
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
 }
 static void end_thread() { _tile_release(); }
 
