@@ -11,8 +11,8 @@ import typer
 
 from demos.shapes_wan.checkpoint import load_checkpoint
 from demos.shapes_wan.model import GEOMETRIES, save_pipeline
-from demos.shapes_wan.train import Generator
 from demos.shapes_wan.train_vae import build_vae
+from demos.shapes_wan.trainer import Generator
 
 EMBEDDED = Path("accel/embedded/shapes-wan")
 
