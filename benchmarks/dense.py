@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ BACKENDS = {
 def backends_of(device: str) -> list[str]:
     """Return the names of the dense SDPAs of a device that never hold all scores: torch's own choice first."""
     return ["default", "cudnn", "flash"] if device.startswith("cuda") else ["default"]
+
+
+def preferring(name: str) -> AbstractContextManager[Any]:
+    """Return a context in which SDPA takes this kernel wherever it can, and any other where it cannot."""
+    return sdpa_kernel(list(dict.fromkeys([*BACKENDS[name], *BACKENDS["default"]])), set_priority=name != "default")
 
 
 def fastest_dense(q: Tensor, k: Tensor, v: Tensor, device: str) -> tuple[str, float]:
