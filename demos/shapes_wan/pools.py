@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,20 @@ class Batch(NamedTuple):
 
     def fitting(self, count: int, tokens: int) -> Batch:
         """Return the first videos, so many that `count` frames of each have at most `tokens` tokens; at least one."""
-        videos = slice(max(1, tokens // (count * self.latents[0, 0, 0].numel())))
-        weights = None if self.weights is None else self.weights[videos]
-        return self._replace(latents=self.latents[videos], captions=self.captions[videos], weights=weights)
+        return self._take(range(min(self._most(count, tokens), len(self.captions))))
+
+    def filling(self, count: int, tokens: int) -> Batch:
+        """Return as many videos as that with every one as often as another, or nearly: each gets noise of its own."""
+        return self._take([index % len(self.captions) for index in range(self._most(count, tokens))])
+
+    def _most(self, count: int, tokens: int) -> int:
+        return max(1, tokens // (count * self.latents[0, 0, 0].numel()))
+
+    def _take(self, chosen: Sequence[int]) -> Batch:
+        places = torch.tensor(chosen)
+        weights = None if self.weights is None else self.weights[places]
+        latents = self.latents[places.to(self.latents.device)]
+        return self._replace(latents=latents, captions=[self.captions[index] for index in chosen], weights=weights)
 
 
 def has_small_corners(caption: str) -> bool:
