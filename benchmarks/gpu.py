@@ -48,10 +48,10 @@ class Part:
 
 
 PARTS = (
-    Part("parity", "benchmarks.gpu_parity", 85),
-    Part("attention", "benchmarks.gpu_kernels", 85, ("attention",)),
+    Part("parity", "benchmarks.gpu_parity", 100),
+    Part("attention", "benchmarks.gpu_kernels", 80, ("attention",)),
     Part("transformers", "benchmarks.transformers", 130),
-    Part("tests", "benchmarks.gpu_tests", 75),
+    Part("tests", "benchmarks.gpu_tests", 65),
     Part("demo", "benchmarks.gpu_demo", 40),
     Part("kernels", "benchmarks.gpu_kernels", 65, ("kmeans", "scores", "sparse_conv")),
 )

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from accel.compare import compare
+from accel.methods import by_name
+from accel.pipelines import load_pipeline
 from benchmarks.cases import Cases
 from benchmarks.rows import Row, origin
 
@@ -17,9 +20,6 @@ LEAST_PSNR = 25.0  # dB: what a method gets wrong by being sparse stays above, w
 
 def compare_ways(loaded: Any, method: str, options: Row, size: dict[str, Any]) -> Row:
     """Return the report of `accel generate --compare`."""
-    from accel.compare import compare
-    from accel.methods import by_name
-
     report = compare(loaded, by_name(method, **options), PROMPT, **size).report
     row = {name: value for name, value in report.items() if isinstance(value, (int, float, str)) or value is None}
     note = f"{report['psnr_db']:.1f} dB, SSIM {report['ssim']:.3f}, {report['sparse_backend']}"
@@ -33,8 +33,6 @@ def main(
     smoke: Annotated[bool, typer.Option(help="a short small video on the CPU")] = False,
 ) -> None:
     """Generate, compare and write rows."""
-    from accel.pipelines import load_pipeline
-
     device = "cpu" if smoke else "cuda"
     loaded = load_pipeline(None, device)
     loaded.pipeline.set_progress_bar_config(disable=True)

@@ -30,11 +30,11 @@ ATTENTION = [
     ("Wan 1.3B", 12, 32_760, 128, 128, False, 1.0, None),
     ("Wan 1.3B", 12, 32_760, 128, 128, False, 0.25, "int8"),
     ("Wan 1.3B", 12, 32_760, 128, 128, False, 0.25, "fp8"),
-    ("Wan 1.3B", 12, 32_760, 128, 128, False, 0.25, "flex"),
     ("Wan 14B", 40, 75_600, 128, 128, False, 0.1, None),
     ("Wan 14B", 40, 75_600, 128, 128, True, 0.1, None),
     ("head_dim 64", 24, 16_384, 64, 128, False, 0.25, None),
     ("HunyuanVideo", 24, 115_200, 128, 128, False, 0.417, None),
+    ("Wan 1.3B", 12, 32_760, 128, 128, False, 0.25, "flex"),
 ]
 TINY_ATTENTION = [("tiny", 2, 200, 32, 32, False, 0.5, None), ("tiny", 2, 200, 32, 32, True, 0.5, None)]
 # (heads, rows, head_dim, clusters): what flash-kmeans publishes, and SVG2's keys of Wan 1.3B

@@ -15,9 +15,12 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
+import accel
+from accel.methods import METHODS
 from benchmarks.cases import Cases
 from benchmarks.dense import BACKENDS, backends_of, preferring
 from benchmarks.rows import Row, origin
@@ -75,8 +78,6 @@ class Loop:
     """A transformer and a short denoising loop over it: a pipeline without text encoder and VAE."""
 
     def __init__(self, model: Model, device: str):
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
         torch.manual_seed(0)
         self.device, dtype = device, torch.bfloat16 if device == "cuda" else torch.float32
         # Attached methods read the progress from these two, as from those of a pipeline.
@@ -112,8 +113,6 @@ class Loop:
 
 def build(model: Model, device: str, dtype: torch.dtype) -> Any:
     """Return the transformer with random weights on the device, in `dtype` but for what diffusers keeps in float32."""
-    from diffusers import WanTransformer3DModel
-
     with torch.device(device):
         transformer: Any = WanTransformer3DModel(**model.config)
     for name, parameter in transformer.named_parameters():
@@ -122,17 +121,8 @@ def build(model: Model, device: str, dtype: torch.dtype) -> Any:
     return transformer.eval().requires_grad_(False)
 
 
-def attach(loop: Loop, method: str, **options: Any) -> Any:
-    """Return the handle of a method on the loop's transformer."""
-    import accel
-
-    return accel.enable(loop, method, **options)
-
-
 def methods() -> dict[str, dict[str, Any]]:
     """Return every method with the options that put it at one density without warm-up."""
-    from accel.methods import METHODS
-
     options: dict[str, dict[str, Any]] = {name: {"density": DENSITY, "dense_steps": 0.0} for name in METHODS}
     options["sparse-vdit"]["tolerance"] = 9.0  # else random weights, which no pattern fits, leave its heads full
     return {"full": {}} | {name: given for name, given in options.items() if name != "full"}
@@ -141,7 +131,7 @@ def methods() -> dict[str, dict[str, Any]]:
 def measure(loop: Loop, method: str, options: dict[str, Any]) -> Row:
     """Return the row of a method's last step, whose planning starts from the steps before; also of its first step."""
     dense = loop.dense
-    handle = attach(loop, method, **options)
+    handle = accel.enable(loop, method, **options)
     try:
         with preferring(dense.backend):
             loop.run(WARM_STEPS)

@@ -59,8 +59,8 @@ def test_parts_and_cases_fail_alone(tmp_path: Path, part: str, capsys: pytest.Ca
         Part("last", part, 2, ("good",)),
     )
     start = time.monotonic()
-    lines = run_parts(parts, tmp_path, minutes=1.4, smoke=True)
-    assert time.monotonic() - start < 90
+    lines = run_parts(parts, tmp_path, minutes=0.9, smoke=True)
+    assert time.monotonic() - start < 60
     first = rows(tmp_path, "first")
     assert first["good"]["ms_ours"] == 1.0 and first["crash"]["error"] == first["lost"]["error"] == UNFINISHED
     assert first["fail"]["error"] == "RuntimeError: out of luck"
@@ -151,5 +151,5 @@ def test_smoke(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {f"{part.name}.json" for part in gpu.PARTS} | {"log.txt"}
     parity = rows(tmp_path, "parity")
-    assert len(parity) == 16 and all(row["ok"] for row in parity.values())
+    assert len(parity) == 15 and all(row["ok"] for row in parity.values())
     assert rows(tmp_path, "transformers")["tiny, 320 tokens, full"]["difference"] < 1e-5
