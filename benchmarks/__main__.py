@@ -1,7 +1,19 @@
 """Run every benchmark in its quick form: `python -m benchmarks`."""
 
-from benchmarks import attention, kmeans, scores
+import typer
+
+from benchmarks import attention, dsvt, kmeans, scores, sparse_conv
+
+
+def main() -> None:
+    """Run every benchmark in its quick form on the CPU, some minutes on two cores; each alone has more options.
+
+    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.sparse_conv` and `.dsvt`.
+    """
+    for benchmark in (attention, kmeans, scores, sparse_conv, dsvt):
+        typer.echo(benchmark.__doc__)
+        benchmark.main(quick=True)
+
 
 if __name__ == "__main__":
-    for benchmark in (attention, kmeans, scores):
-        benchmark.main(quick=True)
+    typer.run(main)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,58 +10,35 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from benchmarks.dense import fastest_dense, product_rate
 from benchmarks.rows import origin, show
+from benchmarks.timing import median_seconds
 from sparse_kernels import BlockMap, block_sparse_attention
 from sparse_kernels._extension import instruction_set
 from sparse_kernels.block_sparse_attention import precision_reasons
 
-SCORES_AT_MOST = 2**31  # bytes
 COLUMNS = ("backend", "head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal")
-
-
-def best_of(run: Callable[[], Any], device: str, repeats: int) -> float:
-    """Return the median seconds of `repeats` runs after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def fastest_dense(q: Tensor, k: Tensor, v: Tensor, device: str) -> tuple[str, float]:
-    """Return the name and the seconds of the fastest dense SDPA: torch's own choice, or plain products if they fit."""
-
-    def plain() -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return scaled_dot_product_attention(q, k, v)
-
-    seconds = {"default": best_of(lambda: scaled_dot_product_attention(q, k, v), device, 3)}
-    if 4 * q.shape[1] * q.shape[2] * k.shape[2] < SCORES_AT_MOST:
-        seconds["math"] = best_of(plain, device, 3)
-    return min(seconds.items(), key=lambda item: item[1])
 
 
 def make_map(seq: int, heads: int, block: int, density: float, variable: bool, device: str) -> BlockMap:
     """Return a random map, as many blocks in each row; sizes are equal, or as uneven as k-means makes them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     count = -(-seq // block)
     keep = max(1, round(density * count))
-    mask = torch.rand(1, heads, count, count, generator=generator).argsort(-1) < keep
+    mask = torch.rand(1, heads, count, count, generator=generator, device=device).argsort(-1) < keep
     if not variable:
-        return BlockMap.uniform(mask.to(device), block, block, seq, seq)
+        return BlockMap.uniform(mask, block, block, seq, seq)
     cuts = torch.stack(
-        [torch.randperm(seq - 1, generator=generator)[: count - 1].sort().values + 1 for _ in range(heads)]
+        [
+            torch.randperm(seq - 1, generator=generator, device=device)[: count - 1].sort().values + 1
+            for _ in range(heads)
+        ]
     )
-    edges = torch.zeros(heads, 1, dtype=torch.long), torch.full((heads, 1), seq)
-    offsets = torch.cat([edges[0], cuts, edges[1]], 1)[None].to(device, torch.int32)
-    return BlockMap.from_dense(mask.to(device), offsets, offsets)
+    offsets = pad(pad(cuts, (1, 0)), (0, 1), value=seq)[None].int()
+    return BlockMap.from_dense(mask, offsets, offsets)
 
 
 @functools.cache
@@ -97,10 +72,11 @@ def measure(
         return block_sparse_attention(q, k, v, packed, precision=precision)
 
     dense_backend, dense = fastest_dense(q, k, v, device)
-    sparse = best_of(lambda: attend(mask), device, 3)
+    sparse = median_seconds(lambda: attend(mask), device, 3)
     exact = scaled_dot_product_attention(q[:, :, :256].double(), k.double(), v.double())
     error = relative_error(attend(torch.ones_like(mask))[:, :, :256], exact)
     density = block_map.density
+    rate = 4 * heads * seq * seq * head_dim * density / sparse
     return {
         **origin(device), "backend": "flex" if flex else "ours", "dense_backend": dense_backend,
         "instructions": instruction_set(torch.int8 if precision == "int8" else dtype) if device == "cpu" else None,
@@ -108,7 +84,7 @@ def measure(
         "head_dim": head_dim, "heads": heads, "seq": seq, "blocks": f"{'variable ' if variable else ''}{block}",
         "block_q": block, "block_kv": block, "density": density, "ms_dense": dense * 1e3, "ms_ours": sparse * 1e3,
         "speedup": dense / sparse, "fraction_of_ideal": dense / sparse * density,
-        "tflops_kept": 4 * heads * seq * seq * head_dim * density / sparse / 1e12, "rel_l2_full": error,
+        "fraction_of_gemm": rate / product_rate(dtype, device), "tflops_kept": rate / 1e12, "rel_l2_full": error,
     }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmarks.attention import best_of
 from benchmarks.rows import origin, show
+from benchmarks.timing import median_seconds
 from pointcloud.dsvt import DSVT, NUSCENES_PILLAR, WAYMO_PILLAR, WAYMO_VOXEL, DSVTConfig
 from pointcloud.dsvt.attention import SetAttention
 from pointcloud.dsvt.sets import SetLayout, Sets, partition
@@ -173,7 +173,7 @@ def row(
     fields: dict[str, Any] = dict.fromkeys(COLUMNS)
     fields |= origin(device) | {"config": config, "op": op, "voxels": len(coordinates), "dtype": "float32"}
     for column in columns:
-        fields[column] = best_of(lambda column=column: run(column), device, repeats) * 1e3
+        fields[column] = median_seconds(lambda column=column: run(column), device, repeats) * 1e3
         if column != "ms_kernel":
             fields[column.replace("ms", "mb")] = peak_megabytes(lambda column=column: run(column), device)
     if "ms_padded" in columns:

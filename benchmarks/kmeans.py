@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +14,12 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.attention import best_of
-from benchmarks.rows import origin, show
+from benchmarks.rows import installed, origin, show
+from benchmarks.timing import median_seconds
 from sparse_kernels import kmeans
 
 COLUMNS = ("library", "heads", "rows", "head_dim", "clusters", "ms_per_iteration", "speedup", "inertia")
+LARGEST = 2**28  # distances that plain_torch holds at once
 ITERATIONS = (5, 15)  # the difference between the two leaves out what is done once
 
 Cluster = Callable[[Tensor, Tensor, int], Tensor]  # (rows, start, iterations) -> centroids
@@ -27,11 +27,25 @@ Cluster = Callable[[Tensor, Tensor, int], Tensor]  # (rows, start, iterations) -
 
 def make_rows(heads: int, rows: int, head_dim: int, clusters: int, device: str) -> tuple[Tensor, Tensor]:
     """Return rows around twice as many centres as clusters are asked for, and random rows to start from."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(heads, 2 * clusters, head_dim, generator=generator)
-    chosen = torch.randint(2 * clusters, (heads, rows, 1), generator=generator).expand(-1, -1, head_dim)
-    x = (centres.gather(1, chosen) + torch.randn(heads, rows, head_dim, generator=generator))[None].to(device)
-    return x, x[:, :, torch.randperm(rows, generator=generator)[:clusters].to(device)].clone()
+    there: dict[str, Any] = dict(generator=torch.Generator(device).manual_seed(0), device=device)
+    centres = torch.randn(heads, 2 * clusters, head_dim, **there)
+    chosen = torch.randint(2 * clusters, (heads, rows, 1), **there).expand(-1, -1, head_dim)
+    x = (centres.gather(1, chosen) + torch.randn(heads, rows, head_dim, **there))[None]
+    return x, x[:, :, torch.randperm(rows, **there)[:clusters]].clone()
+
+
+def plain_torch(x: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Run all heads at once in torch alone, on rows as they are, so many at a time as memory allows."""
+    centroids, places = start[0], torch.arange(len(start[0]), device=x.device)[:, None] * start.shape[2]
+    size = max(1, LARGEST // (start.shape[1] * start.shape[2]))
+    for _ in range(iterations):
+        norms = centroids.square().sum(-1)[:, None]
+        labels = [torch.baddbmm(norms, rows, centroids.mT, alpha=-2).argmin(-1) for rows in x[0].split(size, 1)]
+        flat = (torch.cat(labels, 1) + places).flatten()
+        sums = torch.zeros_like(centroids).flatten(0, 1).index_add_(0, flat, x[0].flatten(0, 1)).view_as(centroids)
+        sizes = flat.bincount(minlength=centroids.shape[0] * centroids.shape[1]).view(*centroids.shape[:2], 1)
+        centroids = torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
+    return centroids[None]
 
 
 def ours(x: Tensor, start: Tensor, iterations: int) -> Tensor:
@@ -83,14 +97,16 @@ def measure(heads: int, rows: int, head_dim: int, clusters: int, device: str, re
     """Return a row for each library that is installed; `speedup` is its time over ours."""
     x, start = make_rows(heads, rows, head_dim, clusters, device)
     libraries: dict[str, Cluster] = {"ours": ours, "ours, bfloat16": ours_in_bfloat16}
+    if device != "cpu":  # what else there is runs on the CPU
+        libraries["torch"] = plain_torch
     for name, module, cluster in (("scikit-learn", "sklearn", scikit_learn), ("faiss", "faiss", faiss)):
-        if device == "cpu" and importlib.util.find_spec(module) is not None:
+        if device == "cpu" and installed(name, module):
             libraries[name] = cluster
     times: dict[tuple[str, int], list[float]] = {(name, count): [] for name in libraries for count in ITERATIONS}
     for _ in range(repeats):  # in turns, so that what else the machine does meets all of them
         for name, count in times:
             run = partial(libraries[name], x, start, count)
-            times[name, count].append(best_of(run, device, 1))
+            times[name, count].append(median_seconds(run, device, 1))
     measured, few, many = [], *ITERATIONS
     for name, cluster in libraries.items():
         short, long = (statistics.median(times[name, count]) for count in ITERATIONS)

@@ -10,8 +10,8 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.attention import best_of
 from benchmarks.rows import origin, show
+from benchmarks.timing import median_seconds
 from sparse_kernels import antidiagonal_scores, block_mass, pooled
 from sparse_kernels.block_map import uniform_offsets
 
@@ -45,10 +45,10 @@ def measure(heads: int, seq: int, head_dim: int, block: int, dtype: torch.dtype,
     `fraction_of_product`: rate of the score over the rate of the bare matrix product; None where the score has none.
     """
     q, k = (torch.randn(1, seq, heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(2))
-    bare = best_of(lambda: product(q, k), device, 3)
+    bare = median_seconds(lambda: product(q, k), device, 3)
     rows = []
     for name, divisor, run in scores(q, k, block):
-        seconds = best_of(run, device, 3)
+        seconds = median_seconds(run, device, 3)
         operations = 2 * heads * seq * seq * head_dim / divisor if divisor else None
         rows.append(
             origin(device) | {

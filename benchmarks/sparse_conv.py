@@ -1,9 +1,11 @@
-"""Time of sparse convolution against spconv on one thread, the only setting in which its CPU sums are right."""
+"""Time of sparse convolution beside spconv, and on CUDA beside spconv-triton.
+
+On a CPU spconv gets one thread, the only setting in which its sums are right.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +15,12 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.attention import best_of
-from benchmarks.rows import origin, show
+from benchmarks.rows import installed, origin, show
+from benchmarks.timing import median_seconds
 from sparse_kernels.sparse_conv import sparse_conv, strided_map, submanifold_map
 
-COLUMNS = ("op", "dtype", "voxels", "channels", "pairs_cached", "ms_spconv", "ms_ours", "speedup", "max_error")
+PEERS = {"ms_spconv": ("spconv", "spconv"), "ms_spconv_triton": ("spconv-triton", "spconv_triton")}
+COLUMNS = ("op", "dtype", "voxels", "channels", "pairs_cached", *PEERS, "ms_ours", "speedup", "max_error")
 SHAPE = (40, 480, 480)
 KERNEL = 3
 
@@ -52,20 +55,21 @@ class Ours:
         return sparse_conv(x, self.weight, self.map)
 
 
-class Spconv:
-    """The same of spconv, at one thread."""
+class Peer:
+    """The same of a library with spconv's interface; on a CPU at one thread."""
 
-    def __init__(self, coordinates: Tensor, weight: Tensor):
-        self.library = importlib.import_module("spconv.pytorch")
-        self.ops: Any = importlib.import_module("spconv.pytorch.ops")
-        # On a CPU, backward asks for a CUDA stream before it looks where the tensors are.
-        self.ops.get_current_stream = lambda: 0
+    def __init__(self, module: str, coordinates: Tensor, weight: Tensor):
+        self.library = importlib.import_module(f"{module}.pytorch")
+        self.ops: Any = importlib.import_module(f"{module}.pytorch.ops")
+        self.algorithms = importlib.import_module(f"{module}.core").ConvAlgo
+        if not coordinates.is_cuda:  # there, backward asks for a CUDA stream before it looks where the tensors are
+            self.ops.get_current_stream = lambda: 0
         self.coordinates = coordinates
         channels = weight.shape[0]
         self.layer = self.library.SubMConv3d(channels, channels, KERNEL, bias=False, indice_key="pairs")
-        self.layer.weight.data = weight.detach().clone()
+        self.layer.to(weight.device, weight.dtype).weight.data = weight.detach().clone()
         self.weight = self.layer.weight
-        self.known = self._tensor(torch.zeros(len(coordinates), channels))
+        self.known = self._tensor(weight.new_zeros(len(coordinates), channels))
         with one_thread():
             self.known = self.layer(self.known)
 
@@ -79,15 +83,29 @@ class Spconv:
         self._build(2, submanifold=False)
 
     def _build(self, stride: int, submanifold: bool) -> None:
-        algorithm = importlib.import_module("spconv.core").ConvAlgo.Native
+        cuda = self.coordinates.is_cuda
+        build = self.ops.get_indice_pairs_implicit_gemm if cuda else self.ops.get_indice_pairs
+        algorithm = self.algorithms.MaskImplicitGemm if cuda else self.algorithms.Native
         axes = ([KERNEL] * 3, [stride] * 3, [1] * 3, [1] * 3, [0] * 3)
         with one_thread():
-            self.ops.get_indice_pairs(self.coordinates, 1, list(SHAPE), algorithm, *axes, submanifold)
+            build(self.coordinates, 1, list(SHAPE), algorithm, *axes, submanifold)
 
     def forward(self, x: Tensor) -> Tensor:
         tensor = self._tensor(x)
         tensor.indice_dict = self.known.indice_dict
         return self.layer(tensor).features
+
+
+def make_peers(coordinates: Tensor, weight: Tensor) -> dict[str, Peer]:
+    """Return the other libraries that are installed and run on the device, by the name of their column."""
+    peers = {}
+    for column, (library, module) in list(PEERS.items())[: 2 if coordinates.is_cuda else 1]:
+        if installed(library, module):
+            try:
+                peers[column] = Peer(module, coordinates, weight)
+            except Exception as error:  # a build without kernels for this device says so in many ways
+                typer.echo(f"{library} does not run here: {error}", err=True)
+    return peers
 
 
 @contextmanager
@@ -101,81 +119,103 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_step(engine: Ours | Spconv, x: Tensor, gradient: Tensor) -> None:
+def train_step(engine: Ours | Peer, x: Tensor, gradient: Tensor) -> None:
     """Run forward and backward, gradients of features and weights."""
     leaf = x.detach().requires_grad_()
     engine.weight.grad = None
     engine.forward(leaf).backward(gradient)
 
 
-def measure(voxels: int, channels: int, repeats: int) -> list[dict[str, Any]]:
-    """Return rows for forward, forward + backward and bf16 forward, pairs cached and built anew, of one size."""
+def measure(voxels: int, channels: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """Return rows for forward, forward + backward and forward in half precision, pairs cached and built anew.
+
+    Half precision is bfloat16 on a CPU, where spconv runs in float32, and float16 on CUDA, where all do.
+    """
     generator = torch.Generator().manual_seed(1)
-    coordinates = surface(voxels)
-    x, gradient = (torch.randn(len(coordinates), channels, generator=generator) for _ in range(2))
-    weight = torch.randn(channels, *[KERNEL] * 3, channels, generator=generator) * (13 * channels) ** -0.5
-    ours, theirs = Ours(coordinates, weight.clone().requires_grad_()), Spconv(coordinates, weight)
-    half = Ours(coordinates, weight.bfloat16())
-    with torch.no_grad(), one_thread():
-        expected = theirs.forward(x)
-    with torch.no_grad():
-        errors = {
-            engine: (engine.forward(x.to(engine.weight.dtype)) - expected).abs().max().item() for engine in (ours, half)
-        }
+    coordinates = surface(voxels).to(device)
+    x, gradient = (torch.randn(len(coordinates), channels, generator=generator).to(device) for _ in range(2))
+    weight = (torch.randn(channels, *[KERNEL] * 3, channels, generator=generator) * (13 * channels) ** -0.5).to(device)
+    ours, peers = Ours(coordinates, weight.clone().requires_grad_()), make_peers(coordinates, weight)
+    half = Ours(coordinates, weight.half() if device != "cpu" else weight.bfloat16())
+    half_peers = make_peers(coordinates, half.weight) if device != "cpu" else peers
+    exact = sparse_conv(x.double(), weight.double(), ours.map)
     measured = []
-    for op, engine in (("forward", ours), ("forward+backward", ours), ("forward", half)):
-        own, other = _runs(op, engine, x, gradient), _runs(op, theirs, x, gradient)
+    for op, engine, others in (
+        ("forward", ours, peers), ("forward+backward", ours, peers), ("forward", half, half_peers)
+    ):  # fmt: skip
+        with torch.no_grad():
+            error = (engine.forward(x.to(engine.weight.dtype)) - exact).abs().max().item()
         for cached in (True, False):
-            with one_thread():
-                slow = min(_time(other, theirs, cached) for _ in range(repeats))
-            fast = min(_time(own, engine, cached) for _ in range(repeats))
+            times = {"ms_ours": _times(op, engine, x, gradient, cached, repeats)}
+            for column, other in others.items():
+                times[column] = _times(op, other, x, gradient, cached, repeats)
             measured.append(
-                origin("cpu") | {
-                    "op": op, "dtype": str(engine.weight.dtype).removeprefix("torch."), "voxels": len(coordinates),
-                    "channels": channels, "pairs": ours.map.pairs(), "pairs_cached": cached,
-                    "ms_spconv": slow * 1e3, "ms_ours": fast * 1e3, "speedup": slow / fast, "max_error": errors[engine],
+                _row(device, op, len(coordinates), times) | {
+                    "dtype": str(engine.weight.dtype).removeprefix("torch."), "channels": channels,
+                    "pairs": ours.map.pairs(), "pairs_cached": cached, "max_error": error,
                 }
             )  # fmt: skip
     return measured
 
 
-def _runs(op: str, engine: Ours | Spconv, x: Tensor, gradient: Tensor) -> Callable[[], object]:
-    x = x.to(engine.weight.dtype)
-    if op == "forward":
-        return torch.no_grad()(lambda: engine.forward(x))
-    return lambda: train_step(engine, x, gradient)
+def _times(op: str, engine: Ours | Peer, x: Tensor, gradient: Tensor, cached: bool, repeats: int) -> float:
+    """Return the fewest milliseconds."""
+    x, gradient = x.to(engine.weight.dtype), gradient.to(engine.weight.dtype)
+
+    def run() -> None:
+        if not cached:
+            engine.pairs()
+        if op == "forward":
+            with torch.no_grad():
+                engine.forward(x)
+        else:
+            train_step(engine, x, gradient)
+
+    return _least(run, engine, repeats)
 
 
-def _time(run: Callable[[], object], engine: Ours | Spconv, cached: bool) -> float:
-    return best_of(run if cached else lambda: (engine.pairs(), run()), "cpu", 1)
+def _least(run: Callable[[], object], engine: Ours | Peer, repeats: int) -> float:
+    device = engine.coordinates.device.type
+    if device == "cpu" and isinstance(engine, Peer):
+        with one_thread():
+            return min(median_seconds(run, device, 1) for _ in range(repeats)) * 1e3
+    return min(median_seconds(run, device, 1) for _ in range(repeats)) * 1e3
 
 
-def measure_pairs(voxels: int, strided: bool, repeats: int) -> dict[str, Any]:
+def _row(device: str, op: str, voxels: int, times: dict[str, float]) -> dict[str, Any]:
+    """Return what all rows have; `speedup` is the fastest other library's time over ours."""
+    others = [time for column, time in times.items() if column != "ms_ours"]
+    speedup = min(others) / times["ms_ours"] if others else None
+    return origin(device) | {"op": op, "voxels": voxels} | dict.fromkeys(PEERS) | times | {"speedup": speedup}
+
+
+def measure_pairs(voxels: int, strided: bool, repeats: int, device: str = "cpu") -> dict[str, Any]:
     """Return the row of building the pairs alone, of a submanifold convolution or of one with stride 2."""
-    coordinates = surface(voxels)
-    weight = torch.zeros(16, *[KERNEL] * 3, 16)
-    ours, theirs = Ours(coordinates, weight), Spconv(coordinates, weight)
-    runs = [engine.strided_pairs if strided else engine.pairs for engine in (theirs, ours)]
-    slow, fast = (min(best_of(run, "cpu", 1) for _ in range(repeats)) for run in runs)
-    return origin("cpu") | {
-        "op": "pairs, stride 2" if strided else "pairs", "dtype": "int32", "voxels": len(coordinates), "channels": 0,
-        "pairs": None if strided else ours.map.pairs(),
-        "pairs_cached": False, "ms_spconv": slow * 1e3, "ms_ours": fast * 1e3, "speedup": slow / fast, "max_error": 0.0,
+    coordinates = surface(voxels).to(device)
+    weight = torch.zeros(16, *[KERNEL] * 3, 16, device=device)
+    ours = Ours(coordinates, weight)
+    times = {
+        column: _least(engine.strided_pairs if strided else engine.pairs, engine, repeats)
+        for column, engine in {"ms_ours": ours, **make_peers(coordinates, weight)}.items()
+    }
+    return _row(device, "pairs, stride 2" if strided else "pairs", len(coordinates), times) | {
+        "dtype": "int32", "channels": 0, "pairs": None if strided else ours.map.pairs(), "pairs_cached": False,
+        "max_error": 0.0,
     }  # fmt: skip
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="under a minute on two cores")] = False,
+    device: str = "cpu",
+    quick: Annotated[bool, typer.Option(help="a minute on two cores")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
 ) -> None:
-    """Print a table of times beside spconv's and write the rows as JSON; needs spconv (extra `points`)."""
-    if importlib.util.find_spec("spconv") is None:
-        raise typer.BadParameter("spconv is not installed; pip install spconv")
+    """Print a table of times beside spconv's, where it is installed (extra `bench`), and write the rows as JSON."""
     repeats = 3 if quick else 7
-    rows = [measure_pairs(voxels, strided, repeats) for voxels in (20_000, 100_000) for strided in (False, True)]
-    for voxels in (20_000, 100_000):
+    sizes = (20_000, 100_000)
+    rows = [measure_pairs(voxels, strided, repeats, device) for voxels in sizes for strided in (False, True)]
+    for voxels in sizes:
         for channels in (16, 32, 64, 128):
-            rows += measure(voxels, channels, repeats)
+            rows += measure(voxels, channels, repeats, device)
     show(rows, COLUMNS, json_file)
 
 

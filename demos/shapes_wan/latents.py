@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from jaxtyping import Float
 from torch import Tensor
 
 from demos.shapes_wan.checkpoint import load_checkpoint
@@ -21,46 +23,77 @@ STRIDE = 4  # pixel frames a latent frame
 WARM_UP = 4  # latent frames before those that are kept: what came earlier changes a latent by less than 2 %
 
 
+class Clips(NamedTuple):
+    """Drawn videos in [-1, 1]: for each of `runs` of latent frames the pixels that it is encoded from."""
+
+    runs: list[range]
+    videos: list[Float[Tensor, "b 3 t h w"]]
+    captions: list[str]
+
+    @property
+    def frames(self) -> list[int]:
+        """The latent frames of all runs."""
+        return [frame for run in self.runs for frame in run]
+
+
+def draw_clips(
+    geometry: str,
+    count: int,
+    generator: random.Random,
+    runs: list[range] | None = None,
+    scenes: Callable[[random.Random], Scene] = sample_scene,
+) -> Clips:
+    """Draw `count` fresh videos; `runs` names the latent frames to be encoded, all by default."""
+    runs = runs or [range(latent_length(geometry))]
+    chosen = [scenes(generator) for _ in range(count)]
+    seeds = [generator.random() for _ in chosen]
+    videos = [_draw_run(geometry, chosen, seeds, run) for run in runs]
+    return Clips(runs, videos, [scene.caption for scene in chosen])
+
+
+def _draw_run(geometry: str, scenes: list[Scene], seeds: list[float], run: range) -> Float[Tensor, "b 3 t h w"]:
+    frames, height, width = GEOMETRIES[geometry]
+    first, last = STRIDE * max(0, run.start - WARM_UP), STRIDE * (run.stop - 1)
+    times = (first / (frames - 1), last / (frames - 1))
+    # Positions are drawn while rendering: the same seed puts every clip of a video at the same place.
+    return torch.stack(
+        [
+            render(scene, last - first + 1, height, width, random.Random(seed), times=times)
+            for scene, seed in zip(scenes, seeds, strict=True)
+        ]
+    )
+
+
 @torch.no_grad()
+def encode_clips(vae: Any, clips: Clips) -> Float[Tensor, "b c t h w"]:
+    """Return the latents of all runs, one after another."""
+    parts = zip(clips.videos, clips.runs, strict=True)
+    return torch.cat(
+        [vae.encode(video.to(vae.device)).latent_dist.mode()[:, :, -len(run) :] for video, run in parts], 2
+    )
+
+
 def encode_pool(
-    vae: torch.nn.Module, geometry: str, count: int, seed: int, runs: list[range] | None = None, batch: int = 8
+    vae: Any, geometry: str, count: int, seed: int, runs: list[range] | None = None, batch: int = 8
 ) -> dict[str, Any]:
     """Return `{"latents": (count c t h w) in float16, "frames": list of t, "captions": [...]}` of fresh videos.
 
     `runs` names the latent frames that are encoded, all by default: a few cost a fraction of a whole video.
     """
-    generator = random.Random(seed)
-    held_out = frozenset(scene.caption for scene in held_out_scenes())
+    generator, scenes = random.Random(seed), unseen_scenes()
     runs = runs or [range(latent_length(geometry))]
     latents, captions = [], []
     while len(captions) < count:
-        scenes = [sample_scene(generator, held_out) for _ in range(min(batch, count - len(captions)))]
-        seeds = [generator.random() for _ in scenes]
-        parts = [_encode_run(vae, geometry, scenes, seeds, run) for run in runs]
-        latents.append(torch.cat(parts, 2).half().cpu())
-        captions += [scene.caption for scene in scenes]
-    return {"latents": torch.cat(latents), "frames": [frame for run in runs for frame in run], "captions": captions}
+        clips = draw_clips(geometry, min(batch, count - len(captions)), generator, runs, scenes)
+        latents.append(encode_clips(vae, clips).half().cpu())
+        captions += clips.captions
+    return {"latents": torch.cat(latents), "frames": clips.frames, "captions": captions}
 
 
-def _encode_run(vae: Any, geometry: str, scenes: list[Scene], seeds: list[float], run: range) -> Tensor:
-    frames, height, width = GEOMETRIES[geometry]
-    first, last = STRIDE * max(0, run.start - WARM_UP), STRIDE * (run.stop - 1)
-    # Positions are drawn while rendering: the same seed puts every clip of a video at the same place.
-    videos = torch.stack(
-        [
-            render(
-                scene,
-                last - first + 1,
-                height,
-                width,
-                random.Random(seed),
-                times=(first / (frames - 1), last / (frames - 1)),
-            )
-            for scene, seed in zip(scenes, seeds, strict=True)
-        ]
-    )
-    device = next(vae.parameters()).device
-    return vae.encode(videos.to(device)).latent_dist.mode()[:, :, -len(run) :]
+def unseen_scenes() -> Callable[[random.Random], Scene]:
+    """Return what draws scenes whose captions are not those of the evaluation."""
+    held_out = frozenset(scene.caption for scene in held_out_scenes())
+    return lambda generator: sample_scene(generator, held_out)
 
 
 def latent_length(geometry: str) -> int:

@@ -11,7 +11,7 @@ from demos.shapes_wan.model import build_text_encoder, build_tokenizer
 from demos.shapes_wan.reader import IGNORED, LENGTH, Reader
 from demos.shapes_wan.scenes import Actor, Scene, caption_of
 from demos.shapes_wan.subset import at_frames, choose_frames, kept_grid
-from demos.shapes_wan.train import Generator, Locator
+from demos.shapes_wan.trainer import Generator, Locator
 
 
 def test_chosen_frames_hold_both_ends_and_a_run() -> None:

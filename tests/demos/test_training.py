@@ -16,6 +16,7 @@ from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.model import build_tokenizer
 from demos.shapes_wan.muon import Muon, orthogonalize
+from demos.shapes_wan.pools import Pools
 from demos.shapes_wan.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -137,12 +138,14 @@ def test_a_pool_with_too_few_frames_is_left_out(tmp_path: Path) -> None:
             "captions": ["a", "b"],
         }
         torch.save(pool, tmp_path / f"full-{shard:03d}.pt")
-    pools = train.Pools(tmp_path, "full", 3, seed=0)
+    pools = Pools(tmp_path, "full", 3, seed=0)
     for _ in range(3):
-        latent, captions, places = pools.batch(drop_caption=0.0)
-        assert latent.eq(1).all() and sorted(captions) == ["a", "b"] and places.tolist() == [0, 4, 9]
+        batch = pools.batch(drop_caption=0.0)
+        assert batch.latents.eq(1).all() and sorted(batch.captions) == ["a", "b"] and batch.length == 33
+        assert batch.frames.tolist() == [0, 4, 9]
+        assert len(batch.fitting(3, tokens=95).captions) == 1 and len(batch.fitting(3, tokens=96).latents) == 2
     with pytest.raises(FileNotFoundError, match="no full pool .* 4 latent frames"):
-        train.Pools(tmp_path, "full", 4, seed=0).batch(drop_caption=0.0)
+        Pools(tmp_path, "full", 4, seed=0).batch(drop_caption=0.0)
 
 
 def test_pools_draw_small_corners_more_often(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_pools_draw_small_corners_more_often(tmp_path: Path) -> None:
     captions = [f"a {form} stays still" for form in ("small red square", "small red circle", "large red triangle")]
     pool = {"latents": torch.zeros(3, 2, 1, 4, 4), "frames": [0], "captions": captions}
     torch.save(pool, tmp_path / "full-000.pt")
-    _, drawn, _ = train.Pools(tmp_path, "full", 1, seed=0, corners=3).batch(drop_caption=0.0)
+    drawn = Pools(tmp_path, "full", 1, seed=0, corners=3).batch(drop_caption=0.0).captions
     assert sorted(drawn) == sorted(captions + 2 * captions[:1])
 
 
