@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from accel.workbench.comparison import compare
 from accel.methods.registry import by_name
+from accel.workbench.comparison import compare
 from accel.workbench.loading import load_pipeline
 from benchmarks.cases import Cases
 from benchmarks.rows import Row, origin
