@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparse_kernels import _build
 
@@ -47,3 +48,9 @@ def test_every_source_is_compiled() -> None:
     for machine in ("x86_64", "aarch64"):
         sources = {source for source, _ in _build._units(machine).values()}
         assert sources == {f"{path.parent.name}/{path.name}" for path in _build.SOURCES.glob("*/*.cpp")}
+
+
+def test_memory_comes_poisoned() -> None:
+    """By the fixture of every test here."""
+    assert torch.empty(3).isnan().all() and torch.ones(2).new_empty(2, dtype=torch.bfloat16).isnan().all()
+    assert torch.empty_like(torch.ones(2, dtype=torch.int32)).eq(2**31 - 1).all()

@@ -31,9 +31,14 @@ def report(checks: dict[str, Callable[[], None]]) -> None:
 
 
 def interpret(file: str) -> dict[str, Any]:
-    """Run a test file as a script in Triton's interpreter; Triton decides at import what is interpreted."""
+    """Run a test file as a script in Triton's interpreter; Triton decides at import what is interpreted.
+
+    Memory comes poisoned there, as in the tests here.
+    """
+    code = "import runpy, sys, torch; torch.use_deterministic_algorithms(True)\n"
+    code += "runpy.run_path(sys.argv[1], run_name='__main__')"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", code, file], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
