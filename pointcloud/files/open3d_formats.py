@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 import warnings
 from pathlib import Path
 
@@ -19,28 +20,49 @@ def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return xyz and all attributes; ValueError if the file is cut short or of another kind."""
     open3d, log = import_open3d(), io.StringIO()
     level = open3d.utility.VerbosityLevel.Warning
+    broken = ValueError(f"{path} cannot be read as {path.suffix}: it is cut short or of another kind")
+    if path.suffix.lower() == ".pcd" and not _is_whole(path):
+        raise broken
+    try:
+        with contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
+            cloud = open3d.t.io.read_point_cloud(str(path))
+        columns = {name: cloud.point[name].numpy() for name in cloud.point}
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise broken from error
     # Of a PLY that is cut short, open3d returns rows of random numbers: only its log tells.
-    with contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
-        cloud = open3d.t.io.read_point_cloud(str(path))
     said = " ".join(re.sub("\x1b[^m]*m", "", log.getvalue()).split())
-    if "failed" in said or _ends_early(path):
-        raise ValueError(f"{path} cannot be read as {path.suffix}: it is cut short or of another kind")
+    if "failed" in said or "positions" not in columns:
+        raise broken
     if said:
         warnings.warn(f"{path}: {said}", stacklevel=4)
-    columns = {name: cloud.point[name].numpy() for name in cloud.point}
     xyz = columns.pop("positions")
     return xyz, {_name(name): _unit(name, column) for name, column in columns.items()}
 
 
-def _ends_early(path: Path) -> bool:
-    """Say whether a PCD file of text has fewer numbers than its header says, which open3d fills with zeros."""
+def _is_whole(path: Path) -> bool:
+    """Say whether a PCD has a whole header and the data that it says; open3d takes the rest from anywhere in memory."""
+    fields: dict[bytes, list[bytes]] = {}
     with path.open("rb") as file:
-        if path.suffix.lower() != ".pcd" or b"DATA ascii" not in file.read(4096):
+        while b"DATA" not in fields:
+            words = file.readline(4096).split()
+            if not words:
+                return False
+            fields[words[0]] = words[1:]
+        rest = file.read()
+    try:
+        sizes, points = [int(size) for size in fields[b"SIZE"]], int(fields[b"POINTS"][0])
+        counts = [int(count) for count in fields.get(b"COUNT", [b"1"] * len(sizes))]
+        if not len(fields[b"FIELDS"]) == len(fields[b"TYPE"]) == len(sizes):
             return False
-    header, _, body = path.read_bytes().partition(b"DATA ascii")
-    fields = {line.split()[0]: line.split()[1:] for line in header.splitlines() if line.strip()}
-    numbers = sum(map(int, fields.get(b"COUNT", [b"1"] * len(fields[b"FIELDS"]))))
-    return len(body.split()) < numbers * int(fields[b"POINTS"][0])
+        row = sum(size * count for size, count in zip(sizes, counts, strict=True))
+        if fields[b"DATA"] == [b"ascii"]:
+            return len(rest.split()) >= sum(counts) * points
+        if fields[b"DATA"] == [b"binary"]:
+            return len(rest) >= row * points
+        packed, unpacked = struct.unpack_from("<II", rest)
+        return len(rest) >= 8 + packed and unpacked == row * points
+    except (KeyError, ValueError, IndexError, struct.error):
+        return False
 
 
 def _name(name: str) -> str:

@@ -26,6 +26,8 @@ READERS = {
 }
 # Up to here steps of float32 are finer than a millimetre.
 FAR = 8192.0
+# From here on float32 may be infinite, when an origin is taken off.
+INFINITE = 1e38
 
 
 def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
@@ -43,7 +45,7 @@ def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
     if len(xyz) == 0:
         raise ValueError(f"{path} holds no points")
     for name, column in {"xyz": xyz, **attributes}.items():
-        bad = ~np.isfinite(column).reshape(len(xyz), -1).all(1)
+        bad = ~(np.abs(column) < INFINITE).reshape(len(xyz), -1).all(1)
         if bad.any():
             raise ValueError(f"{path} has NaN or infinity in {name} of {bad.sum()} of {len(xyz)} points; remove them")
     tensors = {name: _tensor(column) for name, column in attributes.items()}
@@ -53,7 +55,7 @@ def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
 
 def _origin(column: Float[np.ndarray, " points"]) -> float:
     """Return where an axis is counted from; a few points at 0 or far off, as some scanners write, move no others."""
-    middle = np.median(column)
+    middle = np.quantile(column, 0.5, method="lower")  # one of the points, unlike the median
     if abs(middle) <= FAR:
         return 0.0
     return float(np.floor(column[np.abs(column - middle) <= FAR].min()))

@@ -19,7 +19,7 @@ def read_npy(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return xyz and the attributes of a float array with 3 to 6 columns: x y z, then `COLUMNS`."""
     try:
         table = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # the header is Python, which may be broken in any way
         raise ValueError(f"{path} cannot be read as .npy, it is cut short or of another kind: {error}") from error
     if not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.ndim != 2 or not 3 <= table.shape[1] <= 6:
         found = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "an archive"

@@ -206,6 +206,49 @@ def test_las_cut_short(tmp_path: Path, suffix: str) -> None:
             read_points(path)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "place", "number", "said"),
+    [
+        (".las", 100, 0xFFFFFFFF, "no place for 4294967295 records"),
+        (".laz", 100, 0xFFFFFFFF, "no place for 4294967295 records"),
+        (".las", 107, 0xFFFFFFFF, "50 of 4294967295 points are there"),
+        (".laz", 107, 0xFFFFFFFF, "cannot be read as .laz"),
+        (".laz", -1, 0xFFFFFFFF, "no place for 4294967295 chunks"),
+    ],
+)
+def test_las_that_promises_too_much(tmp_path: Path, suffix: str, place: int, number: int, said: str) -> None:
+    """Each of these was read for hours, or asked for so much memory that the process ended."""
+    path = tmp_path / f"a{suffix}"
+    write_las(path)
+    content = bytearray(path.read_bytes())
+    if place < 0:  # the chunk table stands where the first number before the points says
+        start = int.from_bytes(content[96:100], "little")
+        place = 4 + int.from_bytes(content[start : start + 8], "little")
+    content[place : place + 4] = number.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_points(path)
+
+
+@pytest.mark.parametrize("lost", ["DATA", "POINTS", "SIZE", "COUNT", "TYPE", "FIELDS"])
+def test_pcd_without_a_whole_header_is_refused(tmp_path: Path, lost: str) -> None:
+    """Without DATA, open3d returned what was in memory."""
+    open3d = pytest.importorskip("open3d", exc_type=ImportError)
+    cloud = open3d.t.geometry.PointCloud(draw(3))
+    cloud.point["intensity"] = draw(1)
+    path = tmp_path / "a.pcd"
+    assert open3d.t.io.write_point_cloud(str(path), cloud)
+    lines = path.read_bytes().split(b"\n")
+    kept = [line for line in lines if not line.startswith(lost.encode())]
+    assert len(kept) < len(lines)
+    path.write_bytes(b"\n".join(kept))
+    if lost == "COUNT":  # one each is what it means
+        assert len(read_points(path)) == 50
+        return
+    with pytest.raises(ValueError, match="cannot be read as .pcd"):
+        read_points(path)
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".pcd"])
 def test_open3d_files_cut_short(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
     open3d = pytest.importorskip("open3d", exc_type=ImportError)
@@ -239,6 +282,7 @@ def test_open3d_files_cut_short(tmp_path: Path, suffix: str, capfd: pytest.Captu
         ("a.xyz", b"1 2 3\n4 5\n", "cannot be read as rows of numbers x y z"),
         ("a.xyz", b"1 2 three\n", "cannot be read as rows of numbers x y z"),
         ("a.xyz", b"1 2 nan\n1 2 3\n", "has NaN or infinity in xyz of 1 of 2 points; remove them"),
+        ("a.xyz", b"1 2 1e99\n1 2 3\n", "has NaN or infinity in xyz of 1 of 2 points; remove them"),
         ("a.npy", b"hello", "cannot be read as .npy, it is cut short or of another kind"),
         ("a.npy", b"", "cannot be read as .npy, it is cut short or of another kind"),
         ("a.obj", b"v 1 2 3", "ends with .obj; accepted: .bin, .pcd.bin, .npy, .xyz, .ply, .pcd, .las, .laz"),

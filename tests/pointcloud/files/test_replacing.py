@@ -49,25 +49,24 @@ from pointcloud.detection.training import Trainer
 from pointcloud.files import write_points
 from pointcloud.points import PointCloud
 
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+folder = Path(sys.argv[1])
 cloud, trainer = PointCloud(torch.rand(100, 3), {"intensity": torch.rand(100)}), Trainer(DSVT_TINY)
 writers = [lambda name=name: write_points(folder / name, cloud) for name in ("a.ply", "a.npy", "a.bin")]
 writers += [lambda: trainer.save(folder), lambda: trainer.detector.save(folder / "a.safetensors")]
 writers += [lambda: draw_curves({}, folder / "a.png")]
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-for number, write in enumerate(writers):
-    try:
-        write()
-        print("no error from writer", number)
-    except OSError as error:
-        assert "too large" in str(error), error
+for limit in 0, 1000, 1500:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for number, write in enumerate(writers):
+        try:
+            write()
+            print("no error from writer", number)
+        except OSError as error:
+            assert "too large" in str(error), error
 """
 
 
-@pytest.mark.parametrize("limit", [0, 1000, 1500])
-def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     """100 points are 1,600 bytes, which a writer may hold back until it closes the file."""
-    command = [sys.executable, "-c", CHILD, str(tmp_path), str(limit)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
     assert list(tmp_path.iterdir()) == []
