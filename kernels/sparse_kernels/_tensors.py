@@ -19,3 +19,12 @@ def contiguous(x: Tensor | None) -> Tensor | None: ...
 def contiguous(x: Tensor | None) -> Tensor | None:
     """Return an argument that may be left out as a contiguous tensor."""
     return None if x is None else x.contiguous()
+
+
+@overload
+def of_head(x: Tensor, batch: int, head: int) -> Tensor: ...
+@overload
+def of_head(x: Tensor | None, batch: int, head: int) -> Tensor | None: ...
+def of_head(x: Tensor | None, batch: int, head: int) -> Tensor | None:
+    """Return what belongs to one head of a tensor whose first sizes may be 1, which shares it; None stays None."""
+    return None if x is None else x[min(batch, x.shape[0] - 1), min(head, x.shape[1] - 1)]

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._tensors import of_head
+
 ROWS = 512  # query rows scored at once: bounds memory, no (s s) tensor ever exists
 
 
@@ -30,21 +32,17 @@ def block_mass(
     for b in range(batch):
         for h in range(heads):
             rows, columns = q[b, h].float() * scale, k[b, h * k.shape[1] // heads].float()
-            order, key_order = (None if x is None else _share(x, b, h) for x in (q_order, kv_order))
+            order, key_order = of_head(q_order, b, h), of_head(kv_order, b, h)
             mass.append(
                 _mass_of_head(
                     rows if order is None else rows[order],
                     columns if key_order is None else columns[key_order],
                     lse[b, h] if order is None else lse[b, h, order],
-                    _share(q_offsets, b, h),
-                    _share(kv_offsets, b, h),
+                    of_head(q_offsets, b, h),
+                    of_head(kv_offsets, b, h),
                 )
             )
     return torch.stack(mass).unflatten(0, (batch, heads))
-
-
-def _share(x: Tensor, batch: int, head: int) -> Tensor:
-    return x[min(batch, x.shape[0] - 1), min(head, x.shape[1] - 1)]
 
 
 def _mass_of_head(q: Tensor, k: Tensor, lse: Tensor, q_offsets: Tensor, kv_offsets: Tensor) -> Float[Tensor, "nq nk"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels._checks import check_permutes, check_rises
+from sparse_kernels._tensors import of_head
 from sparse_kernels.block_map import BlockMap
 
 
@@ -59,15 +60,15 @@ def forward(
     for b in range(batch):
         for h in range(heads):
             kv_head = h * k.shape[1] // heads
-            rows, columns = (_pick(order, b, h) for order in (q_order, kv_order))
+            rows, columns = of_head(q_order, b, h), of_head(kv_order, b, h)
             head_q, head_k, head_v = q[b, h], k[b, kv_head], v[b, kv_head]
             out, lse = _attend_head(
                 head_q if rows is None else head_q[rows],
                 head_k if columns is None else head_k[columns],
                 head_v if columns is None else head_v[columns],
-                _share(mask, b, h),
-                _share(block_map.q_offsets, b, h),
-                _share(block_map.kv_offsets, b, h),
+                of_head(mask, b, h),
+                of_head(block_map.q_offsets, b, h),
+                of_head(block_map.kv_offsets, b, h),
                 scale,
                 weigh,
             )
@@ -78,14 +79,6 @@ def forward(
             lses.append(lse)
     shape = (batch, heads, q.shape[2])
     return torch.stack(outs).view(*shape, -1).to(q.dtype), torch.stack(lses).view(shape)
-
-
-def _share(x: Tensor, batch: int, head: int) -> Tensor:
-    return x[min(batch, x.shape[0] - 1), min(head, x.shape[1] - 1)]
-
-
-def _pick(order: Tensor | None, batch: int, head: int) -> Tensor | None:
-    return None if order is None else _share(order, batch, head)
 
 
 def _attend_head(
