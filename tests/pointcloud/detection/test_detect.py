@@ -23,11 +23,12 @@ from typer.testing import CliRunner
 from pointcloud.boxes import Detections
 from pointcloud.cli import app
 from pointcloud.detection import shipped
-from pointcloud.detection.detect import Summary, detect_files
+from pointcloud.detection.detect import detect_files
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY
 from pointcloud.detection.pictures import COLORS
 from pointcloud.detection.scans import find_scans
+from pointcloud.detection.summary import Summary
 from pointcloud.files import read_points, write_points
 from pointcloud.points import PointCloud
 
