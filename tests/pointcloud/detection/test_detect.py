@@ -207,6 +207,14 @@ def test_a_name_that_rich_would_draw_is_said_as_it_is(tmp_path: Path, capsys) ->
     assert f"failed: {tmp_path}/:warning:[bold].bin has 9 bytes" in capsys.readouterr().err
 
 
+def test_scans_of_bare_numbers_need_no_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open3d", "laspy", "spconv"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write_points(tmp_path / "a.bin", points())
+    summary = run([tmp_path / "a.bin"], tmp_path / "out", pictures=True)
+    assert not summary.failed and files_below(tmp_path / "out") == {"summary.json", *(f"a{end}" for end in OUTPUTS)}
+
+
 def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no point clouds in .*empty; accepted: .bin"):
