@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from pointcloud.detection.detect import Summary
 
 
 def detect(
@@ -39,6 +34,8 @@ def detect(
 ) -> None:
     """Find objects in point clouds: boxes as JSON, a coloured PLY and a picture of each; goes on where it stopped."""
     with one_line_errors():
+        from rich.console import Console
+
         from pointcloud.detection.detect import detect_files
         from pointcloud.detection.inputs import Inputs
         from pointcloud.detection.shipped import load_detector
@@ -50,30 +47,9 @@ def detect(
         summary = detect_files(
             files, detector, output, model=model, threshold=threshold, inputs=inputs, pictures=pictures
         )
-    _print_summary(summary, output)
+    if summary.detected:
+        Console().print(summary)
+    typer.echo(summary)
+    typer.echo(f"wrote {output}")
     if summary.failed:
         raise typer.Exit(1)
-
-
-def _print_summary(summary: Summary, output: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if summary.detected:
-        console.print(_table(summary))
-    found = ", ".join(f"{count} {name}" for name, count in sorted(summary.objects.items())) or "nothing"
-    counts = f"{summary.detected} detected, {summary.skipped} done before, {len(summary.failed)} failed"
-    typer.echo(f"{counts}; found: {found}")
-    typer.echo(f"wrote {output}")
-
-
-def _table(summary: Summary) -> Table:
-    from rich.table import Table
-
-    from pointcloud.detection.detect import STAGES
-
-    table = Table("stage", "ms per scan", caption=f"{summary.scans_per_second} scans/s")
-    for stage in STAGES:
-        table.add_row(stage, f"{summary.milliseconds(stage):.1f}")
-    table.add_row("all", f"{sum(map(summary.milliseconds, STAGES)):.1f}")
-    return table

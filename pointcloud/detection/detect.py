@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +18,10 @@ from pointcloud.detection.detector import Detector
 from pointcloud.detection.inputs import Inputs
 from pointcloud.detection.pictures import colored, draw
 from pointcloud.detection.scans import SUMMARY, Scan, find_scans
+from pointcloud.detection.summary import STAGES, Summary
 from pointcloud.files import SUFFIXES, read_points, replacing, write_points
 
-STAGES = ("read", "detect", "write")
 FIELDS = ("x", "y", "z", "length", "width", "height", "heading")
-
-
-@dataclass
-class Summary:
-    """How many files were done, done before or failed (with the reason), what was found, and the seconds of it all.
-
-    `notes` counts the files of which something had to be guessed or looks wrong, by kind (see `Inputs`). Notes, objects
-    and seconds are those of files done before, too; a speed is known only of files done now.
-    """
-
-    detected: int = 0
-    skipped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
-    objects: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
-    elapsed: float = 0.0
-
-    @property
-    def scans_per_second(self) -> float | None:
-        return round(self.detected / self.elapsed, 3) if self.detected else None
-
-    def milliseconds(self, stage: str) -> float:
-        """Return the mean time of a stage for a scan."""
-        return 1000 * self.seconds[stage] / max(self.detected + self.skipped, 1)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Count what `_detect` has written."""
-        self.notes.update(record["notes"].keys())
-        self.objects.update(found["class"] for found in record["detections"])
-        self.seconds.update(record["seconds"])
-
-    def report(self) -> dict[str, Any]:
-        """Return it with times per scan, for JSON."""
-        milliseconds = {stage: round(self.milliseconds(stage), 3) for stage in STAGES}
-        return {**vars(self), "milliseconds": milliseconds, "scans_per_second": self.scans_per_second}
 
 
 def detect_files(
@@ -84,22 +47,16 @@ def detect_files(
     versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
     inputs = inputs or Inputs()
     facts = {"model": model, "weights": detector.fingerprint(), "threshold": threshold, "inputs": asdict(inputs)}
-    summary, start = Summary(), time.perf_counter()
+    summary, start, console = Summary(), time.perf_counter(), Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for scan in progress.track(find_scans(paths, output), total, description="scans"):
             try:
                 asked = facts | _state(scan)
-                record = _earlier(scan, asked, pictures)
-                if record is not None:
-                    summary.skipped += 1
-                else:
-                    record = _detect(scan, detector, inputs, asked | {"versions": versions}, pictures)
-                    summary.detected += 1
-                for kind in record["notes"].keys() - summary.notes.keys():
-                    _say(console, f"warning: {scan.source}: {record['notes'][kind]} (other such files are counted)")
-                summary.add(record)
+                earlier = _earlier(scan, asked, pictures)
+                record = earlier or _detect(scan, detector, inputs, asked | {"versions": versions}, pictures)
+                for note in summary.add(record, new=earlier is None):
+                    _say(console, f"warning: {scan.source}: {note} (other such files are counted)")
             except Exception as error:  # whatever a file has done to a reader, the others are not to suffer
                 summary.failed[str(scan.source)] = line = _line(scan, error)
                 _say(console, f"failed: {line}")

@@ -72,14 +72,16 @@ class Detector(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with replacing(path) as temporary:
-            temporary.write_bytes(save(state, {"config": self.config.to_json()}))
+            temporary.write_bytes(self._bytes())
 
     def fingerprint(self) -> str:
         """Return 16 digits that change with weights and configuration, and not with the device."""
+        return sha256(self._bytes()).hexdigest()[:16]
+
+    def _bytes(self) -> bytes:
         state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        return sha256(save(state, {"config": self.config.to_json()})).hexdigest()[:16]
+        return save(state, {"config": self.config.to_json()})
 
     @classmethod
     def load(cls, path: str | Path, config: DetectorConfig | None = None) -> Detector:

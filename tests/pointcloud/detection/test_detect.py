@@ -23,11 +23,12 @@ from typer.testing import CliRunner
 from pointcloud.boxes import Detections
 from pointcloud.cli import app
 from pointcloud.detection import shipped
-from pointcloud.detection.detect import Summary, detect_files
+from pointcloud.detection.detect import detect_files
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY
 from pointcloud.detection.pictures import COLORS
 from pointcloud.detection.scans import find_scans
+from pointcloud.detection.summary import Summary
 from pointcloud.files import read_points, write_points
 from pointcloud.points import PointCloud
 
@@ -204,6 +205,14 @@ def test_a_name_that_rich_would_draw_is_said_as_it_is(tmp_path: Path, capsys) ->
     (tmp_path / ":warning:[bold].bin").write_bytes(b"cut short")
     run([tmp_path / ":warning:[bold].bin"], tmp_path / "out")
     assert f"failed: {tmp_path}/:warning:[bold].bin has 9 bytes" in capsys.readouterr().err
+
+
+def test_scans_of_bare_numbers_need_no_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open3d", "laspy", "spconv"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write_points(tmp_path / "a.bin", points())
+    summary = run([tmp_path / "a.bin"], tmp_path / "out", pictures=True)
+    assert not summary.failed and files_below(tmp_path / "out") == {"summary.json", *(f"a{end}" for end in OUTPUTS)}
 
 
 def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
