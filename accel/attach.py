@@ -159,7 +159,9 @@ def _attach(transformer: Any, hook: ProgressHook) -> None:
 
 
 def _detach(transformer: Any) -> None:
-    if installed_hook(transformer) is not None:
+    hook = installed_hook(transformer)
+    if hook is not None:
+        hook.session.denoising.latest.end()  # one that was interrupted still remembers
         remove_hook(transformer)
     processors = transformer.attn_processors
     if any(isinstance(processor, SparseAttentionProcessor) for processor in processors.values()):

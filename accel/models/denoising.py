@@ -53,6 +53,12 @@ class Generation:
             self.branches.add(progress.branch)
         self.geometry, self.progress, self.schedule = geometry, progress, schedule
 
+    def end(self) -> None:
+        """Drop what the layers remember."""
+        self.note_memory()
+        self.memories.clear()
+        self.finished, self.progress = True, None
+
 
 class Denoising:
     """The generation that runs on each thread: a transformer may serve several pipelines at a time."""
@@ -81,8 +87,4 @@ class Denoising:
 
     def end_generation(self) -> None:
         """Drop what the layers remember; the records stay readable until the next generation starts."""
-        generation = self.current
-        generation.note_memory()
-        generation.memories.clear()
-        generation.finished = True
-        generation.progress = None
+        self.current.end()

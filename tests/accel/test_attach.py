@@ -93,8 +93,9 @@ def test_an_exception_leaves_nothing_behind() -> None:
         with pytest.raises(Stop):
             generate(pipe, callback_on_step_end=stop)
         assert torch.equal(generate(pipe), clean)
-    with pytest.raises(Stop), accel.enabled(pipe, "adaspa", **SPARSE):
+    with pytest.raises(Stop), accel.enabled(pipe, "adaspa", **SPARSE) as handle:
         generate(pipe, callback_on_step_end=stop)
+    assert handle.memory_bytes() == 0 < handle.peak_memory_bytes()
     assert torch.equal(generate(pipe), stock)
 
 

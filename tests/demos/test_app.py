@@ -96,13 +96,13 @@ def test_a_prompt_becomes_two_videos_and_a_table(page_address: str, browser: Any
     find("#prompt textarea, #prompt input")[0].send_keys(PROMPT)
     find("#run")[0].click()
     wait.until(lambda _: all(any(map(playable, find(f"#{way} video"))) for way in ("dense", "sparse")))
-    wait.until(lambda _: "PSNR to dense, dB" in find("#numbers")[0].text)
+    wait.until(lambda _: "PSNR to dense" in find("#numbers")[0].text)
     wait.until(lambda _: find("#picture img"))
     browser.save_screenshot(str(tmp_path / "page.png"))
     sources = [find(f"#{way} video")[0].get_attribute("src") for way in ("dense", "sparse")]
     assert sources[0] != sources[1] and all(source.startswith(page_address) for source in sources)
     numbers = find("#numbers")[0].text
     assert re.search(r"\btokens\s+128\b", numbers)  # 2 x 8 x 8 in the latents
-    likeness = re.search(r"PSNR to dense, dB\s+([\d.]+)", numbers)
+    likeness = re.search(r"PSNR to dense\s+([\d.]+) dB", numbers)
     assert likeness is not None and float(likeness[1]) > 10
     assert (tmp_path / "page.png").stat().st_size > 10_000
