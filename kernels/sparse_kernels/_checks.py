@@ -27,9 +27,9 @@ def check_devices(**tensors: Tensor) -> None:
             raise ValueError(f"{name} is on {other.device}, {first} on {x.device}: move it there")
 
 
-def check_types(accepted: tuple[torch.dtype, ...] = DTYPES, **tensors: Tensor) -> None:
+def check_types(accepted: tuple[torch.dtype, ...] = DTYPES, **tensors: Any) -> None:
     """Refuse tensors that do not share one of the accepted types."""
-    given = [x.dtype for x in tensors.values()]
+    given = [x.dtype if isinstance(x, Tensor) else type(x).__name__ for x in tensors.values()]
     if given[0] not in accepted or len(set(given)) > 1:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
         raise ValueError(
@@ -71,7 +71,7 @@ def shared_offsets(name: str, offsets: Any, x: Tensor, rows: int) -> Int[Tensor,
 def as_offsets(name: str, offsets: Any, device: torch.device, least: int = 0) -> Int[Tensor, "#b #h n1"]:
     """Return offsets of `least` blocks or more as int32 (b|1 h|1 n+1); those that all heads share move to `device`."""
     fits = isinstance(offsets, Tensor) and offsets.dtype in (torch.int32, torch.int64) and offsets.ndim in (1, 3)
-    if not fits or offsets.shape[-1] <= least:
+    if not fits or offsets.shape[-1] <= least or offsets.is_meta > (device.type == "meta"):
         raise ValueError(
             f"{name} must be int32 or int64 of shape (n+1,) or (b|1, h|1, n+1), got {described(offsets)}: "
             "give where each block begins, and where the last one ends"

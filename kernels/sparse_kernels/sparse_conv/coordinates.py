@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sparse_kernels._checks import described
+
 LARGEST = 2**31  # of one axis, and of the number of rows
 
 
@@ -25,13 +27,12 @@ def check_coordinates(coordinates: Int[Tensor, "n columns"], shape: Sequence[int
     """Return the shape as a tuple; ValueError on coordinates that are no integers, outside it, or of other columns."""
     if not 1 <= len(shape) <= 4 or not all(1 <= size < LARGEST for size in shape):
         raise ValueError(f"shape must have 1 to 4 sizes between 1 and 2^31 - 1, got {tuple(shape)}")
-    if coordinates.ndim != 2 or coordinates.shape[1] != len(shape) + 1:
+    fits = isinstance(coordinates, Tensor) and coordinates.dtype in (torch.int32, torch.int64)
+    if not fits or coordinates.ndim != 2 or coordinates.shape[1] != len(shape) + 1 or coordinates.is_meta:
         raise ValueError(
-            f"coordinates must be (rows, {len(shape) + 1}): batch, then {len(shape)} axes of the shape {tuple(shape)}; "
-            f"got {tuple(coordinates.shape)}"
+            f"coordinates must be int32 or int64 of shape (rows, {len(shape) + 1}): batch, then {len(shape)} axes of "
+            f"the shape {tuple(shape)}; got {described(coordinates)}"
         )
-    if coordinates.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"coordinates must be int32 or int64, got {coordinates.dtype}")
     if len(coordinates) >= LARGEST:
         raise ValueError(f"there may be at most 2^31 - 1 rows, got {len(coordinates)}")
     if len(coordinates) and ((least := coordinates.amin(0)) < 0).any():

@@ -190,7 +190,7 @@ def test_clear_errors() -> None:
     for coordinates, shape, message in (
         (_line(-1), (5,), "negative"),
         (_line(5), (5,), "outside the shape"),
-        (_line(1), (5, 5), "must be \\(rows, 3\\)"),
+        (_line(1), (5, 5), "of shape \\(rows, 3\\)"),
         (_line(1).float(), (5,), "int32 or int64"),
         (_line(1), (0,), "sizes between"),
     ):
