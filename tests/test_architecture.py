@@ -24,7 +24,8 @@ ARROWS = {
     "accel.attention": ("accel.errors", "accel.files", "sparse_kernels"),
     "accel.methods": ("accel.attention", "accel.naming", "sparse_kernels"),
     "accel.models": ("accel.attention", "accel.methods.method", "sparse_kernels"),
-    "accel.attach": ("accel.attention", "accel.methods", "accel.models"),
+    "accel.caching": ("accel.attention.call", "accel.errors", "accel.files", "accel.models", "accel.naming"),
+    "accel.attach": ("accel.attention", "accel.caching", "accel.methods", "accel.models"),
     "accel.search": ("accel.attach", "accel.attention", "accel.methods"),
     "accel.workbench": (
         "accel.attach", "accel.attention", "accel.errors", "accel.files", "accel.methods", "accel.models",
@@ -36,7 +37,7 @@ ARROWS = {
 }  # fmt: skip
 # Heavy packages, and the only places that may import them.
 HEAVY = {
-    "diffusers": ("accel.models", "accel.workbench", "demos", "benchmarks"),
+    "diffusers": ("accel.caching.hook", "accel.models", "accel.workbench", "demos", "benchmarks"),
     "PIL": ("accel.workbench", "demos"),
     "imageio": ("accel.workbench", "demos"),
     "matplotlib": ("accel.workbench", "pointcloud", "demos", "benchmarks"),
