@@ -21,7 +21,8 @@ class ForwardHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the transformer, or let it rest."""
-        return self.resting.forward(module, self.fn_ref.original_forward, args, kwargs)
+        stock: Any = self.fn_ref.original_forward
+        return self.resting.forward(module, stock, args, kwargs)
 
 
 class BlockHook(ModelHook):
@@ -33,7 +34,8 @@ class BlockHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the block, or let it rest."""
-        return self.resting.block(self.index, self.fn_ref.original_forward, args, kwargs)
+        stock: Any = self.fn_ref.original_forward
+        return self.resting.block(self.index, stock, args, kwargs)
 
 
 def install_cache(transformer: nn.Module, resting: Resting) -> None:

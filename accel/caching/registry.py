@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from accel.caching.dual_block import DualBlock
 from accel.caching.easy import EasyCache
 from accel.caching.policy import Policy
+from accel.caching.prune import Prune
+from accel.caching.table import Table
 from accel.naming import check_name, parse
 
-POLICIES: dict[str, type[Policy]] = {"easy": EasyCache}
+POLICIES: dict[str, type[Policy]] = {"easy": EasyCache, "dual-block": DualBlock, "prune": Prune, "table": Table}
 
 
 def by_name(name: str, **options: Any) -> Policy:

@@ -78,13 +78,13 @@ class Resting:
         if now is None:
             return stock(*args, **kwargs)
         x = args[0] if args else kwargs["hidden_states"]
-        now.entry = x if now.entry is None else now.entry
+        now.entry = entry = x if now.entry is None else now.entry
         unit = self._unit_of.get(index)
         if unit is None:
             self._note(now.generation, range(index, index + 1), Compute())
             return stock(*args, **kwargs)
         if index == unit[0]:
-            now.call = self._call(now.generation, x, now.entry, unit)
+            now.call = self._call(now.generation, x, entry, unit)
             now.decision = self._decide(now.generation, now.call)
         assert now.call is not None
         if not isinstance(now.decision, Compute):
@@ -162,8 +162,8 @@ def check_alone(transformer: Any) -> None:
     if getattr(transformer, "is_cache_enabled", False):
         theirs = type(transformer._cache_config).__name__.removesuffix("Config")
         raise ValueError(
-            f"diffusers' {theirs} is enabled on this {type(transformer).__name__}, and one cache at a time is accepted: "
-            "call transformer.disable_cache(), or give accel no cache"
+            f"diffusers' {theirs} is enabled on this {type(transformer).__name__}, and one cache at a time is "
+            "accepted: call transformer.disable_cache(), or give accel no cache"
         )
 
 

@@ -35,7 +35,8 @@ def blocks(transformer: Any) -> list[nn.Module]:
 
 def latents(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the channels that are denoised: image to video appends those of its condition."""
-    return kwargs.get("hidden_states", args[0] if args else None)[:, : transformer.config.out_channels]
+    given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return given[:, : transformer.config.out_channels]
 
 
 def sizes(pipeline: Any) -> dict[str, Size]:
