@@ -84,7 +84,7 @@ class Memory:
         return self._find(kind, (self._shape, self._sample))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
     """A frozen dataclass of published hyper-parameters that decides about each stretch of blocks.
 

@@ -23,7 +23,7 @@ class BlockTable:
     """For each step one letter a block: c computes it, r reuses what it added, s skips it; `model` is a class."""
 
     model: str
-    steps: list[str]
+    steps: tuple[str, ...]
 
     @property
     def depth(self) -> int:
@@ -49,7 +49,7 @@ class BlockTable:
                 f"{str(path)!r} is no table of blocks: it must hold a model and, for each step, equally many of the "
                 f"letters {', '.join(LETTERS)}; make one with accel calibrate"
             )
-        return cls(model, steps)
+        return cls(model, tuple(steps))
 
 
 def _is_rectangle(steps: list[str]) -> bool:
