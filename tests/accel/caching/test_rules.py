@@ -1,4 +1,4 @@
-"""Every policy against a transcription of its rule in plain float64, over random loops, batches and orders of guidance."""
+"""Every policy against a transcription of its rule in float64, over random loops, batches and orders of guidance."""
 
 from __future__ import annotations
 
