@@ -28,10 +28,12 @@ ARROWS = {
     "accel.attach": ("accel.attention", "accel.caching", "accel.methods", "accel.models"),
     "accel.search": ("accel.attach", "accel.attention", "accel.methods"),
     "accel.workbench": (
-        "accel.attach", "accel.attention", "accel.errors", "accel.files", "accel.methods", "accel.models",
-        "accel.search", "sparse_kernels",
+        "accel.attach", "accel.attention", "accel.caching", "accel.errors", "accel.files", "accel.methods",
+        "accel.models", "accel.search", "sparse_kernels",
     ),
-    "accel.commands": ("accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels"),
+    "accel.commands": (
+        "accel.caching", "accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels",
+    ),
     "accel.cli": ("accel.commands",),
     "accel": ("accel.attach", "accel.search"),
 }  # fmt: skip

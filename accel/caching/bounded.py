@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from accel.attention.call import Progress
 from accel.caching.policy import Policy, check_least, step_count
+from accel.errors import InputError
 
 
 @dataclass
@@ -59,10 +60,10 @@ class Bounded(Policy):
             raise ValueError(f"mask must hold a 1 or 0 for each step, got {self.mask!r}")
 
     def middle(self, depth: int) -> range:
-        """Return the blocks that may rest; ValueError if none is left."""
+        """Return the blocks that may rest; InputError if none is left."""
         first = max(1, min(8, depth // 3)) if self.first is None else self.first
         if first + self.last >= depth:
-            raise ValueError(
+            raise InputError(
                 f"first {first} and last {self.last} blocks always run, and the model has {depth}: none is left to rest"
             )
         return range(first, depth - self.last)

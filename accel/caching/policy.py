@@ -106,7 +106,7 @@ class Policy(ABC):
     def units(self, depth: int) -> tuple[range, ...] | None:
         """Return the stretches of blocks that are decided about, of `depth` in all; None is the whole transformer.
 
-        Blocks in none of them always run. ValueError where the policy does not fit a model of that depth.
+        Blocks in none of them always run. InputError where the policy does not fit a model of that depth.
         """
         return None
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip
+from accel.errors import InputError
 from accel.models.adapters.adapter import Adapter
 from accel.models.denoising import Denoising, Generation
 from accel.models.records import BlockRecord
@@ -34,14 +35,14 @@ class Pass:
 class Resting:
     """Asks the policy, executes what it decides, and keeps what the blocks added.
 
-    Where the denoising loop is, and all that belongs to one generation, is in `denoising`. ValueError where the policy
+    Where the denoising loop is, and all that belongs to one generation, is in `denoising`. InputError where the policy
     does not fit the model, or diffusers caches in it.
     """
 
     def __init__(self, policy: Policy, transformer: nn.Module, adapter: Adapter, denoising: Denoising):
         check_alone(transformer)
         if adapter.blocks is None or adapter.latents is None:
-            raise ValueError(f"{type(transformer).__name__} has no block stack that accel knows; leave the cache out")
+            raise InputError(f"{type(transformer).__name__} has no block stack that accel knows; leave the cache out")
         self.policy, self.adapter, self.denoising = policy, adapter, denoising
         self.depth = len(adapter.blocks(transformer))
         self.units = policy.units(self.depth)
@@ -141,7 +142,7 @@ class Resting:
         generation.blocks.append(BlockRecord(now.step, now.steps, now.branch, now.sample, blocks, kind))
 
     def _obstacle(self, module: Any) -> str | None:
-        """Return why nothing can rest in this call, or None; ValueError beside a cache of diffusers."""
+        """Return why nothing can rest in this call, or None; InputError beside a cache of diffusers."""
         check_alone(module)
         if self.denoising.current.progress is None:
             return "the denoising step of this call is unknown (attach to the pipeline, not to the bare transformer)"
@@ -158,10 +159,10 @@ class Resting:
 
 
 def check_alone(transformer: Any) -> None:
-    """Raise ValueError if diffusers caches in this transformer too."""
+    """Raise InputError if diffusers caches in this transformer too."""
     if getattr(transformer, "is_cache_enabled", False):
         theirs = type(transformer._cache_config).__name__.removesuffix("Config")
-        raise ValueError(
+        raise InputError(
             f"diffusers' {theirs} is enabled on this {type(transformer).__name__}, and one cache at a time is "
             "accepted: call transformer.disable_cache(), or give accel no cache"
         )

@@ -76,7 +76,7 @@ class Table(Policy):
             object.__setattr__(self, "table", BlockTable.load(Path(self.table)))
 
     def units(self, depth: int) -> tuple[range, ...]:
-        """Return the neighbours that always rest together; ValueError for a table of another depth."""
+        """Return the neighbours that always rest together; InputError for a table of another depth."""
         if not isinstance(self.table, BlockTable):
             return (range(depth),)
         if self.table.depth != depth:

@@ -108,5 +108,15 @@ def block_shares(records: Sequence[BlockRecord]) -> dict[str, float | None]:
     return {kind: count / total if total else None for kind, count in counts.items()}
 
 
+def block_letters(records: Sequence[BlockRecord]) -> list[str]:
+    """Return what became of each block in each step, a word a step: c computed, r reused, s skipped.
+
+    The first branch and sample stand for all.
+    """
+    first = [record for record in records if (record.branch, record.sample) == (records[0].branch, records[0].sample)]
+    steps = sorted({record.step for record in first})
+    return ["".join(record.kind[0] * len(record.blocks) for record in first if record.step == step) for step in steps]
+
+
 def _share(part: Sequence[float], whole: Sequence[float]) -> float | None:
     return sum(part) / sum(whole) if sum(whole) else None

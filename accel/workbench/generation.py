@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from accel.attach import disable, enabled
+from accel.caching.policy import Policy
 from accel.errors import InputError
 from accel.methods.method import Method
-from accel.models.records import CallRecord, summarize
+from accel.models.records import BlockRecord, CallRecord, block_letters, block_shares, summarize
 from accel.workbench.facts import facts
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import synchronized_time
@@ -40,12 +41,16 @@ class CallOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Generation:
-    """One video in [0, 1], the facts about its making, and its attention calls (none if it was dense)."""
+    """One video in [0, 1], the facts about its making, and its attention calls and what its blocks did.
+
+    There are no calls without a method, and nothing of blocks without a cache.
+    """
 
     frames: Float[np.ndarray, "t h w 3"]
     report: dict[str, Any]
     records: list[CallRecord]
     frames_per_second: int = 16
+    blocks: list[BlockRecord] = field(default_factory=list)
 
 
 def generate(
@@ -53,22 +58,26 @@ def generate(
     prompt: str,
     method: Method | None = None,
     *,
+    cache: Policy | None = None,
     progress: ProgressFunction | None = None,
     **options: Unpack[CallOptions],
 ) -> Generation:
-    """Make one video with a method object, or densely if it is None; seconds are of the denoising loop, not warm."""
+    """Make one video with a method, a cache or both, or densely; seconds are of the denoising loop, not warm."""
     seed, call = call_arguments(loaded, prompt, **options)
     report_step = step_counter(progress, call["num_inference_steps"])
-    report = facts(loaded, method, call, seed)
+    report = facts(loaded, method, call, seed, cache)
     disable(loaded.pipeline)
-    if method is None:
+    if method is None and cache is None:
         frames, seconds = run(loaded, call, seed, "dense", report_step)
         return Generation(frames, report | {"seconds": seconds}, [], loaded.adapter.frames_per_second)
-    with enabled(loaded.pipeline, method) as handle:
+    with enabled(loaded.pipeline, method, cache) as handle:
         frames, seconds = run(loaded, call, seed, "sparse", report_step)
-        records, memory = handle.stats(), {"memory_bytes": handle.peak_memory_bytes()}
+        records, blocks, memory = handle.stats(), handle.blocks(), {"memory_bytes": handle.peak_memory_bytes()}
     report |= {"seconds": seconds, **_sparsity(records), **memory}
-    return Generation(frames, report, records, loaded.adapter.frames_per_second)
+    if cache is not None:
+        report |= {f"blocks_{kind}": share for kind, share in block_shares(blocks).items()}
+        report["blocks"] = block_letters(blocks)
+    return Generation(frames, report, records, loaded.adapter.frames_per_second, blocks)
 
 
 def call_arguments(
