@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, check_least
 from accel.errors import InputError
@@ -20,10 +20,14 @@ LETTERS = "crs"
 
 @dataclass(frozen=True)
 class BlockTable:
-    """For each step one letter a block: c computes it, r reuses what it added, s skips it; `model` is a class."""
+    """For each step one letter a block: c computes it, r reuses what it added, s skips it.
+
+    `model` is the transformer's class, `order` that of the forecast which the table was made for.
+    """
 
     model: str
     steps: tuple[str, ...]
+    order: int = 0
 
     @property
     def depth(self) -> int:
@@ -40,19 +44,20 @@ class BlockTable:
         """Read a table; InputError when the file is none."""
         try:
             fields = json.loads(path.read_text())
-            model, steps = fields["model"], fields["steps"]
+            model, steps, order = fields["model"], fields["steps"], fields.get("order", 0)
             is_table = isinstance(model, str) and isinstance(steps, list) and bool(steps) and _is_rectangle(steps)
+            is_table = is_table and order in (0, 1)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{str(path)!r} is no table of blocks ({error}); make one with accel calibrate") from error
         if not is_table:
             raise InputError(
-                f"{str(path)!r} is no table of blocks: it must hold a model and, for each step, equally many of the "
-                f"letters {', '.join(LETTERS)}; make one with accel calibrate"
+                f"{str(path)!r} is no table of blocks: it must hold a model, an order of 0 or 1 and, for each step, "
+                f"equally many of the letters {', '.join(LETTERS)}; make one with accel calibrate"
             )
-        return cls(model, tuple(steps))
+        return cls(model, tuple(steps), order)
 
 
-def _is_rectangle(steps: list[str]) -> bool:
+def _is_rectangle(steps: list[Any]) -> bool:
     words = all(isinstance(step, str) and step and not set(step) - set(LETTERS) for step in steps)
     return words and len({len(step) for step in steps}) == 1
 
@@ -61,8 +66,8 @@ def _is_rectangle(steps: list[str]) -> bool:
 class Table(Policy):
     """Follow a `table`, given as such or by its file; without one, compute every `every`-th step after the warm-up.
 
-    A table's own steps hold, without a warm-up. Nothing waits for the device. Neighbouring blocks that rest together
-    keep one tensor.
+    A table's own steps and order hold, without a warm-up. Nothing waits for the device. Neighbouring blocks that rest
+    together keep one tensor.
     """
 
     table: BlockTable | str | None = None
@@ -70,10 +75,12 @@ class Table(Policy):
     by_content: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 1, "every")
         if isinstance(self.table, str):
             object.__setattr__(self, "table", BlockTable.load(Path(self.table)))
+        if isinstance(self.table, BlockTable):
+            object.__setattr__(self, "order", self.table.order)
+        super().__post_init__()
+        check_least(self, 1, "every")
 
     def units(self, depth: int) -> tuple[range, ...]:
         """Return the neighbours that always rest together; InputError for a table of another depth."""

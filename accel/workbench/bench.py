@@ -154,7 +154,9 @@ def _warm_dense(
         seed, call = call_arguments(loaded, prompt, **options)
         warm_up(loaded, method_of(missing[0], missing[0].density), call, seed, lambda message: None)
     for case in map(_alone, missing):
-        if case not in calibrated:
+        if case.method == "dense":
+            calibrated[case] = case.density
+        elif case not in calibrated:
             report(f"calibrating {case.method} to density {case.density:g}")
             calibrated[case] = calibrate(loaded, case, prompt, options)
     return generate(loaded, prompt, **options)
@@ -183,8 +185,6 @@ def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOpti
     Methods keep text, whole clusters or a full head beyond their budget: only measured densities compare.
     """
     option, tried = case.density, {}
-    if case.method == "dense":
-        return option
     for _ in range(TRIALS):
         measured = generate(loaded, prompt, method_of(case, option), **options).report["density"]
         if measured is None:  # nothing was sparse
