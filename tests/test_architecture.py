@@ -29,10 +29,10 @@ ARROWS = {
     "accel.search": ("accel.attach", "accel.attention", "accel.methods"),
     "accel.workbench": (
         "accel.attach", "accel.attention", "accel.caching", "accel.errors", "accel.files", "accel.methods",
-        "accel.models", "accel.search", "sparse_kernels",
+        "accel.models", "accel.naming", "accel.search", "sparse_kernels",
     ),
     "accel.commands": (
-        "accel.caching", "accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels",
+        "accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels",
     ),
     "accel.cli": ("accel.commands",),
     "accel": ("accel.attach", "accel.search"),

@@ -13,9 +13,9 @@ from accel.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from accel.caching.policy import Policy
     from accel.methods.method import Method
     from accel.workbench.loading import LoadedPipeline
+    from accel.workbench.their_caches import Cache
 
 
 def generate(
@@ -46,20 +46,20 @@ def generate(
         from accel.files import check_writable
         from accel.workbench.loading import load_pipeline
 
-        policy = _policy(cache)
-        chosen = _method(method, density, dense_steps, compare and policy is None)
+        rests = _cache(cache)
+        chosen = _method(method, density, dense_steps, compare and rests is None)
         options.set_threads(threads)
         check_writable(output)
         loaded = load_pipeline(model, device, dtype)
         asked = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
         if compare:
-            _compare(loaded, chosen, policy, prompt, output, asked)
+            _compare(loaded, chosen, rests, prompt, output, asked)
         else:
-            _generate(loaded, chosen, policy, prompt, output, asked)
+            _generate(loaded, chosen, rests, prompt, output, asked)
 
 
-def _policy(text: str | None) -> Policy | None:
-    from accel.caching.registry import from_text
+def _cache(text: str | None) -> Cache | None:
+    from accel.workbench.their_caches import from_text
 
     try:
         return None if text is None else from_text(text)
@@ -89,7 +89,7 @@ def _method(name: str | None, density: float | None, dense_steps: float | None, 
 def _generate(
     loaded: LoadedPipeline,
     method: Method | None,
-    cache: Policy | None,
+    cache: Cache | None,
     prompt: str,
     output: Path,
     asked: dict[str, Any],
@@ -103,7 +103,7 @@ def _generate(
 def _compare(
     loaded: LoadedPipeline,
     method: Method | None,
-    cache: Policy | None,
+    cache: Cache | None,
     prompt: str,
     output: Path,
     asked: dict[str, Any],

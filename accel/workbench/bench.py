@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.caching import registry as cache_registry
-from accel.caching.policy import Policy
 from accel.errors import InputError
 from accel.files import replacing
 from accel.methods import registry as method_registry
@@ -20,6 +18,8 @@ from accel.workbench.comparison import contrast, warm_up
 from accel.workbench.facts import facts, finite
 from accel.workbench.generation import CallOptions, Generation, call_arguments, generate
 from accel.workbench.loading import LoadedPipeline
+from accel.workbench.their_caches import Cache, TheirCache, printed_ratios
+from accel.workbench.their_caches import from_text as cache_from_text
 
 # Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3
@@ -169,9 +169,19 @@ def method_of(case: Case, density: float) -> Method | None:
     return method_registry.from_text(case.method, density=density, dense_steps=case.dense_steps)
 
 
-def cache_of(case: Case) -> Policy | None:
-    """Return the cache policy of a case, None for none."""
-    return None if case.cache == "none" else cache_registry.from_text(case.cache)
+def cache_of(case: Case) -> Cache | None:
+    """Return the cache of a case, None for none."""
+    return None if case.cache == "none" else cache_from_text(case.cache)
+
+
+def with_ratios(loaded: LoadedPipeline, cache: Cache | None, prompt: str, options: CallOptions) -> Cache | None:
+    """Return the cache; diffusers' MagCache with the ratios of one generation, which it does not run without."""
+    if not isinstance(cache, TheirCache) or cache.name != "MagCache" or "mag_ratios" in cache.options:
+        return cache
+    ratios: list[float] = []
+    with printed_ratios(ratios):
+        generate(loaded, prompt, cache=TheirCache("MagCache", {"calibrate": True}), **options)
+    return TheirCache("MagCache", {**cache.options, "mag_ratios": ratios})
 
 
 def _alone(case: Case) -> Case:
@@ -199,7 +209,8 @@ def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOpti
 def _row(
     loaded: LoadedPipeline, case: Case, option: float, dense: Generation, prompt: str, options: CallOptions
 ) -> dict[str, Any]:
-    sparse = generate(loaded, prompt, method_of(case, option), cache=cache_of(case), **options)
+    cache = with_ratios(loaded, cache_of(case), prompt, options)
+    sparse = generate(loaded, prompt, method_of(case, option), cache=cache, **options)
     report = contrast(loaded, dense, sparse).report
     report |= {
         "method": case.method,

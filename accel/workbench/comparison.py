@@ -11,7 +11,6 @@ from jaxtyping import Float
 from typing_extensions import Unpack
 
 from accel.attach import disable, enabled
-from accel.caching.policy import Policy
 from accel.methods.method import Method, Scheduled
 from accel.models.records import BlockRecord, CallRecord
 from accel.workbench.generation import (
@@ -25,6 +24,7 @@ from accel.workbench.generation import (
 )
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import attention_times, psnr, ssim
+from accel.workbench.their_caches import Cache
 
 # The first step of a method may only plan, the second one runs the sparse kernel; dense gets as many, to be fair.
 WARMUP_STEPS = 2
@@ -47,7 +47,7 @@ def compare(
     method: Method | None,
     prompt: str,
     *,
-    cache: Policy | None = None,
+    cache: Cache | None = None,
     progress: ProgressFunction | None = None,
     **options: Unpack[CallOptions],
 ) -> Comparison:

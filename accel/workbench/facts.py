@@ -12,16 +12,16 @@ from typing import Any
 import diffusers
 import torch
 
-from accel.caching import registry as caches
-from accel.caching.policy import Policy
 from accel.methods.method import Method
 from accel.methods.registry import name_of
 from accel.workbench.loading import LoadedPipeline
+from accel.workbench.their_caches import Cache
+from accel.workbench.their_caches import name_of as name_of_cache
 from sparse_kernels import backend_reasons
 
 
 def facts(
-    loaded: LoadedPipeline, method: Method | None, call: dict[str, Any], seed: int, cache: Policy | None = None
+    loaded: LoadedPipeline, method: Method | None, call: dict[str, Any], seed: int, cache: Cache | None = None
 ) -> dict[str, Any]:
     """Return what was asked for, and of which machine and versions; a method of None is dense."""
     size = {"frames": call["num_frames"], "height": call["height"], "width": call["width"]}
@@ -29,7 +29,7 @@ def facts(
         "model": loaded.name,
         "method": name_of(method),
         "method_options": _options(method),
-        "cache": caches.name_of(cache),
+        "cache": name_of_cache(cache),
         "cache_options": {} if cache is None else dataclasses.asdict(cache),
         "prompt": call["prompt"],
         "seed": seed,

@@ -87,6 +87,7 @@ def test_frontier_drops_what_is_worse_in_both():
         ((["full"], [0.3], [0.0]), "full attention has density 1"),
         ((["adaspa"], [0.3], [0.0], ["magic"]), "unknown cache 'magic'; accepted: easy, dual-block"),
         ((["dense"], [0.3], [0.0], ["easy:threshold=-1"]), "threshold must be 0 or more"),
+        ((["dense"], [0.3], [0.0], ["diffusers.Magic"]), "unknown cache 'diffusers.Magic'; accepted: easy, .*SeaCache"),
         ((["adaspa"], [0.5], [-1.0]), "dense_steps must lie between"),
     ],
 )
@@ -125,6 +126,24 @@ def test_caches_are_cases_of_their_own(loaded: LoadedPipeline, tmp_path: Path):
     draw_pareto(means(rows.rows, ["density", "speedup", "psnr_db"]), tmp_path / "pareto.png")
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("blocks.png", "pareto.png"))
     assert [way_of(row) for row in made] == ["adaspa", "adaspa with table:warmup=1", "table:warmup=1"]
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        "FirstBlockCache:threshold=2.0",
+        "MagCache:threshold=5.0",
+        "TaylorSeerCache:cache_interval=2",
+        "SeaCache:threshold=5.0",
+        "PyramidAttentionBroadcast",
+    ],
+)
+def test_caches_of_diffusers_have_rows(loaded: LoadedPipeline, cache: str):
+    chosen = cases(["dense", "adaspa"], [0.5], [0.0], [f"diffusers.{cache}"])
+    made = run_bench(loaded, chosen, [PROMPT], [0], Rows(None), {"steps": 6})
+    assert [row["cache"] for row in made] == [f"diffusers.{cache}"] * 2
+    assert all(row["psnr_db"] != float("inf") and row["blocks"] is None for row in made)
+    assert not loaded.pipeline.transformer.is_cache_enabled
 
 
 def test_rows_from_before_caches_are_rows_without_one(tmp_path: Path):
