@@ -1,36 +1,55 @@
-"""Attach a method to a diffusers pipeline or transformer, and take it off again."""
+"""Attach a method, a cache or both to a diffusers pipeline or transformer, and take them off again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from accel.attention.call import Geometry
+from accel.caching import registry as caches
+from accel.caching.hook import install_cache, installed_cache, remove_cache
+from accel.caching.policy import Policy
+from accel.caching.resting import Resting
 from accel.methods.method import Method
 from accel.methods.registry import DEFAULT_METHOD, METHODS, by_name
 from accel.models.adapters import adapter_for, transformers_of
 from accel.models.processor import SparseAttentionProcessor, wrap_processor
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
-from accel.models.records import CallRecord, summarize
+from accel.models.records import BlockRecord, CallRecord, block_shares, summarize
 from accel.models.session import Session
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What one transformer carries: the hook that knows the step, and the cache."""
+
+    transformer: Any
+    hook: ProgressHook
+    resting: Resting | None
 
 
 class Handle:
     """What `enable` returns: what happened, and the way back."""
 
-    def __init__(self, hooks: list[tuple[nn.Module, ProgressHook]]):
-        self._hooks = hooks
+    def __init__(self, attachments: list[Attachment]):
+        self._attachments = attachments
 
     @property
     def _generations(self) -> list[Any]:
-        return [hook.session.denoising.latest for _, hook in self._hooks]
+        return [each.hook.session.denoising.latest for each in self._attachments]
 
     def stats(self) -> list[CallRecord]:
         """Return one record for each self-attention call of the latest generation."""
         records = [record for generation in self._generations for record in generation.records.read()]
+        return sorted(records, key=lambda record: record.step)
+
+    def blocks(self) -> list[BlockRecord]:
+        """Return what became of each stretch of blocks in the latest generation; nothing without a cache."""
+        records = [record for generation in self._generations for record in generation.blocks]
         return sorted(records, key=lambda record: record.step)
 
     @property
@@ -39,18 +58,23 @@ class Handle:
         return next((each.geometry for each in self._generations if each.geometry is not None), None)
 
     def memory_bytes(self) -> int:
-        """Return how much the method remembers at this moment, in bytes; nothing between generations."""
+        """Return how much method and cache remember at this moment, in bytes; nothing between generations."""
         return sum(generation.memory_bytes() for generation in self._generations)
 
     def peak_memory_bytes(self) -> int:
-        """Return the most that the method remembered between two steps of the latest generation, in bytes."""
+        """Return the most that method and cache remembered between two steps of the latest generation, in bytes."""
         return sum(generation.peak_memory_bytes for generation in self._generations)
 
     def summary(self) -> str:
-        """Return a few lines on the method, what it is attached to and what the latest generation did."""
-        names = ", ".join(f"{type(module).__name__} ({hook.session.layers} layers)" for module, hook in self._hooks)
-        lines = [f"{self._hooks[0][1].session.method} on {names}"]
-        facts = summarize(self.stats())
+        """Return a few lines on method and cache, what they are attached to and what the latest generation did."""
+        names = [f"{type(each.transformer).__name__} ({each.hook.session.layers} layers)" for each in self._attachments]
+        method, resting = self._attachments[0].hook.session.method, self._attachments[0].resting
+        parts = [*([] if method is None else [method]), *([] if resting is None else [resting.policy])]
+        lines = [f"{' with '.join(map(str, parts))} on {', '.join(names)}"]
+        facts, shares = summarize(self.stats()), block_shares(self.blocks())
+        if shares["computed"] is not None:
+            said = ", ".join(f"{share:.3f} {kind}" for kind, share in shares.items())
+            lines.append(f"latest generation: of all blocks {said}")
         if facts["calls"]:
             density, recall = facts["density"], facts["recall"]
             lines.append(
@@ -62,24 +86,31 @@ class Handle:
         return "\n".join(lines)
 
     def disable(self) -> None:
-        """Put the stock processors back and remove the hook; what was attached since then stays."""
-        for transformer, hook in self._hooks:
-            if installed_hook(transformer) is hook:
-                _detach(transformer)
+        """Put the stock processors back and remove the hooks; what was attached since then stays."""
+        for each in self._attachments:
+            if installed_hook(each.transformer) is each.hook:
+                _detach(each.transformer)
 
 
-def enable(pipe_or_transformer: Any, method: str | Method | None = DEFAULT_METHOD, **options: Any) -> Handle:
+def enable(
+    pipe_or_transformer: Any,
+    method: str | Method | None = DEFAULT_METHOD,
+    cache: str | Policy | None = None,
+    **options: Any,
+) -> Handle:
     """Attach `method` (an object, or a name with its options) to a pipeline's transformers, or to one transformer.
 
-    Attaching again replaces what was attached. ValueError when nothing supported is found, or the name or its
-    options are unknown.
+    A `cache` (a policy, or a text like "easy:threshold=0.1") lets steps or blocks rest; with one, a method of None
+    leaves attention as it is. Attaching again replaces what was attached. ValueError when nothing supported is found,
+    a name or its options are unknown, or diffusers caches in the transformer already.
     """
-    chosen = _method(method, options)
+    policy = None if cache is None else _policy(cache)
+    chosen = None if method is None and policy is not None and not options else _method(method, options)
     pipeline = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
-    hooks = [(each, _hook(each, chosen, pipeline)) for each in _transformers(pipe_or_transformer)]
-    for transformer, hook in hooks:
-        _attach(transformer, hook)
-    return Handle(hooks)
+    attachments = [_attachment(each, chosen, policy, pipeline) for each in _transformers(pipe_or_transformer)]
+    for each in attachments:
+        _attach(each)
+    return Handle(attachments)
 
 
 def disable(pipe_or_transformer: Any) -> None:
@@ -89,17 +120,22 @@ def disable(pipe_or_transformer: Any) -> None:
 
 
 @contextmanager
-def enabled(pipe_or_transformer: Any, method: str | Method | None = DEFAULT_METHOD, **options: Any) -> Iterator[Handle]:
+def enabled(
+    pipe_or_transformer: Any,
+    method: str | Method | None = DEFAULT_METHOD,
+    cache: str | Policy | None = None,
+    **options: Any,
+) -> Iterator[Handle]:
     """Attach for a `with` block, also when it ends in an exception; what was attached before it is back then."""
-    before = [(each, installed_hook(each)) for each in _transformers(pipe_or_transformer)]
-    handle = enable(pipe_or_transformer, method, **options)
+    before = [(each, installed_hook(each), installed_cache(each)) for each in _transformers(pipe_or_transformer)]
+    handle = enable(pipe_or_transformer, method, cache, **options)
     try:
         yield handle
     finally:
         handle.disable()
-        for transformer, hook in before:
+        for transformer, hook, resting in before:
             if hook is not None and installed_hook(transformer) is None:
-                _attach(transformer, hook)
+                _attach(Attachment(transformer, hook, resting))
 
 
 def attn_processors(
@@ -109,7 +145,7 @@ def attn_processors(
 
     ValueError as `enable` raises it.
     """
-    hook = _hook(transformer, _method(method, options), None)
+    hook = _attachment(transformer, _method(method, options), None, None).hook
     _detach(transformer)
     install_hook(transformer, hook)
     return _processors(transformer, hook.session)
@@ -125,6 +161,14 @@ def _method(method: str | Method | None, options: dict[str, Any]) -> Method:
     return method
 
 
+def _policy(cache: str | Policy) -> Policy:
+    if isinstance(cache, str):
+        return caches.from_text(cache)
+    if not isinstance(cache, Policy):
+        raise ValueError(f"cache is {cache!r}; give the name of one ({', '.join(caches.POLICIES)}) or a policy object")
+    return cache
+
+
 def _transformers(pipe_or_transformer: Any) -> list[Any]:
     if isinstance(pipe_or_transformer, nn.Module):
         return [pipe_or_transformer]
@@ -137,9 +181,11 @@ def _transformers(pipe_or_transformer: Any) -> list[Any]:
     return transformers
 
 
-def _hook(transformer: nn.Module, method: Method, pipeline: Any) -> ProgressHook:
+def _attachment(transformer: nn.Module, method: Method | None, policy: Policy | None, pipeline: Any) -> Attachment:
     adapter = adapter_for(transformer)
-    return ProgressHook(Session(method, len(adapter.self_attention(transformer))), adapter, pipeline)
+    session = Session(method, len(adapter.self_attention(transformer)))
+    resting = None if policy is None else Resting(policy, transformer, adapter, session.denoising)
+    return Attachment(transformer, ProgressHook(session, adapter, pipeline), resting)
 
 
 def _processors(transformer: Any, session: Session) -> dict[str, Any]:
@@ -152,10 +198,14 @@ def _processors(transformer: Any, session: Session) -> dict[str, Any]:
     return processors
 
 
-def _attach(transformer: Any, hook: ProgressHook) -> None:
-    _detach(transformer)
-    install_hook(transformer, hook)
-    transformer.set_attn_processor(_processors(transformer, hook.session))
+def _attach(each: Attachment) -> None:
+    _detach(each.transformer)
+    if each.resting is not None:
+        install_cache(each.transformer, each.resting)
+    # The hook registered last runs first: where the loop is must be known before the cache is asked.
+    install_hook(each.transformer, each.hook)
+    if each.hook.session.method is not None:
+        each.transformer.set_attn_processor(_processors(each.transformer, each.hook.session))
 
 
 def _detach(transformer: Any) -> None:
@@ -163,6 +213,7 @@ def _detach(transformer: Any) -> None:
     if hook is not None:
         hook.session.denoising.latest.end()  # one that was interrupted still remembers
         remove_hook(transformer)
+        remove_cache(transformer)
     processors = transformer.attn_processors
     if any(isinstance(processor, SparseAttentionProcessor) for processor in processors.values()):
         transformer.set_attn_processor(

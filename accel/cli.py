@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from accel.commands.bench import bench
+from accel.commands.calibrate import calibrate
 from accel.commands.draw import draw
 from accel.commands.generate import generate
 from accel.commands.info import info
@@ -12,5 +13,5 @@ from accel.commands.info import info
 app = typer.Typer(
     help="Faster video diffusion by sparse attention.", no_args_is_help=True, pretty_exceptions_show_locals=False
 )
-for command in (generate, bench, draw, info):
+for command in (generate, bench, calibrate, draw, info):
     app.command()(command)

@@ -20,22 +20,26 @@ ARROWS = {
     "demos": ("accel", "pointcloud", "sparse_kernels"),
     "accel.errors": (),
     "accel.files": ("accel.errors",),
+    "accel.naming": (),
     "accel.attention": ("accel.errors", "accel.files", "sparse_kernels"),
-    "accel.methods": ("accel.attention", "sparse_kernels"),
+    "accel.methods": ("accel.attention", "accel.naming", "sparse_kernels"),
     "accel.models": ("accel.attention", "accel.methods.method", "sparse_kernels"),
-    "accel.attach": ("accel.attention", "accel.methods", "accel.models"),
+    "accel.caching": ("accel.attention.call", "accel.errors", "accel.files", "accel.models", "accel.naming"),
+    "accel.attach": ("accel.attention", "accel.caching", "accel.methods", "accel.models"),
     "accel.search": ("accel.attach", "accel.attention", "accel.methods"),
     "accel.workbench": (
-        "accel.attach", "accel.attention", "accel.errors", "accel.files", "accel.methods", "accel.models",
-        "accel.search", "sparse_kernels",
+        "accel.attach", "accel.attention", "accel.caching", "accel.errors", "accel.files", "accel.methods",
+        "accel.models", "accel.naming", "accel.search", "sparse_kernels",
     ),
-    "accel.commands": ("accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels"),
+    "accel.commands": (
+        "accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels",
+    ),
     "accel.cli": ("accel.commands",),
     "accel": ("accel.attach", "accel.search"),
 }  # fmt: skip
 # Heavy packages, and the only places that may import them.
 HEAVY = {
-    "diffusers": ("accel.models", "accel.workbench", "demos", "benchmarks"),
+    "diffusers": ("accel.caching.hook", "accel.models", "accel.workbench", "demos", "benchmarks"),
     "PIL": ("accel.workbench", "demos"),
     "imageio": ("accel.workbench", "demos"),
     "matplotlib": ("accel.workbench", "pointcloud", "demos", "benchmarks"),

@@ -61,11 +61,15 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the denoising loop is: step 0 to steps - 1, and the guidance branch of this call."""
+    """Where the denoising loop is: step 0 to steps - 1, and the guidance branch of this call.
+
+    `sample` is the row of the batch where each one runs by itself, None where all run together.
+    """
 
     step: int
     steps: int
     branch: str
+    sample: int | None = None
 
     @property
     def fraction(self) -> float:

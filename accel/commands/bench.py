@@ -1,4 +1,4 @@
-"""`accel bench`: methods against each other on the same videos."""
+"""`accel bench`: methods and caches against each other on the same videos."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ COLUMNS = {
     "speedup": "speed-up",
     "attention_speedup": "attention",
     "planning_share": "planning",
+    "blocks_computed": "blocks",
     "psnr_db": "PSNR",
     "ssim": "SSIM",
 }
@@ -34,8 +35,11 @@ def bench(
     ] = None,
     model: options.Model = None,
     methods: Annotated[
-        str, typer.Option(help="NAME or NAME:OPTION=VALUE, with commas between them; default: all")
+        str, typer.Option(help="NAME or NAME:OPTION=VALUE, or dense, with commas between them; default: all sparse")
     ] = "",
+    caches: Annotated[
+        str, typer.Option(help="NAME or NAME:OPTION=VALUE, or none, with commas between them; each with each method")
+    ] = "none",
     densities: Annotated[str, typer.Option(help="measured densities of the sparse calls to compare at")] = "0.2,0.3",
     dense_steps: Annotated[str, typer.Option(help="shares of the steps, from the first, kept dense")] = "0,0.2",
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from 0")] = 3,
@@ -45,28 +49,35 @@ def bench(
     width: options.Width = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="rows; a run goes on where one stopped")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of speed-up over likeness")] = None,
+    block_plot: Annotated[Path | None, typer.Option(help="PNG of which block ran at which step")] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Compare methods with the dense pipeline and each other, on the same videos at equal measured density."""
+    """Compare methods and caches with the dense pipeline, on the same videos at equal measured density."""
     with options.one_line_errors():
         from accel.files import check_writable
         from accel.methods.registry import SPARSE_METHODS
         from accel.workbench.bench import Rows, cases, run_bench
         from accel.workbench.loading import load_pipeline
 
-        names = [name.strip() for name in methods.split(",")] if methods else SPARSE_METHODS
-        chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps))
+        names = _names(methods) if methods else SPARSE_METHODS
+        chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps), _names(caches))
         options.set_threads(threads)
-        for file in filter(None, (json_file, plot)):
+        for file in filter(None, (json_file, plot, block_plot)):
             check_writable(file.parent)
         rows = Rows(json_file)
         loaded = load_pipeline(model, device, dtype)
         loaded.pipeline.set_progress_bar_config(disable=True)
         asked: Any = dict(steps=steps, frames=frames, height=height, width=width)
         report = partial(typer.echo, err=True)
-        _print(run_bench(loaded, chosen, prompts or PROMPTS, range(seeds), rows, asked, report), plot)
+        made = run_bench(loaded, chosen, prompts or PROMPTS, range(seeds), rows, asked, report)
+        _print(made)
+        _draw(made, plot, block_plot)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _shares(name: str, text: str) -> list[float]:
@@ -76,7 +87,7 @@ def _shares(name: str, text: str) -> list[float]:
         raise InputError(f"{name} is {text!r}; give numbers with commas between them, like 0.2,0.3") from error
 
 
-def _print(rows: list[dict[str, Any]], plot: Path | None) -> None:
+def _print(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -84,13 +95,21 @@ def _print(rows: list[dict[str, Any]], plot: Path | None) -> None:
     from accel.workbench.bench import means
 
     summary = means(rows, list(COLUMNS))
-    table = Table("method", "dense", *COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        "method", "cache", "dense", *COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for row in summary:
         numbers = ("-" if row[name] is None else f"{row[name]:.3g}" for name in COLUMNS)
-        table.add_row(row["method"], f"{row['dense_share']:g}", *numbers)
+        table.add_row(row["method"], row["cache"], f"{row['dense_share']:g}", *numbers)
     Console().print(table)
-    if plot is not None:
-        from accel.workbench.pareto import draw_pareto
 
-        draw_pareto(summary, plot)
-        options.print_written([plot])
+
+def _draw(rows: list[dict[str, Any]], plot: Path | None, block_plot: Path | None) -> None:
+    from accel.workbench.bench import means
+    from accel.workbench.pareto import draw_blocks, draw_pareto
+
+    if plot is not None:
+        draw_pareto(means(rows, list(COLUMNS)), plot)
+    if block_plot is not None:
+        draw_blocks(rows, block_plot)
+    options.print_written([file for file in (plot, block_plot) if file is not None])

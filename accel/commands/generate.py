@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from accel.methods.method import Method
     from accel.workbench.loading import LoadedPipeline
+    from accel.workbench.their_caches import Cache
 
 
 def generate(
@@ -22,6 +23,9 @@ def generate(
     model: options.Model = None,
     method: Annotated[
         str | None, typer.Option(help="sparse-attention method, as NAME or NAME:OPTION=VALUE, or dense")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="lets steps or blocks rest, as NAME or NAME:OPTION=VALUE: easy, dual-block, ...")
     ] = None,
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
@@ -37,20 +41,30 @@ def generate(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Make a video with sparse attention; with --compare also densely, and report speed-up and likeness."""
+    """Make a video with sparse attention, a cache or both; with --compare also densely, and say how near and fast."""
     with options.one_line_errors():
         from accel.files import check_writable
         from accel.workbench.loading import load_pipeline
 
-        chosen = _method(method, density, dense_steps, compare)
+        rests = _cache(cache)
+        chosen = _method(method, density, dense_steps, compare and rests is None)
         options.set_threads(threads)
         check_writable(output)
         loaded = load_pipeline(model, device, dtype)
         asked = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
-        if compare and chosen is not None:
-            _compare(loaded, chosen, prompt, output, asked)
+        if compare:
+            _compare(loaded, chosen, rests, prompt, output, asked)
         else:
-            _generate(loaded, chosen, prompt, output, asked)
+            _generate(loaded, chosen, rests, prompt, output, asked)
+
+
+def _cache(text: str | None) -> Cache | None:
+    from accel.workbench.their_caches import from_text
+
+    try:
+        return None if text is None else from_text(text)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _method(name: str | None, density: float | None, dense_steps: float | None, compare: bool) -> Method | None:
@@ -72,20 +86,34 @@ def _method(name: str | None, density: float | None, dense_steps: float | None, 
         raise InputError(str(error)) from error
 
 
-def _generate(loaded: LoadedPipeline, method: Method | None, prompt: str, output: Path, asked: dict[str, Any]) -> None:
+def _generate(
+    loaded: LoadedPipeline,
+    method: Method | None,
+    cache: Cache | None,
+    prompt: str,
+    output: Path,
+    asked: dict[str, Any],
+) -> None:
     from accel.workbench.generation import generate
     from accel.workbench.reporting import write_generation
 
-    options.print_written(write_generation(generate(loaded, prompt, method, **asked), output))
+    options.print_written(write_generation(generate(loaded, prompt, method, cache=cache, **asked), output))
 
 
-def _compare(loaded: LoadedPipeline, method: Method, prompt: str, output: Path, asked: dict[str, Any]) -> None:
+def _compare(
+    loaded: LoadedPipeline,
+    method: Method | None,
+    cache: Cache | None,
+    prompt: str,
+    output: Path,
+    asked: dict[str, Any],
+) -> None:
     from rich.console import Console
 
     from accel.workbench.comparison import compare
     from accel.workbench.reporting import write_comparison
 
-    comparison = compare(loaded, method, prompt, **asked)
+    comparison = compare(loaded, method, prompt, cache=cache, **asked)
     written = write_comparison(comparison, output)
     Console().print(_report_table(comparison.report))
     options.print_written(written)
@@ -94,7 +122,8 @@ def _compare(loaded: LoadedPipeline, method: Method, prompt: str, output: Path, 
 def _report_table(report: dict[str, Any]) -> Table:
     from accel.workbench.figures import figure_rows
 
-    table = options.folding_table(report["method"], f"{report['model']}, {report['tokens']} tokens, {report['dtype']}")
+    way = report["method"] if report["cache"] == "none" else f"{report['method']}, cache {report['cache']}"
+    table = options.folding_table(way, f"{report['model']}, {report['tokens']} tokens, {report['dtype']}")
     for row in figure_rows(report):
         table.add_row(*row)
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from typing import Any
 
@@ -14,6 +13,7 @@ from accel.methods.sparse_vdit import SparseVDiT
 from accel.methods.svg2 import SVG2
 from accel.methods.svg_ear import SVGEAR
 from accel.methods.xattention import XAttention
+from accel.naming import check_name, fields_of, parse
 
 METHODS: dict[str, type[Scheduled]] = {
     "sparse-vdit": SparseVDiT,
@@ -30,12 +30,7 @@ DEFAULT_METHOD = "svg-ear"
 
 def by_name(name: str, **options: Any) -> Scheduled:
     """Return the method called `name`; ValueError names the known ones, or the options it takes."""
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; accepted: {', '.join(METHODS)}")
-    fields = option_names(name)
-    unknown = sorted(set(options) - set(fields))
-    if unknown:
-        raise ValueError(f"method {name} has no option {', '.join(unknown)}; accepted: {', '.join(fields)}")
+    check_name("method", METHODS, name, options)
     if isinstance(options.get("base"), str):
         options = options | {"base": _base(name, options), "density": None}
     return METHODS[name](**options)
@@ -43,7 +38,7 @@ def by_name(name: str, **options: Any) -> Scheduled:
 
 def option_names(name: str) -> list[str]:
     """Return the options of a method."""
-    return [field.name for field in dataclasses.fields(METHODS[name])]
+    return fields_of(METHODS[name])
 
 
 def _base(name: str, options: dict[str, Any]) -> Method:
@@ -59,14 +54,9 @@ def from_text(text: str, **options: Any) -> Scheduled:
 
     ValueError on a name or option that is not known and on an option without a value.
     """
-    name, *parts = text.split(":")
-    for part in parts:
-        option, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (option and equals and value):
-            raise ValueError(f"{part!r} in {text!r} is no option; write NAME:OPTION=VALUE:OPTION=VALUE")
-        options[option] = _value(value)
+    name, given = parse(text)
     try:
-        return by_name(name.strip(), **options)
+        return by_name(name, **options | given)
     except TypeError as error:  # a word where a number belongs
         raise ValueError(f"{text!r} cannot be used: {error}") from error
 
@@ -76,11 +66,3 @@ def name_of(method: Method | None) -> str:
     if method is None:
         return "dense"
     return next((name for name, known in METHODS.items() if type(method) is known), type(method).__name__)
-
-
-def _value(text: str) -> Any:
-    """Return a number, True, False or None as such, anything else as text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

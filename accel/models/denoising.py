@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Hashable
 from typing import Any
 
 from accel.attention.call import Geometry, LayerMemory, Progress
-from accel.models.records import Records
+from accel.models.records import BlockRecord, Records
 
 
 class Generation:
@@ -19,12 +20,13 @@ class Generation:
         self.progress: Progress | None = None
         self.branches: set[str] = set()  # seen in this step
         self.records = Records()
-        self.memories: dict[tuple[int, str, Geometry], LayerMemory] = defaultdict(LayerMemory)
+        self.blocks: list[BlockRecord] = []
+        self.memories: dict[Hashable, LayerMemory] = defaultdict(LayerMemory)
         self.peak_memory_bytes = 0
         self.finished = False
 
     def memory_bytes(self) -> int:
-        """Return the size of all that the layers remember now, in bytes."""
+        """Return the size of all that layers and caches remember now, in bytes."""
         return sum(memory.nbytes() for memory in self.memories.values())
 
     def note_memory(self) -> None:
@@ -86,5 +88,5 @@ class Denoising:
         generation.begin_call(geometry, progress, schedule)
 
     def end_generation(self) -> None:
-        """Drop what the layers remember; the records stay readable until the next generation starts."""
+        """Drop what layers and caches remember; the records stay readable until the next generation starts."""
         self.current.end()

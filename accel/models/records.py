@@ -33,6 +33,18 @@ class CallRecord:
     plan_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class BlockRecord:
+    """What became of a stretch of blocks in one call of the transformer: `kind` is computed, reused or skipped."""
+
+    step: int
+    steps: int
+    branch: str
+    sample: int | None
+    blocks: range
+    kind: str
+
+
 class Records:
     """The records of one generation; recall and time stay on the device until somebody reads them."""
 
@@ -84,6 +96,26 @@ def summarize(records: Sequence[CallRecord]) -> dict[str, float | int | None]:
         "planning_share": _share([record.plan_seconds for record in sparse], [record.seconds for record in sparse]),
         "attention_seconds": sum(record.seconds for record in records),
     }
+
+
+def block_shares(records: Sequence[BlockRecord]) -> dict[str, float | None]:
+    """Return which share of all blocks was computed, reused and skipped; None of all three without a cache."""
+    total = sum(len(record.blocks) for record in records)
+    counts = {
+        kind: sum(len(record.blocks) for record in records if record.kind == kind)
+        for kind in ("computed", "reused", "skipped")
+    }
+    return {kind: count / total if total else None for kind, count in counts.items()}
+
+
+def block_letters(records: Sequence[BlockRecord]) -> list[str]:
+    """Return what became of each block in each step, a word a step: c computed, r reused, s skipped.
+
+    The first branch and sample stand for all.
+    """
+    first = [record for record in records if (record.branch, record.sample) == (records[0].branch, records[0].sample)]
+    steps = sorted({record.step for record in first})
+    return ["".join(record.kind[0] * len(record.blocks) for record in first if record.step == step) for step in steps]
 
 
 def _share(part: Sequence[float], whole: Sequence[float]) -> float | None:

@@ -20,9 +20,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Session:
-    """Plans and runs the attention of one transformer; where it stands is known to `denoising`."""
+    """Plans and runs the attention of one transformer; where it stands is known to `denoising`.
 
-    def __init__(self, method: Method, layers: int):
+    A method of None leaves attention to the pipeline: nothing is asked here.
+    """
+
+    def __init__(self, method: Method | None, layers: int):
         self.method = method
         self.layers = layers
         self.denoising = Denoising()
@@ -50,6 +53,7 @@ class Session:
             self.warn_once(obstacle)
             return stock()
         generation = self.denoising.current
+        assert self.method is not None
         geometry, progress = generation.geometry, generation.progress
         assert geometry is not None and progress is not None
         watch = Stopwatch(q)
@@ -62,7 +66,7 @@ class Session:
             q_heads, k_heads, v_heads, layer, self.layers, geometry, progress,
             scale=q.shape[-1] ** -0.5 if scale is None else scale, dense=dense, chosen=chosen,
         )  # fmt: skip
-        plan = self.method.plan(call, generation.memories[layer, progress.branch, geometry])
+        plan = self.method.plan(call, generation.memories[layer, progress.branch, progress.sample, geometry])
         watch.lap()
         attended = attend(call, plan)
         generation.records.add(call, attended, watch)

@@ -1,7 +1,8 @@
-"""Methods against each other on the same videos: one dense run a prompt and seed, then every method and density."""
+"""Methods and caches on the same videos: one dense run a prompt and seed, then every case."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 from accel.errors import InputError
 from accel.files import replacing
+from accel.methods import registry as method_registry
 from accel.methods.method import Method
-from accel.methods.registry import from_text
 from accel.workbench.comparison import contrast, warm_up
 from accel.workbench.facts import facts, finite
 from accel.workbench.generation import CallOptions, Generation, call_arguments, generate
 from accel.workbench.loading import LoadedPipeline
+from accel.workbench.their_caches import Cache, TheirCache, printed_ratios
+from accel.workbench.their_caches import from_text as cache_from_text
 
 # Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3
@@ -26,30 +29,47 @@ SETTING = "model tokens frames height width steps guidance_scale dtype device th
 KEPT = """model method density_asked density_option dense_share prompt seed tokens frames height width steps dense_steps
 guidance_scale dtype device threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup
 attention_dense_seconds attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall
-recall psnr_db ssim"""
+recall psnr_db ssim cache blocks_computed blocks_reused blocks_skipped blocks"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps.
+    """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps, and a cache.
 
-    The method may have options, as `accel.methods.registry.from_text` reads them.
+    Method and cache may have options, as their registries' `from_text` reads them. The method is `dense` where a cache
+    stands alone, the cache `none` without one.
     """
 
     method: str
     density: float
     dense_steps: float
+    cache: str = "none"
+
+    def __str__(self) -> str:
+        sparse = f"{self.method} at density {self.density:g}, {self.dense_steps:g} dense"
+        parts = [sparse] if self.method != "dense" else []
+        return " with ".join([*parts, *([f"cache {self.cache}"] if self.cache != "none" else [])])
 
 
-def cases(methods: Iterable[str], densities: Iterable[float], dense_steps: Iterable[float]) -> list[Case]:
-    """Return every combination; InputError names a method or option that is not known, or a share that cannot be."""
-    made = [Case(*values) for values in itertools.product(methods, densities, dense_steps)]
+def cases(
+    methods: Iterable[str],
+    densities: Iterable[float],
+    dense_steps: Iterable[float],
+    caches: Iterable[str] = ("none",),
+) -> list[Case]:
+    """Return every combination; InputError names what is not known, or a share that cannot be.
+
+    Dense attention has no density to vary and is a case only with a cache.
+    """
+    made = [Case(*values) for values in itertools.product(methods, densities, dense_steps, caches)]
+    made = [case if case.method != "dense" else Case("dense", 1.0, 0.0, case.cache) for case in made]
     for case in made:
         try:
             method_of(case, case.density)
+            cache_of(case)
         except ValueError as error:
             raise InputError(str(error)) from error
-    return made
+    return [case for case in dict.fromkeys(made) if (case.method, case.cache) != ("dense", "none")]
 
 
 class Rows:
@@ -63,6 +83,7 @@ class Rows:
                 self.rows = json.loads(file.read_text())
             except ValueError as error:
                 raise InputError(f"{file} is not JSON: {error}; move it away or give another --json") from error
+        self.rows = [{"cache": "none", **row} for row in self.rows]  # older rows know of no caches
 
     def within(self, setting: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the rows of a setting; what an old row does not say is taken to fit."""
@@ -70,7 +91,12 @@ class Rows:
 
     def find(self, case: Case, prompt: str, seed: int, setting: dict[str, Any]) -> dict[str, Any] | None:
         """Return the row of a case, prompt, seed and setting, if it is there."""
-        wanted = {"method": case.method, "density_asked": case.density, "dense_share": case.dense_steps}
+        wanted = {
+            "method": case.method,
+            "density_asked": case.density,
+            "dense_share": case.dense_steps,
+            "cache": case.cache,
+        }
         return next(iter(self.within({**setting, **wanted, "prompt": prompt, "seed": seed})), None)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -103,8 +129,8 @@ def run_bench(
         report(f"dense, seed {seed}: {prompt}")
         dense = _warm_dense(loaded, prompt, call_options, calibrated, missing, report)
         for case in missing:
-            report(f"{case.method} at density {case.density:g}, {case.dense_steps:g} dense, seed {seed}: {prompt}")
-            rows.add(_row(loaded, case, calibrated[case], dense, prompt, call_options))
+            report(f"{case}, seed {seed}: {prompt}")
+            rows.add(_row(loaded, case, calibrated[_alone(case)], dense, prompt, call_options))
     return rows.within(setting)
 
 
@@ -127,16 +153,40 @@ def _warm_dense(
     if not calibrated:
         seed, call = call_arguments(loaded, prompt, **options)
         warm_up(loaded, method_of(missing[0], missing[0].density), call, seed, lambda message: None)
-    for case in missing:
-        if case not in calibrated:
+    for case in map(_alone, missing):
+        if case.method == "dense":
+            calibrated[case] = case.density
+        elif case not in calibrated:
             report(f"calibrating {case.method} to density {case.density:g}")
             calibrated[case] = calibrate(loaded, case, prompt, options)
     return generate(loaded, prompt, **options)
 
 
-def method_of(case: Case, density: float) -> Method:
-    """Return the method object of a case with its density option set to `density`."""
-    return from_text(case.method, density=density, dense_steps=case.dense_steps)
+def method_of(case: Case, density: float) -> Method | None:
+    """Return the method object of a case with its density option set to `density`, None for dense."""
+    if case.method == "dense":
+        return None
+    return method_registry.from_text(case.method, density=density, dense_steps=case.dense_steps)
+
+
+def cache_of(case: Case) -> Cache | None:
+    """Return the cache of a case, None for none."""
+    return None if case.cache == "none" else cache_from_text(case.cache)
+
+
+def with_ratios(loaded: LoadedPipeline, cache: Cache | None, prompt: str, options: CallOptions) -> Cache | None:
+    """Return the cache; diffusers' MagCache with the ratios of one generation, which it does not run without."""
+    if not isinstance(cache, TheirCache) or cache.name != "MagCache" or "mag_ratios" in cache.options:
+        return cache
+    ratios: list[float] = []
+    with printed_ratios(ratios):
+        generate(loaded, prompt, cache=TheirCache("MagCache", {"calibrate": True}), **options)
+    return TheirCache("MagCache", {**cache.options, "mag_ratios": ratios})
+
+
+def _alone(case: Case) -> Case:
+    """Return a case without its cache: what rests changes no density."""
+    return dataclasses.replace(case, cache="none")
 
 
 def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOptions) -> float:
@@ -159,26 +209,29 @@ def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOpti
 def _row(
     loaded: LoadedPipeline, case: Case, option: float, dense: Generation, prompt: str, options: CallOptions
 ) -> dict[str, Any]:
-    sparse = generate(loaded, prompt, method_of(case, option), **options)
+    cache = with_ratios(loaded, cache_of(case), prompt, options)
+    sparse = generate(loaded, prompt, method_of(case, option), cache=cache, **options)
     report = contrast(loaded, dense, sparse).report
     report |= {
         "method": case.method,
         "density_asked": case.density,
         "density_option": option,
         "dense_share": case.dense_steps,
+        "cache": case.cache,
     }
-    return {name: report[name] for name in KEPT.split()}
+    return {name: report.get(name) for name in KEPT.split()}
 
 
 def means(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row a case: its mean of each named figure, and over how many generations."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["density_asked"], row["dense_share"]), []).append(row)
+        key = row["method"], row["density_asked"], row["dense_share"], row["cache"]
+        groups.setdefault(key, []).append(row)
     return [
-        {"method": method, "density_asked": density, "dense_share": share, "count": len(group)}
-        | {name: _mean([row[name] for row in group]) for name in names}
-        for (method, density, share), group in groups.items()
+        {"method": method, "density_asked": density, "dense_share": share, "cache": cache, "count": len(group)}
+        | {name: _mean([row.get(name) for row in group]) for name in names}
+        for (method, density, share, cache), group in groups.items()
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from accel.attach import disable, enabled
 from accel.methods.method import Method, Scheduled
-from accel.models.records import CallRecord
+from accel.models.records import BlockRecord, CallRecord
 from accel.workbench.generation import (
     CallOptions,
     Generation,
@@ -24,6 +24,7 @@ from accel.workbench.generation import (
 )
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import attention_times, psnr, ssim
+from accel.workbench.their_caches import Cache
 
 # The first step of a method may only plan, the second one runs the sparse kernel; dense gets as many, to be fair.
 WARMUP_STEPS = 2
@@ -31,33 +32,35 @@ WARMUP_STEPS = 2
 
 @dataclass(frozen=True)
 class Comparison:
-    """The dense and the sparse video in [0, 1], what is to be said about them, and the sparse attention calls."""
+    """The dense and the sparse video in [0, 1], what is to be said about them, and what calls and blocks did."""
 
     dense: Float[np.ndarray, "t h w 3"]
     sparse: Float[np.ndarray, "t h w 3"]
     report: dict[str, Any]
     records: list[CallRecord]
     frames_per_second: int = 16
+    blocks: list[BlockRecord] = field(default_factory=list)
 
 
 def compare(
     loaded: LoadedPipeline,
-    method: Method,
+    method: Method | None,
     prompt: str,
     *,
+    cache: Cache | None = None,
     progress: ProgressFunction | None = None,
     **options: Unpack[CallOptions],
 ) -> Comparison:
-    """Generate densely (stock pipeline, torch SDPA) and with a method object, from one seed.
+    """Generate densely (stock pipeline, torch SDPA) and with a method, a cache or both, from one seed.
 
     Seconds are those of the denoising loop, both warm. InputError on a geometry that the model cannot make.
     """
     seed, call = call_arguments(loaded, prompt, **options)
-    report_step = step_counter(progress, 2 * (WARMUP_STEPS + call["num_inference_steps"]))
+    report_step = step_counter(progress, 2 * call["num_inference_steps"] + WARMUP_STEPS * (1 if method is None else 2))
     warm_up(loaded, method, call, seed, report_step)
     dense, sparse = (
-        generate(loaded, prompt, way, progress=lambda _, message: report_step(message), **options)
-        for way in (None, method)
+        generate(loaded, prompt, way, cache=rest, progress=lambda _, message: report_step(message), **options)
+        for way, rest in ((None, None), (method, cache))
     )
     return contrast(loaded, dense, sparse)
 
@@ -73,15 +76,20 @@ def contrast(loaded: LoadedPipeline, dense: Generation, sparse: Generation) -> C
         "psnr_db": psnr(sparse.frames, dense.frames),
         "ssim": ssim(sparse.frames, dense.frames),
     }
-    return Comparison(dense.frames, sparse.frames, report, sparse.records, sparse.frames_per_second)
+    return Comparison(dense.frames, sparse.frames, report, sparse.records, sparse.frames_per_second, sparse.blocks)
 
 
 def warm_up(
-    loaded: LoadedPipeline, method: Method, call: dict[str, Any], seed: int, report_step: Callable[[str], None]
+    loaded: LoadedPipeline, method: Method | None, call: dict[str, Any], seed: int, report_step: Callable[[str], None]
 ) -> None:
-    """Run both ways shortly, so that neither is timed while it compiles, builds or allocates."""
+    """Run both ways shortly, so that neither is timed while it compiles, builds or allocates.
+
+    A cache has nothing to build, and a method of None nothing to run.
+    """
     short_call = call | {"num_inference_steps": WARMUP_STEPS}
     disable(loaded.pipeline)
     run(loaded, short_call, seed, "dense warm-up", report_step, output_type="latent")
+    if method is None:
+        return
     with enabled(loaded.pipeline, method.without_dense_steps() if isinstance(method, Scheduled) else method):
         run(loaded, short_call, seed, "sparse warm-up", report_step, output_type="latent")

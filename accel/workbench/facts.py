@@ -15,16 +15,22 @@ import torch
 from accel.methods.method import Method
 from accel.methods.registry import name_of
 from accel.workbench.loading import LoadedPipeline
+from accel.workbench.their_caches import Cache
+from accel.workbench.their_caches import name_of as name_of_cache
 from sparse_kernels import backend_reasons
 
 
-def facts(loaded: LoadedPipeline, method: Method | None, call: dict[str, Any], seed: int) -> dict[str, Any]:
+def facts(
+    loaded: LoadedPipeline, method: Method | None, call: dict[str, Any], seed: int, cache: Cache | None = None
+) -> dict[str, Any]:
     """Return what was asked for, and of which machine and versions; a method of None is dense."""
     size = {"frames": call["num_frames"], "height": call["height"], "width": call["width"]}
     return {
         "model": loaded.name,
         "method": name_of(method),
         "method_options": _options(method),
+        "cache": name_of_cache(cache),
+        "cache_options": {} if cache is None else dataclasses.asdict(cache),
         "prompt": call["prompt"],
         "seed": seed,
         "tokens": loaded.tokens(**size),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,14 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
-from accel.attach import disable, enabled
+from accel.attach import Handle, disable, enabled
 from accel.errors import InputError
 from accel.methods.method import Method
-from accel.models.records import CallRecord, summarize
+from accel.models.records import BlockRecord, CallRecord, block_letters, block_shares, summarize
 from accel.workbench.facts import facts
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import synchronized_time
 from accel.workbench.prompt import warn_unknown_words
+from accel.workbench.their_caches import Cache, TheirCache
 
 # Called with the share of the work that is done, in [0, 1], and what was done last.
 ProgressFunction = Callable[[float, str], None]
@@ -40,12 +41,16 @@ class CallOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Generation:
-    """One video in [0, 1], the facts about its making, and its attention calls (none if it was dense)."""
+    """One video in [0, 1], the facts about its making, and its attention calls and what its blocks did.
+
+    There are no calls without a method, and nothing of blocks without a cache.
+    """
 
     frames: Float[np.ndarray, "t h w 3"]
     report: dict[str, Any]
     records: list[CallRecord]
     frames_per_second: int = 16
+    blocks: list[BlockRecord] = field(default_factory=list)
 
 
 def generate(
@@ -53,22 +58,37 @@ def generate(
     prompt: str,
     method: Method | None = None,
     *,
+    cache: Cache | None = None,
     progress: ProgressFunction | None = None,
     **options: Unpack[CallOptions],
 ) -> Generation:
-    """Make one video with a method object, or densely if it is None; seconds are of the denoising loop, not warm."""
+    """Make one video with a method, a cache or both, or densely; seconds are of the denoising loop, not warm."""
     seed, call = call_arguments(loaded, prompt, **options)
     report_step = step_counter(progress, call["num_inference_steps"])
-    report = facts(loaded, method, call, seed)
+    report = facts(loaded, method, call, seed, cache)
     disable(loaded.pipeline)
-    if method is None:
-        frames, seconds = run(loaded, call, seed, "dense", report_step)
-        return Generation(frames, report | {"seconds": seconds}, [], loaded.adapter.frames_per_second)
-    with enabled(loaded.pipeline, method) as handle:
-        frames, seconds = run(loaded, call, seed, "sparse", report_step)
-        records, memory = handle.stats(), {"memory_bytes": handle.peak_memory_bytes()}
-    report |= {"seconds": seconds, **_sparsity(records), **memory}
-    return Generation(frames, report, records, loaded.adapter.frames_per_second)
+    is_dense = method is None and cache is None
+    with _attached(loaded, method, cache, call["num_inference_steps"]) as handle:
+        frames, seconds = run(loaded, call, seed, "dense" if is_dense else "sparse", report_step)
+    records, blocks = ([], []) if handle is None else (handle.stats(), handle.blocks())
+    report |= {"seconds": seconds}
+    if not is_dense:
+        report |= {**_sparsity(records), "memory_bytes": None if handle is None else handle.peak_memory_bytes()}
+    if blocks:
+        report |= {f"blocks_{kind}": share for kind, share in block_shares(blocks).items()}
+        report["blocks"] = block_letters(blocks)
+    return Generation(frames, report, records, loaded.adapter.frames_per_second, blocks)
+
+
+@contextmanager
+def _attached(
+    loaded: LoadedPipeline, method: Method | None, cache: Cache | None, steps: int
+) -> Iterator[Handle | None]:
+    """Attach what there is to attach for a `with` block; None where nothing of it is ours."""
+    theirs = cache.enabled(loaded.pipeline, steps) if isinstance(cache, TheirCache) else nullcontext()
+    ours = None if isinstance(cache, TheirCache) else cache
+    with theirs, nullcontext() if method is None and ours is None else enabled(loaded.pipeline, method, ours) as handle:
+        yield handle
 
 
 def call_arguments(

@@ -43,7 +43,7 @@ def page(comparison: Comparison) -> FigureCanvasAgg:
     report = comparison.report
     figure = Figure(figsize=(12, 10), layout="constrained")
     figure.suptitle(
-        f"{textwrap.fill(report['prompt'], 110)}\n{report['model']}, {report['method']}: {report['speedup']:.2f}x at "
+        f"{textwrap.fill(report['prompt'], 110)}\n{report['model']}, {_way(report)}: {report['speedup']:.2f}x at "
         f"{report['psnr_db']:.1f} dB, SSIM {report['ssim']:.3f}, "
         f"{report['dense_steps']} of {report['steps']} steps dense, {report['tokens']} tokens",
         parse_math=False,
@@ -55,6 +55,11 @@ def page(comparison: Comparison) -> FigureCanvasAgg:
     _draw_density(lower, left, comparison)
     _draw_times(right, comparison)
     return FigureCanvasAgg(figure)
+
+
+def _way(report: dict[str, Any]) -> str:
+    cache = report.get("cache", "none")
+    return report["method"] if cache == "none" else f"{report['method']} with cache {cache}"
 
 
 def _draw_frames(figure: SubFigure, comparison: Comparison) -> None:
@@ -74,12 +79,14 @@ def _draw_frames(figure: SubFigure, comparison: Comparison) -> None:
 
 
 def _draw_density(figure: SubFigure, axes: Axes, comparison: Comparison) -> None:
-    axes.set(xlabel="step", ylabel="layer", title="density")
-    layers = 1 + max((record.layer for record in comparison.records), default=0)
-    totals, calls = np.zeros((2, layers, comparison.report["steps"]))
-    for record in comparison.records:
-        totals[record.layer, record.step] += record.density
-        calls[record.layer, record.step] += 1
+    axes.set(xlabel="step", ylabel="layer", title="density" + (" (white: at rest)" if comparison.blocks else ""))
+    # Without a method all attention is dense where blocks are computed.
+    ran = [(block, b.step, 1.0) for b in comparison.blocks if b.kind == "computed" for block in b.blocks]
+    points = [(record.layer, record.step, record.density) for record in comparison.records] or ran
+    totals, calls = np.zeros((2, 1 + max((layer for layer, _, _ in points), default=0), comparison.report["steps"]))
+    for layer, step, density in points:
+        totals[layer, step] += density
+        calls[layer, step] += 1
     means = np.divide(totals, calls, where=calls > 0, out=np.full_like(totals, np.nan))
     image = axes.imshow(means, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes)

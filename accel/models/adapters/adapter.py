@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from accel.attention.call import Geometry
 
@@ -40,6 +40,9 @@ class Adapter:
     `self_attention` gives these modules by name, in the order of the layers; `geometry` the grid of a forward call (or
     None), from the transformer and the call's arguments. `sizes` gives the frames, height and width that a pipeline
     makes, `grid` the tokens of such a video. `options` are what a user may set in a pipeline's call.
+
+    Caches need `latents`, what a forward call denoises, in the form of its output, and `blocks` in the order in which
+    they run: each takes the hidden states first and returns only them. None: caches of that kind do not work.
     """
 
     classes: tuple[str, ...]
@@ -56,3 +59,5 @@ class Adapter:
         "max_sequence_length",
     )
     frames_per_second: int = 16
+    blocks: Callable[[Any], list[nn.Module]] | None = None
+    latents: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None = None

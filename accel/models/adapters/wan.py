@@ -28,6 +28,17 @@ def geometry(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return Geometry(*(n // size for n, size in zip(latents.shape[2:], patch, strict=True)))
 
 
+def blocks(transformer: Any) -> list[nn.Module]:
+    """Return the blocks in the order in which they run."""
+    return list(transformer.blocks)
+
+
+def latents(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the channels that are denoised: image to video appends those of its condition."""
+    given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return given[:, : transformer.config.out_channels]
+
+
 def sizes(pipeline: Any) -> dict[str, Size]:
     """Return what the rotary embedding reaches and the autoencoder can make, in frames and pixels."""
     config = _config(pipeline)
@@ -53,4 +64,4 @@ def _config(pipeline: Any) -> Any:
     return (pipeline.transformer or pipeline.transformer_2).config
 
 
-WAN = Adapter(("WanTransformer3DModel",), self_attention, geometry, sizes, grid)
+WAN = Adapter(("WanTransformer3DModel",), self_attention, geometry, sizes, grid, blocks=blocks, latents=latents)

@@ -52,6 +52,32 @@ def test_comparison_prints_a_table_and_writes_files(model: str, tmp_path: Path):
     assert all(str(tmp_path / "out" / name) in result.stdout.replace("\n", "") for name in names)
 
 
+@pytest.mark.parametrize("method", ["dense", "adaspa"])
+def test_a_cache_alone_or_with_a_method(model: str, tmp_path: Path, method: str):
+    output, cache = tmp_path / "out", "table:warmup=1"
+    arguments = ["--model", model, "--method", method, "--cache", cache, "--steps", "4", "--output", str(output)]
+    result = run(*arguments, "--compare")
+    assert result.exit_code == 0, result.output
+    report = json.loads((output / "report.json").read_text())
+    assert report["cache"] == "table" and report["cache_options"]["warmup"] == 1 and report["blocks_reused"] == 0.5
+    assert "blocks computed" in result.stdout and "PSNR" in result.stdout
+    assert run(*arguments).exit_code == 0 and (output / "video.mp4").is_file()
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("magic", "unknown cache 'magic'; accepted: easy, dual-block, prune, table"),
+        ("easy:threshold", "'threshold' in 'easy:threshold' is no option"),
+        ("dual-block:first=8", "first 8 and last 0 blocks always run, and the model has 2"),
+        ("table:table=nowhere.json", "'nowhere.json' is no table of blocks"),
+    ],
+)
+def test_bad_caches(model: str, tmp_path: Path, cache: str, message: str):
+    output = tmp_path / "out"
+    assert_refused(run("--model", model, "--cache", cache, "--output", str(output)), message, output)
+
+
 @pytest.mark.parametrize("method", ["svg-ear", "sparse-vdit", "dense"])
 def test_generation_writes_one_video(model: str, tmp_path: Path, method: str):
     result = run("--model", model, "--method", method, "--steps", "2", "--output", str(tmp_path))

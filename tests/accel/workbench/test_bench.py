@@ -16,7 +16,7 @@ from accel.methods.registry import from_text
 from accel.workbench import bench
 from accel.workbench.bench import Case, Rows, cases, means, run_bench
 from accel.workbench.loading import LoadedPipeline
-from accel.workbench.pareto import frontier
+from accel.workbench.pareto import draw_blocks, draw_pareto, frontier, way_of
 from tests.tiny_wan import save_tiny, tiny_pipeline
 
 PROMPT = "a red circle moves left"
@@ -65,7 +65,7 @@ def test_second_run_makes_only_what_is_missing(loaded: LoadedPipeline, file: Pat
 
 def test_means_are_over_prompts_and_seeds():
     rows = [
-        {"method": "a", "density_asked": 0.5, "dense_share": 0.0, "speedup": speedup, "psnr_db": psnr}
+        {"method": "a", "density_asked": 0.5, "dense_share": 0.0, "cache": "none", "speedup": speedup, "psnr_db": psnr}
         for speedup, psnr in ((1.0, "inf"), (2.0, 30.0))
     ]
     (mean,) = means(rows, ("speedup", "psnr_db"))
@@ -85,6 +85,9 @@ def test_frontier_drops_what_is_worse_in_both():
         ((["adaspa:block=big"], [0.5], [0.0]), "'adaspa:block=big' cannot be used"),
         ((["adaspa"], [1.5], [0.0]), "density must be above 0"),
         ((["full"], [0.3], [0.0]), "full attention has density 1"),
+        ((["adaspa"], [0.3], [0.0], ["magic"]), "unknown cache 'magic'; accepted: easy, dual-block"),
+        ((["dense"], [0.3], [0.0], ["easy:threshold=-1"]), "threshold must be 0 or more"),
+        ((["dense"], [0.3], [0.0], ["diffusers.Magic"]), "unknown cache 'diffusers.Magic'; accepted: easy, .*SeaCache"),
         ((["adaspa"], [0.5], [-1.0]), "dense_steps must lie between"),
     ],
 )
@@ -100,6 +103,56 @@ def test_methods_come_with_options():
     assert from_text("adaspa:density=0.3", density=0.5) == AdaSpa(density=0.3)
 
 
+def test_caches_are_cases_of_their_own(loaded: LoadedPipeline, tmp_path: Path):
+    chosen = cases(["dense", "adaspa"], [0.4, 0.5], [0.4], ["none", "table:warmup=1", "easy"])
+    assert [case for case in chosen if case.method == "dense"] == [
+        Case("dense", 1.0, 0.0, "table:warmup=1"),
+        Case("dense", 1.0, 0.0, "easy"),
+    ]
+    assert len(chosen) == 2 + 2 * 3 and str(chosen[0]) == "cache table:warmup=1"
+    file = tmp_path / "rows.json"
+    pair, alone = Case("adaspa", 0.5, 0.0, "table:warmup=1"), Case("adaspa", 0.5, 0.0)
+    made = run_bench(loaded, [alone, pair, chosen[0]], [PROMPT], [0], Rows(file), {"steps": 4})
+    assert [(row["method"], row["cache"]) for row in made] == [
+        ("adaspa", "none"),
+        ("adaspa", "table:warmup=1"),
+        ("dense", "table:warmup=1"),
+    ]
+    assert [row["blocks"] for row in made] == [None, ["cc", "rr", "cc", "rr"], ["cc", "rr", "cc", "rr"]]
+    assert made[1]["blocks_computed"] == 0.5 and made[1]["density"] is not None and made[2]["density"] is None
+    rows, setting = Rows(file), bench.setting_of(loaded, {"steps": 4})
+    assert rows.find(pair, PROMPT, 0, setting) == made[1] and rows.find(alone, PROMPT, 0, setting) == made[0]
+    draw_blocks(rows.rows, tmp_path / "blocks.png")
+    draw_pareto(means(rows.rows, ["density", "speedup", "psnr_db"]), tmp_path / "pareto.png")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("blocks.png", "pareto.png"))
+    assert [way_of(row) for row in made] == ["adaspa", "adaspa with table:warmup=1", "table:warmup=1"]
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        "FirstBlockCache:threshold=2.0",
+        "MagCache:threshold=5.0",
+        "TaylorSeerCache:cache_interval=2",
+        "SeaCache:threshold=5.0",
+        "PyramidAttentionBroadcast",
+    ],
+)
+def test_caches_of_diffusers_have_rows(loaded: LoadedPipeline, cache: str):
+    chosen = cases(["dense", "adaspa"], [0.5], [0.0], [f"diffusers.{cache}"])
+    made = run_bench(loaded, chosen, [PROMPT], [0], Rows(None), {"steps": 6})
+    assert [row["cache"] for row in made] == [f"diffusers.{cache}"] * 2
+    assert all(row["psnr_db"] != float("inf") and row["blocks"] is None for row in made)
+    assert not loaded.pipeline.transformer.is_cache_enabled
+
+
+def test_rows_from_before_caches_are_rows_without_one(tmp_path: Path):
+    (tmp_path / "rows.json").write_text(json.dumps([{"method": "adaspa", "density_asked": 0.5, "dense_share": 0.0}]))
+    rows = Rows(tmp_path / "rows.json")
+    assert rows.find(Case("adaspa", 0.5, 0.0), PROMPT, 0, {}) is not None
+    assert rows.find(Case("adaspa", 0.5, 0.0, "easy"), PROMPT, 0, {}) is None
+
+
 def test_file_that_is_no_json(tmp_path: Path):
     (tmp_path / "rows.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
@@ -110,9 +163,10 @@ def test_command_prints_a_table_and_draws(tmp_path: Path):
     model = save_tiny(tmp_path / "tiny", **DEFAULTS | {"num_frames": 5, "height": 32, "width": 32})
     arguments = ["bench", PROMPT, "--model", str(model), "--methods", "adaspa", "--densities", "1", "--seeds", "1"]
     output = ["--dense-steps", "0", "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "pareto.png")]
+    output += ["--caches", "none,easy", "--block-plot", str(tmp_path / "blocks.png")]
     result = CliRunner().invoke(app, [*arguments, *output])
     assert result.exit_code == 0, result.output
     assert "adaspa" in result.stdout and (tmp_path / "pareto.png").stat().st_size > 10_000
-    assert len(json.loads((tmp_path / "rows.json").read_text())) == 1
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 2 and (tmp_path / "blocks.png").is_file()
     refused = CliRunner().invoke(app, [*arguments[:-4], "--densities", "many"])
     assert refused.exit_code == 2 and "error: densities is 'many'; give numbers" in refused.stderr

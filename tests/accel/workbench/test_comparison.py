@@ -25,8 +25,9 @@ DEFAULTS = {
     "guidance_scale": 1.0,
     "max_sequence_length": 16,
 }
-KEYS = """model method method_options prompt seed tokens frames height width steps guidance_scale dtype device threads
-torch diffusers dense_seconds sparse_seconds speedup attention_dense_seconds attention_sparse_seconds attention_speedup
+KEYS = """model method method_options cache cache_options prompt seed tokens frames height width steps guidance_scale
+dtype device threads torch diffusers dense_seconds sparse_seconds speedup attention_dense_seconds
+attention_sparse_seconds attention_speedup
 density density_overall recall psnr_db ssim dense_steps planning_share memory_bytes date sparse_backend"""
 
 

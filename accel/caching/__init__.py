@@ -1,0 +1,1 @@
+"""Which steps and blocks are not computed at all."""

@@ -1,0 +1,145 @@
+"""How far the output moves if one block rests at one step, and the schedule that moves it least for its cost."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from accel.caching.forecast import History
+from accel.caching.resting import Forward, Resting
+from accel.caching.table import Table
+from accel.errors import InputError
+from accel.models.adapters.adapter import Adapter
+from accel.models.denoising import Denoising
+
+SKIP = 0  # in place of the age of what is reused
+
+
+@dataclass
+class Past:
+    """What each block added at the latest steps of one branch."""
+
+    blocks: dict[int, History] = field(default_factory=lambda: defaultdict(History))
+
+
+@dataclass
+class Trial:
+    """One run through the blocks: the first one notes them, the others repeat those before the one that rests."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    added: list[Tensor] = field(default_factory=list)
+    rests: int | None = None
+    adds: Tensor | None = None
+
+
+class Measuring(Resting):
+    """Computes every call in full, then once more for each block and age of what it reuses, and for its being skipped.
+
+    `errors[step, block, age]` is the sum of squared differences of the output, over all calls; the age of 0 is a skip.
+    """
+
+    def __init__(self, transformer: nn.Module, adapter: Adapter, denoising: Denoising, ages: int, order: int):
+        super().__init__(Table(every=1), transformer, adapter, denoising)
+        self.units = ()  # hooks on all blocks
+        self.ages, self.order = ages, order
+        self.errors: dict[tuple[int, int, int], Tensor] = {}
+
+    def forward(self, module: nn.Module, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the output of all blocks; note what it would have been."""
+        generation = self.denoising.current
+        progress = generation.progress
+        if progress is None:
+            raise InputError("the denoising step of a call is unknown; calibrate with the pipeline")
+        past = generation.memories[Past, progress.branch].of(Past).blocks
+        self._threads.now = trial = Trial()
+        output = stock(*args, **kwargs)
+        for block in range(self.depth):
+            history = past[block]
+            for age in range(min(self.ages, len(history.steps)) + 1):
+                trial.rests, trial.adds = block, self._added(history, progress.step, age)
+                moved = (stock(*args, **kwargs)[0] - output[0]).float().square().sum()
+                key = progress.step, block, age
+                self.errors[key] = moved + self.errors.get(key, 0)
+            history.keep(progress.step, trial.added[block], self.ages + self.order)
+        self._threads.now = None
+        return output
+
+    def block(self, index: int, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block, repeat what it gave, or let it rest."""
+        trial: Trial = self._threads.now
+        x = args[0] if args else kwargs["hidden_states"]
+        if trial.rests is None:
+            trial.outputs.append(stock(*args, **kwargs))
+            trial.added.append(trial.outputs[-1] - x)
+            return trial.outputs[-1]
+        if index < trial.rests:
+            return trial.outputs[index]
+        if index == trial.rests:
+            return x if trial.adds is None else x + trial.adds
+        return stock(*args, **kwargs)
+
+    def _added(self, history: History, step: int, age: int) -> Tensor | None:
+        """Return what a block would add had it last been computed `age` calls ago."""
+        if age == SKIP:
+            return None
+        known = len(history.steps) - age + 1
+        return History(history.steps[:known], history.added[:known]).forecast(step, self.order)
+
+
+def choose(errors: Float[np.ndarray, "steps blocks ages"], budget: float, warmup: int = 1) -> tuple[str, ...]:
+    """Return a word a step, as in a `BlockTable`, of the least sum of errors with a share `budget` computed at most.
+
+    `errors[..., 0]` are those of skipping, `errors[..., age]` of reusing, infinite where there is nothing to reuse.
+    The first `warmup` steps are computed. Exact for errors that add up.
+    """
+    steps, depth, _ = errors.shape
+    columns = [_columns(errors[:, block], warmup) for block in range(depth)]
+    least = np.full(depth * steps + 1, np.inf)
+    least[0] = 0.0
+    picks: list[np.ndarray] = []
+    for column in columns:
+        merged, pick = np.full_like(least, np.inf), np.zeros(len(least), dtype=int)
+        for count, (cost, _) in column.items():
+            moved = np.concatenate([np.full(count, np.inf), least[: len(least) - count] + cost])
+            pick[moved < merged] = count
+            merged = np.minimum(merged, moved)
+        least = merged
+        picks.append(pick)
+    total = int(np.argmin(least[: math.floor(budget * depth * steps + 1e-9) + 1]))
+    if not np.isfinite(least[total]):
+        raise InputError(
+            f"budget is {budget:g}, and the warm-up alone computes {warmup / steps:g} of all blocks: give a larger one"
+        )
+    words = []
+    for column, pick in zip(reversed(columns), reversed(picks), strict=True):
+        count = int(pick[total])
+        words.append(column[count][1])
+        total -= count
+    return tuple("".join(letters) for letters in zip(*reversed(words), strict=True))
+
+
+def _columns(errors: Float[np.ndarray, "steps ages"], warmup: int) -> dict[int, tuple[float, str]]:
+    """Return for each number of computed steps the least error of one block, and its letters."""
+    # (computed steps so far, age of what the next step would reuse) -> error, letters
+    best: dict[tuple[int, int], tuple[float, str]] = {(0, 1): (0.0, "")}
+    for step, error in enumerate(errors):
+        after: dict[tuple[int, int], tuple[float, str]] = {}
+        for (count, age), (cost, word) in best.items():
+            options = [((count + 1, 1), cost, word + "c")]
+            if step >= warmup:
+                older = min(age + 1, len(error))
+                options.append(((count, older), cost + error[SKIP], word + "s"))
+                if age < len(error):
+                    options.append(((count, older), cost + error[age], word + "r"))
+            for key, total, letters in options:
+                if total < after.get(key, (math.inf, ""))[0]:
+                    after[key] = total, letters
+        best = after
+    counts = {count for count, _ in best}
+    return {count: min(value for (other, _), value in best.items() if other == count) for count in counts}

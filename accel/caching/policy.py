@@ -1,0 +1,148 @@
+"""What a cache policy is: which stretches of blocks it decides about, and whether they are computed."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from accel.attention.call import Progress
+from accel.caching.forecast import History
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Run the blocks."""
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Add what the blocks added when they were last computed, or the forecast of that order."""
+
+    order: int = 0
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Leave the blocks out: what goes in comes out."""
+
+
+Decision = Compute | Reuse | Skip
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What goes into a stretch of blocks, and where that belongs in model and time.
+
+    `x` are the hidden states, or the latents where the whole transformer is one stretch; `entry` is what went into its
+    first block. One sample has a batch of 1 where a policy decides by content.
+    """
+
+    x: Float[Tensor, "b ..."]
+    entry: Float[Tensor, "b ..."]
+    blocks: range
+    progress: Progress
+
+    @property
+    def step(self) -> int:
+        """The index of the denoising loop."""
+        return self.progress.step
+
+
+class Memory:
+    """What a policy keeps between the calls of one generation, in types of its own, and what the blocks added.
+
+    `find(kind, key)` returns the same object for the same kind and key until the generation ends.
+    """
+
+    def __init__(self, find: Callable[[type[Any], tuple[Any, ...]], Any], call: BlockCall):
+        self._find = find
+        self._shape = tuple(call.x.shape)
+        self._blocks, self._branch, self._sample = call.blocks, call.progress.branch, call.progress.sample
+
+    def history(self, branch: str | None = None) -> History:
+        """Return what these blocks added in this guidance branch, or in another."""
+        return self._find(History, (self._shape, self._sample, branch or self._branch, self._blocks))
+
+    def own(self, kind: type[State]) -> State:
+        """Return the state of these blocks in this branch."""
+        return self._find(kind, (self._shape, self._sample, self._branch, self._blocks))
+
+    def branch(self, kind: type[State]) -> State:
+        """Return the state of all blocks in this branch."""
+        return self._find(kind, (self._shape, self._sample, self._branch))
+
+    def shared(self, kind: type[State]) -> State:
+        """Return the state of all branches."""
+        return self._find(kind, (self._shape, self._sample))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """A frozen dataclass of published hyper-parameters that decides about each stretch of blocks.
+
+    `order` is that of the forecast where something is reused: 0 repeats, 1 extrapolates. The first `warmup` steps are
+    computed: a share of all steps below 1 (rounded up), else their number. It has nothing to do with the dense warm-up
+    of an attention method, which says how the calls that are computed are computed.
+    """
+
+    order: int = 0
+    warmup: float = 0.2
+
+    by_content: ClassVar[bool] = True
+    """Whether decisions look at the tensors: then each sample of a batch is decided, and run, by itself."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, (0, 1), "order")
+        check_steps(self, "warmup")
+
+    def units(self, depth: int) -> tuple[range, ...] | None:
+        """Return the stretches of blocks that are decided about, of `depth` in all; None is the whole transformer.
+
+        Blocks in none of them always run. InputError where the policy does not fit a model of that depth.
+        """
+        return None
+
+    @abstractmethod
+    def decide(self, call: BlockCall, memory: Memory) -> Decision:
+        """Decide about one stretch in one call; what cannot be reused yet is computed, whatever is decided."""
+
+    def warming(self, progress: Progress) -> bool:
+        """Whether a step lies in the warm-up."""
+        return progress.step < step_count(self.warmup, progress.steps)
+
+
+def step_count(value: float, steps: int) -> int:
+    """Return how many steps a share below 1 (rounded up) or a number stands for."""
+    return int(value) if value >= 1 else math.ceil(value * steps - 1e-9)
+
+
+def check_choice(policy: Any, accepted: tuple[Any, ...], *names: str) -> None:
+    """Raise ValueError unless every named field is one of these."""
+    for name in names:
+        if getattr(policy, name) not in accepted:
+            choices = " or ".join(str(value) for value in accepted)
+            raise ValueError(f"{name} must be {choices}, got {getattr(policy, name)}")
+
+
+def check_steps(policy: Any, *names: str) -> None:
+    """Raise ValueError unless every named field is a share below 1 or a whole number of steps."""
+    for name in names:
+        value = getattr(policy, name)
+        if value < 0 or (value >= 1 and value != int(value)):
+            raise ValueError(f"{name} must be a share below 1 or a whole number of steps, got {value}")
+
+
+def check_least(policy: Any, least: float, *names: str) -> None:
+    """Raise ValueError unless every named field is None or at least `least`."""
+    for name in names:
+        value = getattr(policy, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")

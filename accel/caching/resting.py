@@ -1,0 +1,179 @@
+"""One policy on one transformer: asked about each stretch of blocks, and obeyed."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip
+from accel.errors import InputError
+from accel.models.adapters.adapter import Adapter
+from accel.models.denoising import Denoising, Generation
+from accel.models.records import BlockRecord
+
+KINDS = {Compute: "computed", Reuse: "reused", Skip: "skipped"}
+Forward = Callable[..., Any]
+
+
+@dataclass
+class Pass:
+    """One run through the blocks: what went into the first one, and the stretch that runs or rests."""
+
+    generation: Generation
+    entry: Tensor | None = None
+    call: BlockCall | None = None
+    decision: Decision = Compute()
+
+
+class Resting:
+    """Asks the policy, executes what it decides, and keeps what the blocks added.
+
+    Where the denoising loop is, and all that belongs to one generation, is in `denoising`. InputError where the policy
+    does not fit the model, or diffusers caches in it.
+    """
+
+    def __init__(self, policy: Policy, transformer: nn.Module, adapter: Adapter, denoising: Denoising):
+        check_alone(transformer)
+        if adapter.blocks is None or adapter.latents is None:
+            raise InputError(f"{type(transformer).__name__} has no block stack that accel knows; leave the cache out")
+        self.policy, self.adapter, self.denoising = policy, adapter, denoising
+        self.depth = len(adapter.blocks(transformer))
+        self.units = policy.units(self.depth)
+        self._unit_of = {index: unit for unit in self.units or () for index in unit}
+        self._threads = threading.local()
+        self._warned: set[str] = set()
+
+    def forward(self, module: nn.Module, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the transformer or let it rest; sample by sample where decisions are by content."""
+        generation = self.denoising.current
+        progress, obstacle = generation.progress, self._obstacle(module)
+        if progress is None or obstacle is not None:
+            self._warn_once(obstacle)
+            return stock(*args, **kwargs)
+        assert self.adapter.latents is not None
+        latents = self.adapter.latents(module, args, kwargs)
+        batch = latents.shape[0]
+        if batch == 1 or not self.policy.by_content:
+            return self._run(generation, latents, stock, args, kwargs)
+        outputs = []
+        try:
+            for row in range(batch):
+                generation.progress = dataclasses.replace(progress, sample=row)
+                own = [_row(value, row, batch) for value in args]
+                named = {name: _row(value, row, batch) for name, value in kwargs.items()}
+                outputs.append(self._run(generation, latents[row : row + 1], stock, own, named))
+        finally:
+            generation.progress = progress
+        return _like(type(outputs[0]), torch.cat([output[0] for output in outputs]))
+
+    def block(self, index: int, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one block or let it rest; a stretch that rests adds all of what it adds in its first block."""
+        now: Pass | None = getattr(self._threads, "now", None)
+        if now is None:
+            return stock(*args, **kwargs)
+        x = args[0] if args else kwargs["hidden_states"]
+        now.entry = entry = x if now.entry is None else now.entry
+        unit = self._unit_of.get(index)
+        if unit is None:
+            self._note(now.generation, range(index, index + 1), Compute())
+            return stock(*args, **kwargs)
+        if index == unit[0]:
+            now.call = self._call(now.generation, x, entry, unit)
+            now.decision = self._decide(now.generation, now.call)
+        assert now.call is not None
+        if not isinstance(now.decision, Compute):
+            return self._rest(now.generation, now.call, now.decision) if index == unit[0] else x
+        out = stock(*args, **kwargs)
+        if index == unit[-1]:
+            self._keep(now.generation, now.call, out)
+        return out
+
+    def _run(self, generation: Generation, latents: Tensor, stock: Forward, args: Any, kwargs: Any) -> Any:
+        """Run or rest as a whole, or run while the blocks are decided about."""
+        if self.units is not None:
+            self._threads.now = Pass(generation)
+            try:
+                return stock(*args, **kwargs)
+            finally:
+                self._threads.now = None
+        call = self._call(generation, latents, latents, range(self.depth))
+        decision = self._decide(generation, call)
+        if not isinstance(decision, Compute):
+            return _like(self._threads.output, self._rest(generation, call, decision))
+        output = stock(*args, **kwargs)
+        self._threads.output = type(output)
+        self._keep(generation, call, output[0])
+        return output
+
+    def _call(self, generation: Generation, x: Tensor, entry: Tensor, blocks: range) -> BlockCall:
+        assert generation.progress is not None
+        return BlockCall(x, entry, blocks, generation.progress)
+
+    def _decide(self, generation: Generation, call: BlockCall) -> Decision:
+        memory = self._memory(generation, call)
+        decision = self.policy.decide(call, memory)
+        if isinstance(decision, Reuse) and not memory.history().steps:
+            decision = Compute()
+        self._note(generation, call.blocks, decision)
+        return decision
+
+    def _rest(self, generation: Generation, call: BlockCall, decision: Decision) -> Tensor:
+        if not isinstance(decision, Reuse):
+            return call.x
+        return call.x + self._memory(generation, call).history().forecast(call.step, decision.order)
+
+    def _keep(self, generation: Generation, call: BlockCall, output: Tensor) -> None:
+        self._memory(generation, call).history().keep(call.step, output - call.x, self.policy.order + 1)
+
+    def _memory(self, generation: Generation, call: BlockCall) -> Memory:
+        return Memory(lambda kind, key: generation.memories[kind, key].of(kind), call)
+
+    def _note(self, generation: Generation, blocks: range, decision: Decision) -> None:
+        now = generation.progress
+        assert now is not None
+        kind = KINDS[type(decision)]
+        generation.blocks.append(BlockRecord(now.step, now.steps, now.branch, now.sample, blocks, kind))
+
+    def _obstacle(self, module: Any) -> str | None:
+        """Return why nothing can rest in this call, or None; InputError beside a cache of diffusers."""
+        check_alone(module)
+        if self.denoising.current.progress is None:
+            return "the denoising step of this call is unknown (attach to the pipeline, not to the bare transformer)"
+        if torch.is_grad_enabled():
+            return "gradients are enabled; run the model under torch.no_grad()"
+        if getattr(module, "_parallel_config", None) is not None:
+            return "the sequence is shared among devices (context parallelism)"
+        return None
+
+    def _warn_once(self, reason: str | None) -> None:
+        if reason is not None and reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"accel's cache computes everything: {reason}", stacklevel=2)
+
+
+def check_alone(transformer: Any) -> None:
+    """Raise InputError if diffusers caches in this transformer too."""
+    if getattr(transformer, "is_cache_enabled", False):
+        theirs = type(transformer._cache_config).__name__.removesuffix("Config")
+        raise InputError(
+            f"diffusers' {theirs} is enabled on this {type(transformer).__name__}, and one cache at a time is "
+            "accepted: call transformer.disable_cache(), or give accel no cache"
+        )
+
+
+def _row(value: Any, row: int, batch: int) -> Any:
+    """Return one sample of an argument that has one for each of the batch."""
+    is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
+    return value[row : row + 1] if is_batched else value
+
+
+def _like(kind: type, sample: Tensor) -> Any:
+    """Return an output of the transformer, of the kind that the pipeline asked for."""
+    return (sample,) if kind is tuple else kind(sample=sample)

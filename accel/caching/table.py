@@ -1,0 +1,109 @@
+"""A fixed schedule: which block rests at which step, calibrated for a model or every few steps.
+
+Learning-to-Cache (arXiv 2406.01733), SmoothCache (arXiv 2411.10510) and MagCache (arXiv 2506.09045) end in such tables.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar
+
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, check_least
+from accel.errors import InputError
+from accel.files import replacing
+
+LETTERS = "crs"
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """For each step one letter a block: c computes it, r reuses what it added, s skips it.
+
+    `model` is the transformer's class, `order` that of the forecast which the table was made for.
+    """
+
+    model: str
+    steps: tuple[str, ...]
+    order: int = 0
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.steps[0])
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON, replacing the file at once."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> BlockTable:
+        """Read a table; InputError when the file is none."""
+        try:
+            fields = json.loads(path.read_text())
+            model, steps, order = fields["model"], fields["steps"], fields.get("order", 0)
+            is_table = isinstance(model, str) and isinstance(steps, list) and bool(steps) and _is_rectangle(steps)
+            is_table = is_table and order in (0, 1)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{str(path)!r} is no table of blocks ({error}); make one with accel calibrate") from error
+        if not is_table:
+            raise InputError(
+                f"{str(path)!r} is no table of blocks: it must hold a model, an order of 0 or 1 and, for each step, "
+                f"equally many of the letters {', '.join(LETTERS)}; make one with accel calibrate"
+            )
+        return cls(model, tuple(steps), order)
+
+
+def _is_rectangle(steps: list[Any]) -> bool:
+    words = all(isinstance(step, str) and step and not set(step) - set(LETTERS) for step in steps)
+    return words and len({len(step) for step in steps}) == 1
+
+
+@dataclass(frozen=True)
+class Table(Policy):
+    """Follow a `table`, given as such or by its file; without one, compute every `every`-th step after the warm-up.
+
+    A table's own steps and order hold, without a warm-up. Nothing waits for the device. Neighbouring blocks that rest
+    together keep one tensor.
+    """
+
+    table: BlockTable | str | None = None
+    every: int = 2
+    by_content: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.table, str):
+            object.__setattr__(self, "table", BlockTable.load(Path(self.table)))
+        if isinstance(self.table, BlockTable):
+            object.__setattr__(self, "order", self.table.order)
+        super().__post_init__()
+        check_least(self, 1, "every")
+
+    def units(self, depth: int) -> tuple[range, ...]:
+        """Return the neighbours that always rest together; InputError for a table of another depth."""
+        if not isinstance(self.table, BlockTable):
+            return (range(depth),)
+        if self.table.depth != depth:
+            raise InputError(
+                f"the table is of a model with {self.table.depth} blocks ({self.table.model}), and this one has "
+                f"{depth}: calibrate one for it with accel calibrate"
+            )
+        columns = list(zip(*self.table.steps, strict=True))
+        groups = [list(group) for _, group in groupby(range(depth), key=lambda index: columns[index])]
+        return tuple(range(group[0], group[-1] + 1) for group in groups)
+
+    def decide(self, call: BlockCall, memory: Memory) -> Decision:
+        """Return what the table says, or the interval."""
+        if not isinstance(self.table, BlockTable):
+            computes = self.warming(call.progress) or call.step % self.every == 0
+            return Compute() if computes else Reuse(self.order)
+        if call.progress.steps != len(self.table.steps):
+            raise InputError(
+                f"the table is of {len(self.table.steps)} steps, and this generation has {call.progress.steps}: "
+                f"calibrate one with accel calibrate --steps {call.progress.steps}"
+            )
+        letter = self.table.steps[call.step][call.blocks[0]]
+        return {"c": Compute(), "r": Reuse(self.order), "s": Skip()}[letter]

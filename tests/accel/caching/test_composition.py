@@ -1,0 +1,228 @@
+"""Caches beside what else sits on a transformer: sparse attention, diffusers' own caches, offloading, other handles."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+)
+from diffusers.hooks import apply_group_offloading
+
+import accel
+from accel.attach import adapter_for
+from accel.caching.dual_block import DualBlock
+from accel.caching.easy import EasyCache
+from accel.caching.registry import POLICIES
+from accel.caching.resting import Resting
+from accel.caching.table import BlockTable, Table
+from accel.models.denoising import Denoising
+from tests.accel.wan_models import STEPS, generate, pipeline, transformer
+
+SPARSE = dict(density=0.3, block=16)
+RESTS = EasyCache(warmup=1, threshold=1.0)
+
+
+def kinds_by_step(handle: accel.Handle) -> dict[int, set[str]]:
+    """Return the kinds of attention calls in each step."""
+    return {
+        step: {call.kind for call in handle.stats() if call.step == step} for step in {c.step for c in handle.stats()}
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "letters", "expected"),
+    [
+        # The search of the last dense step, which rests, moves to the next step that is computed.
+        ("adaspa", "crccc", {0: {"dense"}, 2: {"refresh"}, 3: {"sparse"}, 4: {"sparse"}}),
+        ("sparse-vdit", "crccc", {0: {"dense"}, 2: {"refresh"}, 3: {"sparse"}, 4: {"sparse"}}),
+        # A full step every second one: that of step 4 comes late, by the loop's index and no count of calls.
+        ("re-ttention:every=2", "cccrc", {0: {"dense"}, 1: {"dense"}, 2: {"refresh"}, 4: {"refresh"}}),
+        ("re-ttention:every=2", "ccccr", {0: {"dense"}, 1: {"dense"}, 2: {"refresh"}, 3: {"sparse"}}),
+        # Attention's dense warm-up is one of the loop: steps that rest count as well.
+        ("svg-ear", "crccc", {0: {"dense"}, 2: {"sparse"}, 3: {"sparse"}, 4: {"sparse"}}),
+    ],
+)
+def test_searches_and_refreshes_move_to_the_next_computed_step(
+    method: str, letters: str, expected: dict[int, set[str]]
+) -> None:
+    pipe, table = pipeline("wan-2.1"), Table(BlockTable("Wan", tuple(letter * 2 for letter in letters)))
+    name, *rest = method.split(":")
+    options: dict[str, Any] = {"density": 0.3, "dense_steps": 0.4, **({"every": 2} if rest else {})}
+    options |= {} if name == "svg-ear" else {"block": 16}
+    with accel.enabled(pipe, name, cache=table, **options) as handle:
+        assert generate(pipe).isfinite().all()
+        assert kinds_by_step(handle) == expected
+
+
+def test_blocks_of_one_layer_rest_alone() -> None:
+    pipe, table = pipeline("wan-2.1"), Table(BlockTable("Wan", ("cc", "rc", "cr", "sc", "cc")))
+    with accel.enabled(pipe, "adaspa", cache=table, dense_steps=0.2, **SPARSE) as handle:
+        generate(pipe)
+        calls = {(call.step, call.layer) for call in handle.stats()}
+        assert calls == {(0, 0), (0, 1), (1, 1), (2, 0), (3, 1), (4, 0), (4, 1)}
+        assert "0.700 computed, 0.200 reused, 0.100 skipped" in handle.summary()
+
+
+THEIRS = {
+    "FirstBlockCache": lambda pipe: FirstBlockCacheConfig(threshold=2.0),
+    "MagCache": lambda pipe: MagCacheConfig(
+        threshold=5.0, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS, retention_ratio=0.2
+    ),
+    # Its own patterns end in "attn" and find nothing in Wan.
+    "TaylorSeerCache": lambda pipe: TaylorSeerCacheConfig(
+        cache_interval=2,
+        disable_cache_before_step=1,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r"blocks\.\d+\.attn\d"],
+    ),
+    "PyramidAttentionBroadcast": lambda pipe: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1001),
+        current_timestep_callback=lambda: pipe._current_timestep,
+    ),
+    "SeaCache": lambda pipe: SeaCacheConfig(threshold=5.0),
+}
+
+
+@pytest.mark.parametrize("cache_first", [True, False])
+@pytest.mark.parametrize("name", THEIRS)
+def test_sparse_attention_works_under_a_cache_of_diffusers(name: str, cache_first: bool) -> None:
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    config = THEIRS[name](pipe)
+    pipe.transformer.enable_cache(config)
+    cached = generate(pipe)
+    assert not torch.equal(cached, stock), "it reuses something"
+    if not cache_first:
+        pipe.transformer.disable_cache()
+    # Full attention by our kernel shows that calls reach us, and that nothing else is different.
+    handle = accel.enable(pipe, "full", block=16, dense_steps=0)
+    if not cache_first:
+        pipe.transformer.enable_cache(config)
+    assert (generate(pipe) - cached).abs().max() < 2e-5 * cached.abs().max()
+    assert 0 < len(handle.stats()) < 2 * STEPS * 2
+    accel.enable(pipe, "adaspa", dense_steps=0.2, **SPARSE)
+    first = generate(pipe)
+    assert first.isfinite().all() and torch.equal(generate(pipe), first)
+    accel.disable(pipe)
+    assert torch.equal(generate(pipe), cached), "the cache is still there"
+    pipe.transformer.disable_cache()
+    assert torch.equal(generate(pipe), stock)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_two_caches_at_once_are_refused(name: str) -> None:
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    pipe.transformer.enable_cache(THEIRS[name](pipe))
+    message = f"diffusers' {name} is enabled on this WanTransformer3DModel, and one cache at a time is accepted: call"
+    with pytest.raises(ValueError, match=message):
+        accel.enable(pipe, "svg-ear", cache="easy")
+    assert not any("accel" in hook for hook in pipe.transformer._diffusers_hook.hooks), "nothing was attached"
+    pipe.transformer.disable_cache()
+    accel.enable(pipe, None, cache="easy")
+    pipe.transformer.enable_cache(THEIRS[name](pipe))
+    with pytest.raises(ValueError, match=message):
+        generate(pipe)
+    pipe.transformer.disable_cache()
+    accel.disable(pipe)
+    assert torch.equal(generate(pipe), stock)
+
+
+@pytest.mark.parametrize("offload_first", [True, False])
+@pytest.mark.parametrize("policy", [RESTS, DualBlock(warmup=1, threshold=1, first=1)])
+def test_group_offloading(policy: Any, offload_first: bool) -> None:
+    pipe = pipeline("wan-2.1")
+    with accel.enabled(pipe, None, cache=policy):
+        expected = generate(pipe)
+
+    def offload() -> None:
+        cpu = torch.device("cpu")
+        apply_group_offloading(pipe.transformer, cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+
+    if offload_first:
+        offload()
+    with accel.enabled(pipe, None, cache=policy) as handle:
+        if not offload_first:
+            offload()
+        assert torch.equal(generate(pipe), expected)
+        assert "reused" in {record.kind for record in handle.blocks()}
+    generate(pipe)
+
+
+def test_both_experts_rest_and_know_only_their_own_past() -> None:
+    pipe = pipeline("wan-2.2")
+    pipe.register_to_config(boundary_ratio=0.9)
+    with accel.enabled(pipe, None, cache=Table(every=2, warmup=1)) as handle:
+        first = generate(pipe)
+        experts = [{r.step: r.kind for r in denoising.blocks} for denoising in handle._generations]
+        assert sorted([*experts[0], *experts[1]]) == list(range(STEPS)) and experts[0] and experts[1]
+        # Step 3 would rest if it were the first expert's; the second computes its first step, and rests by the loop.
+        for expert in experts:
+            first_step, *later = sorted(expert)
+            assert expert[first_step] == "computed" and "reused" in expert.values()
+            assert all(expert[step] == ("reused" if step % 2 else "computed") for step in later)
+        assert torch.equal(generate(pipe), first)
+
+
+def test_a_block_gives_back_the_cache_that_was_there_before_it() -> None:
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    with accel.enabled(pipe, None, cache=RESTS) as outer:
+        first = generate(pipe)
+        with accel.enabled(pipe, "adaspa", **SPARSE) as inner:
+            generate(pipe)
+            assert not inner.blocks() and inner.stats()
+        assert torch.equal(generate(pipe), first) and outer.blocks()
+        with accel.enabled(pipe, None, cache=DualBlock(warmup=1, threshold=1)):
+            assert not torch.equal(generate(pipe), first)
+        assert torch.equal(generate(pipe), first)
+    assert torch.equal(generate(pipe), stock)
+    assert not any(hasattr(m, "_diffusers_hook") and m._diffusers_hook.hooks for m in pipe.transformer.modules())
+
+
+def test_bad_input() -> None:
+    pipe = pipeline("wan-2.1")
+    with pytest.raises(ValueError, match="unknown cache 'magic'; accepted: easy, dual-block"):
+        accel.enable(pipe, cache="magic")
+    with pytest.raises(ValueError, match="cache easy has no option treshold; accepted: order, warmup, threshold, last"):
+        accel.enable(pipe, cache="easy:treshold=1")
+    with pytest.raises(ValueError, match="'easy:threshold=high' cannot be used"):
+        accel.enable(pipe, cache="easy:threshold=high")
+    with pytest.raises(ValueError, match="threshold must be 0 or more, got -1"):
+        accel.enable(pipe, cache="easy:threshold=-1")
+    with pytest.raises(ValueError, match="method is None; give the name of one"):
+        accel.enable(pipe, None)
+    with pytest.raises(ValueError, match="only go with a method's name|method is None"):
+        accel.enable(pipe, None, cache="easy", density=0.3)
+    with pytest.raises(ValueError, match="first 8 and last 0 blocks always run, and the model has 2: none is left"):
+        accel.enable(pipe, cache="dual-block:first=8")
+    with pytest.raises(ValueError, match="first 1 and last 1 blocks always run, and the model has 2"):
+        accel.enable(pipe, cache="prune:last=1")
+    assert not hasattr(pipe.transformer, "_diffusers_hook"), "nothing was attached"
+
+
+def test_a_model_without_block_stacks_is_refused() -> None:
+    model = transformer(0)
+    adapter = dataclasses.replace(adapter_for(model), blocks=None)
+    for policy in POLICIES.values():
+        with pytest.raises(ValueError, match="WanTransformer3DModel has no block stack that accel knows; leave the"):
+            Resting(policy(), model, adapter, Denoising())
+
+
+def test_a_shared_sequence_is_computed() -> None:
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    accel.enable(pipe, None, cache=RESTS)
+    pipe.transformer._parallel_config = SimpleNamespace()
+    with pytest.warns(UserWarning, match="shared among devices"):
+        assert torch.equal(generate(pipe), stock)

@@ -1,0 +1,161 @@
+"""Tables of blocks: their files, their choice under a budget, and the errors that it is made from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import accel
+from accel.attention.call import Geometry, Progress
+from accel.caching.calibration import Measuring, choose
+from accel.caching.hook import install_cache
+from accel.caching.registry import from_text
+from accel.caching.table import BlockTable, Table
+from accel.cli import app
+from accel.errors import InputError
+from accel.models.denoising import Denoising
+from accel.workbench.calibration import calibrate
+from accel.workbench.generation import generate as make
+from accel.workbench.loading import LoadedPipeline
+from tests.accel.caching.toys import DEPTH, TOKENS, TOY, Toy, make_loop, play
+from tests.accel.wan_models import generate, pipeline
+from tests.tiny_wan import save_tiny, tiny_pipeline
+
+DEFAULTS = {
+    "num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 1.0,
+    "max_sequence_length": 16,
+}  # fmt: skip
+
+
+def cost(errors: np.ndarray, words: tuple[str, ...]) -> float:
+    """Return the sum of errors of a schedule, infinite where it reuses what is not there."""
+    total = 0.0
+    for block in range(errors.shape[1]):
+        age = 0
+        for step, word in enumerate(words):
+            age = 1 if word[block] == "c" else age + 1 if age else 0
+            if word[block] == "s":
+                total += errors[step, block, 0]
+            elif word[block] == "r":
+                reused = age - 1
+                total += errors[step, block, reused] if 0 < reused < errors.shape[2] else np.inf
+    return total
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budget", [0.5, 0.75])
+def test_the_choice_is_the_best_of_all(seed: int, budget: float) -> None:
+    steps, depth, ages = 4, 2, 3
+    errors = np.random.default_rng(seed).random((steps, depth, ages)) ** 3
+    for age in range(1, ages):
+        errors[:age, :, age] = np.inf
+    words = choose(errors, budget)
+    assert len(words) == steps and all(len(word) == depth for word in words) and words[0] == "c" * depth
+    assert "".join(words).count("c") <= budget * steps * depth
+    every = itertools.product("crs", repeat=(steps - 1) * depth)
+    schedules = (("cc", *("".join(letters[i : i + depth]) for i in range(0, len(letters), depth))) for letters in every)
+    allowed = (words for words in schedules if "".join(words).count("c") <= budget * steps * depth)
+    assert cost(errors, words) == pytest.approx(min(cost(errors, each) for each in allowed))
+
+
+def test_a_budget_below_the_warm_up_is_refused() -> None:
+    with pytest.raises(InputError, match="budget is 0.2, and the warm-up alone computes 0.5 of all blocks"):
+        choose(np.ones((4, 2, 2)), 0.2, warmup=2)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_errors_are_those_of_the_output(order: int) -> None:
+    toy, denoising, loop = Toy(), Denoising(), make_loop(0, steps=5, branches=("cond",))
+    measuring, text = Measuring(toy, TOY, denoising, 2, order), loop.text["cond"]
+    install_cache(toy, measuring)
+    added: list[list[torch.Tensor]] = []
+    with torch.no_grad():
+        for step, latents in enumerate(loop.latents):
+            denoising.begin_call(Geometry(1, 1, TOKENS), Progress(step, 5, "cond"), None, True)
+            (out,) = toy(latents, text)
+            inputs = [toy.embed(latents)]
+            added.append([])
+            for block in toy.blocks:
+                after = type(block).forward(block, inputs[-1], text)
+                added[-1].append(after - inputs[-1])
+                inputs.append(after)
+            assert torch.equal(out, toy.head(inputs[-1]))
+            for index, age in itertools.product(range(DEPTH), range(3)):
+                if age > step:
+                    assert (step, index, age) not in measuring.errors
+                    continue
+                rest = 0 if age == 0 else added[step - age][index]
+                if order and age and step - age >= 1:
+                    rest = rest + (rest - added[step - age - 1][index]) * age
+                y = inputs[index] + rest
+                for block in toy.blocks[index + 1 :]:
+                    y = type(block).forward(block, y, text)
+                expected = (toy.head(y) - out).square().sum()
+                assert measuring.errors[step, index, age].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_table_made_for_a_model_runs_in_it(tmp_path: Path) -> None:
+    loaded, prompt = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS), "a red circle moves left"
+    table = calibrate(loaded, [prompt, "a blue square moves up"], 0.5, {}, order=1)
+    assert not loaded.pipeline.transformer._diffusers_hook.hooks
+    table.save(tmp_path / "table.json")
+    policy = from_text(f"table:table={tmp_path / 'table.json'}")
+    assert policy == Table(table) and policy.order == 1
+    report = make(loaded, prompt, cache=policy).report
+    assert report["blocks"] == list(table.steps) and report["blocks_computed"] == pytest.approx(0.5)
+
+
+def test_the_command_writes_a_table(tmp_path: Path) -> None:
+    model, output = save_tiny(tmp_path / "tiny", **DEFAULTS), tmp_path / "table.json"
+    arguments = ["calibrate", "a red circle moves left", "--model", str(model), "--output", str(output)]
+    result = CliRunner().invoke(app, [*arguments, "--budget", "0.75"])
+    assert result.exit_code == 0, result.output
+    assert "step  0  cc" in result.stdout and BlockTable.load(output).depth == 2
+    refused = CliRunner().invoke(app, [*arguments, "--budget", "0.1"])
+    assert refused.exit_code == 2 and "error: budget is 0.1, and the warm-up alone" in refused.stderr
+
+
+def test_neighbours_that_rest_together_keep_one_tensor() -> None:
+    words = ("cccccc", "crrrcc", "cccccc", "csrrcc")
+    policy = Table(BlockTable("Toy", words))
+    assert policy.units(6) == (range(0, 1), range(1, 2), range(2, 4), range(4, 6))
+    denoising = Denoising()
+    kinds = play(Toy(), policy, make_loop(0, steps=4, branches=("cond",)), denoising).kinds
+    assert all(kinds[step, "cond 0", block][0] == words[step][block] for step in range(4) for block in range(6))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"model": "Wan", "steps": []}),
+        json.dumps({"model": "Wan", "steps": ["cc", "c"]}),
+        json.dumps({"model": "Wan", "steps": ["cx"]}),
+        json.dumps({"model": "Wan", "steps": [1]}),
+        json.dumps({"model": "Wan", "steps": ["cc"], "order": 2}),
+        b"\x80\x04\x95 a pickle",
+    ],
+)
+def test_a_file_that_is_no_table(tmp_path: Path, content: Any) -> None:
+    file = tmp_path / "table.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="is no table of blocks.*make one with accel calibrate"):
+        from_text(f"table:table={file}")
+
+
+def test_a_table_of_another_model_or_number_of_steps() -> None:
+    pipe = pipeline("wan-2.1")
+    with pytest.raises(InputError, match="a model with 3 blocks .Wan., and this one has 2: calibrate"):
+        accel.enable(pipe, None, cache=Table(BlockTable("Wan", ("ccc",))))
+    accel.enable(pipe, None, cache=Table(BlockTable("Wan", ("cc", "rr"))))
+    with pytest.raises(InputError, match="the table is of 2 steps, and this generation has 5: calibrate one"):
+        generate(pipe)
