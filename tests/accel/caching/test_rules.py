@@ -245,3 +245,22 @@ def test_four_prompts_in_a_batch_are_four_single_runs(name: str) -> None:
                 assert {
                     (t, branch, b): k for (t, branch, b), k in together.kinds.items() if branch.endswith(f" {row}")
                 } == {(t, branch.replace(" 0", f" {row}"), b): k for (t, branch, b), k in alone.kinds.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("table", 0), ("easy", 1 / 2), ("dual-block", 1), ("prune", DEPTH - 1)],
+)
+def test_how_often_a_policy_waits_for_the_device(name: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never where the plan is static, once a step by EasyCache, once a call by DBCache, once a block by DBPrune."""
+    waits = []
+    for read in ("__bool__", "__float__", "item"):
+        original = getattr(Tensor, read)
+
+        def counting(tensor: Tensor, original: Any = original) -> Any:
+            waits.append(1)
+            return original(tensor)
+
+        monkeypatch.setattr(Tensor, read, counting)
+    play(Toy(), by_name(name, warmup=0), make_loop(0, steps=10))
+    assert len(waits) <= most * 20
