@@ -15,6 +15,7 @@
 #include "attention/kernel.h"
 #include "common/choose.h"
 #include "common/tensors.h"
+#include "common/work.h"
 
 namespace {
 
@@ -180,6 +181,7 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
   std::atomic<size_t> next{0};
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const TinyIsZero tiny_is_zero;
     std::vector<char> buffer(call.kernel.scratch_bytes(head_dim) + 64);
     char* scratch = buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64);
     std::vector<int32_t> visited;
