@@ -1,7 +1,7 @@
 """Which steps and blocks are not computed at all, and how that goes together with what else sits on a transformer.
 
-- Attention: what is computed is computed by the method. Its dense warm-up, searches and refreshes go by the index of the
-  loop; where one falls on a call that rests, it moves to the next one that is computed. The warm-up of a cache says
+- Attention: what is computed is computed by the method. Its dense warm-up, searches and refreshes go by the index of
+  the loop; where one falls on a call that rests, it moves to the next one that is computed. The warm-up of a cache says
   which steps are computed, that of a method how: they are two options.
 - Hooks: ours on the root runs inside the one that knows the step, and those on blocks around whatever was there before;
   group offloading may come before or after. LoRA and quantised weights are inside the blocks and see nothing of it.

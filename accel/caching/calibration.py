@@ -66,7 +66,7 @@ class Measuring(Resting):
                 moved = (stock(*args, **kwargs)[0] - output[0]).float().square().sum()
                 key = progress.step, block, age
                 self.errors[key] = moved + self.errors.get(key, 0)
-            history.keep(progress.step, trial.added[block], self.ages + self.order)
+            history.keep(progress.step, trial.added[block], self.ages + self.order * (self.ages + 1))
         self._threads.now = None
         return output
 
@@ -85,11 +85,16 @@ class Measuring(Resting):
         return stock(*args, **kwargs)
 
     def _added(self, history: History, step: int, age: int) -> Tensor | None:
-        """Return what a block would add had it last been computed `age` calls ago."""
+        """Return what a block would add had it last been computed `age` calls ago, and age + 1 calls before that.
+
+        These are the gaps of a schedule that goes on as it is; nearer ones would flatter the forecast.
+        """
         if age == SKIP:
             return None
-        known = len(history.steps) - age + 1
-        return History(history.steps[:known], history.added[:known]).forecast(step, self.order)
+        last = len(history.steps) - age
+        chosen = [last] if last == 0 else [max(0, last - age - 1), last]
+        past = History([history.steps[i] for i in chosen], [history.added[i] for i in chosen])
+        return past.forecast(step, self.order)
 
 
 def choose(errors: Float[np.ndarray, "steps blocks ages"], budget: float, warmup: int = 1) -> tuple[str, ...]:

@@ -92,8 +92,9 @@ def test_errors_are_those_of_the_output(order: int) -> None:
                     assert (step, index, age) not in measuring.errors
                     continue
                 rest = 0 if age == 0 else added[step - age][index]
+                older = max(0, step - age - age - 1)
                 if order and age and step - age >= 1:
-                    rest = rest + (rest - added[step - age - 1][index]) * age
+                    rest = rest + (rest - added[older][index]) * age / (step - age - older)
                 y = inputs[index] + rest
                 for block in toy.blocks[index + 1 :]:
                     y = type(block).forward(block, y, text)
