@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pointcloud.boxes import PrecisionRecall, average_precision
-from pointcloud.detection.detector import Detector
+from pointcloud.detection.detects import Detects
 from pointcloud.files import replacing
 from pointcloud.scenes import Scene
 
@@ -23,7 +23,7 @@ class ClassResult:
 
 
 def evaluate(
-    detector: Detector, scenes: Iterable[Scene], iou: float = 0.5, threshold: float | None = None
+    detector: Detects, scenes: Iterable[Scene], iou: float = 0.5, threshold: float | None = None
 ) -> dict[str, ClassResult]:
     """Return for each class how its boxes are found on scenes, which are gone through once.
 
