@@ -23,31 +23,42 @@ SKIP = 0  # in place of the age of what is reused
 
 @dataclass
 class Past:
-    """What each block added at the latest steps of one branch."""
+    """What each group of blocks added at the latest steps of one branch."""
 
-    blocks: dict[int, History] = field(default_factory=lambda: defaultdict(History))
+    groups: dict[int, History] = field(default_factory=lambda: defaultdict(History))
 
 
 @dataclass
 class Trial:
-    """One run through the blocks: the first one notes them, the others repeat those before the one that rests."""
+    """One run through the blocks: the first one notes them, the others repeat those before the ones that rest."""
 
+    inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
-    added: list[Tensor] = field(default_factory=list)
-    rests: int | None = None
+    rests: range | None = None
     adds: Tensor | None = None
 
 
 class Measuring(Resting):
-    """Computes every call in full, then once more for each block and age of what it reuses, and for its being skipped.
+    """Computes every call in full, then once more for each group of blocks and age of what it reuses, or skipping it.
 
-    `errors[step, block, age]` is the sum of squared differences of the output, over all calls; the age of 0 is a skip.
+    A group has `size` blocks, None is all. `errors[step, group, age]` is the sum of squared differences of the output,
+    over all calls; the age of 0 is a skip.
     """
 
-    def __init__(self, transformer: nn.Module, adapter: Adapter, denoising: Denoising, ages: int, order: int):
+    def __init__(
+        self,
+        transformer: nn.Module,
+        adapter: Adapter,
+        denoising: Denoising,
+        ages: int,
+        order: int,
+        size: int | None = None,
+    ):
         super().__init__(Table(every=1), transformer, adapter, denoising)
         self.units = ()  # hooks on all blocks
         self.ages, self.order = ages, order
+        starts = range(0, self.depth, size or self.depth)
+        self.groups = [range(start, min(start + (size or self.depth), self.depth)) for start in starts]
         self.errors: dict[tuple[int, int, int], Tensor] = {}
 
     def forward(self, module: nn.Module, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -56,17 +67,18 @@ class Measuring(Resting):
         progress = generation.progress
         if progress is None:
             raise InputError("the denoising step of a call is unknown; calibrate with the pipeline")
-        past = generation.memories[Past, progress.branch].of(Past).blocks
+        past = generation.memories[Past, progress.branch].of(Past).groups
         self._threads.now = trial = Trial()
         output = stock(*args, **kwargs)
-        for block in range(self.depth):
-            history = past[block]
+        for number, group in enumerate(self.groups):
+            history = past[number]
             for age in range(min(self.ages, len(history.steps)) + 1):
-                trial.rests, trial.adds = block, self._added(history, progress.step, age)
+                trial.rests, trial.adds = group, self._added(history, progress.step, age)
                 moved = (stock(*args, **kwargs)[0] - output[0]).float().square().sum()
-                key = progress.step, block, age
+                key = progress.step, number, age
                 self.errors[key] = moved + self.errors.get(key, 0)
-            history.keep(progress.step, trial.added[block], self.ages + self.order * (self.ages + 1))
+            added = trial.outputs[group[-1]] - trial.inputs[group[0]]
+            history.keep(progress.step, added, self.ages + self.order * (self.ages + 1))
         self._threads.now = None
         return output
 
@@ -75,17 +87,17 @@ class Measuring(Resting):
         trial: Trial = self._threads.now
         x = args[0] if args else kwargs["hidden_states"]
         if trial.rests is None:
+            trial.inputs.append(x)
             trial.outputs.append(stock(*args, **kwargs))
-            trial.added.append(trial.outputs[-1] - x)
             return trial.outputs[-1]
-        if index < trial.rests:
+        if index < trial.rests[0]:
             return trial.outputs[index]
-        if index == trial.rests:
-            return x if trial.adds is None else x + trial.adds
+        if index in trial.rests:
+            return x if trial.adds is None or index > trial.rests[0] else x + trial.adds
         return stock(*args, **kwargs)
 
     def _added(self, history: History, step: int, age: int) -> Tensor | None:
-        """Return what a block would add had it last been computed `age` calls ago, and age + 1 calls before that.
+        """Return what a group would add had it last been computed `age` calls ago, and age + 1 calls before that.
 
         These are the gaps of a schedule that goes on as it is; nearer ones would flatter the forecast.
         """
@@ -97,7 +109,7 @@ class Measuring(Resting):
         return past.forecast(step, self.order)
 
 
-def choose(errors: Float[np.ndarray, "steps blocks ages"], budget: float, warmup: int = 1) -> tuple[str, ...]:
+def choose(errors: Float[np.ndarray, "steps groups ages"], budget: float, warmup: int = 1) -> tuple[str, ...]:
     """Return a word a step, as in a `BlockTable`, of the least sum of errors with a share `budget` computed at most.
 
     `errors[..., 0]` are those of skipping, `errors[..., age]` of reusing, infinite where there is nothing to reuse.

@@ -16,6 +16,7 @@ def calibrate(
     model: options.Model = None,
     budget: Annotated[float, typer.Option(help="share of all blocks that is computed")] = 0.5,
     ages: Annotated[int, typer.Option(min=1, help="most steps that something is reused for")] = 3,
+    group: Annotated[int | None, typer.Option(min=1, help="blocks that rest together; default: all")] = None,
     order: Annotated[int, typer.Option(min=0, max=1, help="0 repeats what a block added, 1 extrapolates it")] = 0,
     warmup: Annotated[float, typer.Option(min=0, help="first steps that are computed: a number, or a share")] = 1,
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
@@ -28,10 +29,10 @@ def calibrate(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Measure how far a model's output moves if one block rests at one step, and choose which do."""
+    """Measure how far a model's output moves if blocks rest at a step, and choose when they do."""
     with options.one_line_errors():
         from accel.files import check_writable
-        from accel.workbench.calibration import calibrate
+        from accel.workbench.calibration import Measure, calibrate
         from accel.workbench.loading import load_pipeline
 
         options.set_threads(threads)
@@ -39,7 +40,8 @@ def calibrate(
         loaded = load_pipeline(model, device, dtype)
         asked: Any = dict(steps=steps, seed=seed, frames=frames, height=height, width=width)
         report = partial(typer.echo, err=True)
-        table = calibrate(loaded, prompts, budget, asked, ages=ages, order=order, warmup=warmup, report=report)
+        measure = Measure(ages, order, group)
+        table = calibrate(loaded, prompts, budget, asked, measure, warmup=warmup, report=report)
         table.save(output)
         for step, word in enumerate(table.steps):
             typer.echo(f"step {step:2d}  {word}")

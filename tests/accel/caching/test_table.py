@@ -21,7 +21,7 @@ from accel.caching.table import BlockTable, Table
 from accel.cli import app
 from accel.errors import InputError
 from accel.models.denoising import Denoising
-from accel.workbench.calibration import calibrate
+from accel.workbench.calibration import Measure, calibrate
 from accel.workbench.generation import generate as make
 from accel.workbench.loading import LoadedPipeline
 from tests.accel.caching.toys import DEPTH, TOKENS, TOY, Toy, make_loop, play
@@ -70,10 +70,12 @@ def test_a_budget_below_the_warm_up_is_refused() -> None:
         choose(np.ones((4, 2, 2)), 0.2, warmup=2)
 
 
+@pytest.mark.parametrize("size", [1, 4, None])
 @pytest.mark.parametrize("order", [0, 1])
-def test_errors_are_those_of_the_output(order: int) -> None:
+def test_errors_are_those_of_the_output(order: int, size: int | None) -> None:
     toy, denoising, loop = Toy(), Denoising(), make_loop(0, steps=5, branches=("cond",))
-    measuring, text = Measuring(toy, TOY, denoising, 2, order), loop.text["cond"]
+    measuring, text = Measuring(toy, TOY, denoising, 2, order, size), loop.text["cond"]
+    size = size or DEPTH
     install_cache(toy, measuring)
     added: list[list[torch.Tensor]] = []
     with torch.no_grad():
@@ -81,30 +83,31 @@ def test_errors_are_those_of_the_output(order: int) -> None:
             denoising.begin_call(Geometry(1, 1, TOKENS), Progress(step, 5, "cond"), None, True)
             (out,) = toy(latents, text)
             inputs = [toy.embed(latents)]
-            added.append([])
             for block in toy.blocks:
-                after = type(block).forward(block, inputs[-1], text)
-                added[-1].append(after - inputs[-1])
-                inputs.append(after)
+                inputs.append(type(block).forward(block, inputs[-1], text))
+            ends = [(start, min(start + size, DEPTH)) for start in range(0, DEPTH, size)]
+            added.append([inputs[end] - inputs[start] for start, end in ends])
             assert torch.equal(out, toy.head(inputs[-1]))
-            for index, age in itertools.product(range(DEPTH), range(3)):
+            for group, age in itertools.product(range(len(ends)), range(3)):
                 if age > step:
-                    assert (step, index, age) not in measuring.errors
+                    assert (step, group, age) not in measuring.errors
                     continue
-                rest = 0 if age == 0 else added[step - age][index]
+                rest = 0 if age == 0 else added[step - age][group]
                 older = max(0, step - age - age - 1)
                 if order and age and step - age >= 1:
-                    rest = rest + (rest - added[older][index]) * age / (step - age - older)
-                y = inputs[index] + rest
-                for block in toy.blocks[index + 1 :]:
+                    rest = rest + (rest - added[older][group]) * age / (step - age - older)
+                y = inputs[ends[group][0]] + rest
+                for block in toy.blocks[ends[group][1] :]:
                     y = type(block).forward(block, y, text)
                 expected = (toy.head(y) - out).square().sum()
-                assert measuring.errors[step, index, age].item() == pytest.approx(expected.item(), rel=1e-5)
+                assert measuring.errors[step, group, age].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_table_made_for_a_model_runs_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [1, None])
+def test_a_table_made_for_a_model_runs_in_it(tmp_path: Path, group: int | None) -> None:
     loaded, prompt = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS), "a red circle moves left"
-    table = calibrate(loaded, [prompt, "a blue square moves up"], 0.5, {}, order=1)
+    measure = Measure(order=1, group=group, probes=2)
+    table = calibrate(loaded, [prompt, "a blue square moves up"], 0.5, {}, measure)
     assert not loaded.pipeline.transformer._diffusers_hook.hooks
     table.save(tmp_path / "table.json")
     policy = from_text(f"table:table={tmp_path / 'table.json'}")
