@@ -23,6 +23,14 @@ def check_name(what: str, known: Mapping[str, Any], name: str, options: Iterable
         raise ValueError(f"{what} {name} has no option {', '.join(unknown)}; accepted: {', '.join(accepted)}")
 
 
+def check_least(chosen: Any, least: float, *names: str) -> None:
+    """Raise ValueError unless every named option of a method or policy is None or at least `least`."""
+    for name in names:
+        value = getattr(chosen, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Return name and options of a text like `re-ttention:base=adaspa:growth=0.02`; ValueError where a value lacks."""
     name, *parts = text.split(":")

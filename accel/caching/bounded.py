@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from accel.attention.call import Progress
-from accel.caching.policy import Policy, check_least, step_count
+from accel.caching.policy import Policy, step_count
 from accel.errors import InputError
+from accel.naming import check_least
 
 
 @dataclass

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from accel.caching.bounded import Bounded, ReusedSteps
 from accel.caching.change import relative_change
-from accel.caching.policy import BlockCall, Compute, Decision, Memory, Reuse, check_least
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Reuse
+from accel.naming import check_least
 
 
 @dataclass

@@ -8,17 +8,8 @@ from torch import Tensor
 
 from accel.attention.call import Progress
 from accel.caching.change import mean_change, mean_size
-from accel.caching.policy import (
-    BlockCall,
-    Compute,
-    Decision,
-    Memory,
-    Policy,
-    Reuse,
-    check_least,
-    check_steps,
-    step_count,
-)
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, check_steps, step_count
+from accel.naming import check_least
 
 
 @dataclass

@@ -138,11 +138,3 @@ def check_steps(policy: Any, *names: str) -> None:
         value = getattr(policy, name)
         if value < 0 or (value >= 1 and value != int(value)):
             raise ValueError(f"{name} must be a share below 1 or a whole number of steps, got {value}")
-
-
-def check_least(policy: Any, least: float, *names: str) -> None:
-    """Raise ValueError unless every named field is None or at least `least`."""
-    for name in names:
-        value = getattr(policy, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")

@@ -11,9 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
-from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, check_least
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip
 from accel.errors import InputError
 from accel.files import replacing
+from accel.naming import check_least
 
 LETTERS = "crs"
 

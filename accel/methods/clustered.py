@@ -12,7 +12,8 @@ from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.masks.cluster_pairs import select_clusters
 from accel.attention.orders.clusters import ClusteredTokens, Clustering, WarmCentroids
 from accel.attention.plan import Dense, Plan, Sparse
-from accel.methods.method import Scheduled, check_least, check_shares
+from accel.methods.method import Scheduled, check_shares
+from accel.naming import check_least
 from sparse_kernels import Clusters
 
 

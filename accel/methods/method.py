@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.plan import Plan
 from accel.attention.schedule import Phase, phase
+from accel.naming import check_least
 
 Own = TypeVar("Own", bound="Scheduled")
 
@@ -56,14 +57,6 @@ def check_shares(method: Any, *names: str) -> None:
         value = getattr(method, name)
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-
-
-def check_least(method: Any, least: int, *names: str) -> None:
-    """Raise ValueError unless every named field is None or at least `least`."""
-    for name in names:
-        value = getattr(method, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
 
 
 def check_block(block: int) -> None:

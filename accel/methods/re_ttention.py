@@ -17,7 +17,8 @@ from accel.attention.corrections.residual import CachedResidual, LowRankResidual
 from accel.attention.execute import execute, full_attention
 from accel.attention.masks.multi_diagonal import multi_diagonal_plan
 from accel.attention.plan import Computed, Correction, Dense, Plan, Sparse
-from accel.methods.method import Method, Scheduled, check_block, check_least, check_shares
+from accel.methods.method import Method, Scheduled, check_block, check_shares
+from accel.naming import check_least
 
 WIDER = 1.5  # times the density of the window that was asked for: then it is said
 CORRECTIONS = ("both", "ratio", "residual", "none")

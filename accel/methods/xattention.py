@@ -13,7 +13,8 @@ from accel.attention.masks.kept import keep_rest
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
 from accel.attention.plan import Dense, Plan, Sparse
-from accel.methods.method import Scheduled, check_block, check_least
+from accel.methods.method import Scheduled, check_block
+from accel.naming import check_least
 from sparse_kernels import BlockMap, antidiagonal_scores
 from sparse_kernels.block_map import uniform_offsets
 

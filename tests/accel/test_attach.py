@@ -25,6 +25,41 @@ from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transf
 
 SPARSE = dict(density=0.3, block=16)
 FULL = dict(density=1.0, dense_steps=0.0, block=16)
+KINDS = ["wan-2.1", "wan-2.1-i2v", "wan-2.2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "options", "kinds"),
+    [
+        ("full", {}, {"sparse"}),
+        ("adaspa", FULL, {"refresh", "sparse"}),
+        ("sparse-vdit", FULL | dict(tolerance=9.0), {"refresh", "sparse"}),
+    ],
+)
+def test_full_density_equals_the_stock_pipeline(kind: str, name: str, options: dict[str, Any], kinds: set[str]) -> None:
+    pipe = pipeline(kind)
+    stock = generate(pipe)
+    with accel.enabled(pipe, name, **options) as handle:
+        ours = generate(pipe)
+        records = handle.stats()
+    assert (ours - stock).abs().max() < 2e-5 * stock.abs().max()
+    assert {record.kind for record in records} == kinds and all(record.density == 1.0 for record in records)
+    assert len(records) == STEPS * 2 * 2  # steps, branches, layers
+    assert torch.equal(generate(pipe), stock)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["adaspa", "sparse-vdit"])
+def test_second_generation_equals_the_first(kind: str, name: str) -> None:
+    pipe = pipeline(kind)
+    with accel.enabled(pipe, name, **SPARSE) as handle:
+        first = generate(pipe)
+        assert handle.memory_bytes() == 0
+        generate(pipe, height=96)
+        assert handle.geometry is not None and handle.geometry.height == 6
+        assert torch.equal(generate(pipe), first)
+    assert not torch.allclose(first, generate(pipe), atol=1e-6)
 
 
 def test_batched_guidance_works() -> None:
@@ -208,6 +243,7 @@ def test_a_chosen_backend_computes_refresh_steps_too(name: str, monkeypatch: pyt
     monkeypatch.setitem(_AttentionBackendRegistry._backends, backend, note)
     with accel.enabled(pipe, name, density=0.3, dense_steps=0.4, block=16) as handle:
         pipe.transformer.set_attention_backend("_native_math")
+        assert pipe.transformer.blocks[0].attn1.processor._attention_backend == "_native_math"
         served.clear()
         generate(pipe)
         kinds = [record.kind for record in handle.stats()]

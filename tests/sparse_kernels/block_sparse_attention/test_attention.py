@@ -238,3 +238,10 @@ def test_flex_equals_reference() -> None:
     order = torch.randperm(256, generator=torch.Generator().manual_seed(2))[None, None]
     case = Case(q, k, v, block_map, order, order)
     assert_close(case, *run(case, "flex"), factor=4)
+
+
+def test_tiny_numbers_stay_what_they_are_outside_of_the_kernels() -> None:
+    case = make_case(0)
+    run(case, "cpu")
+    tiny = torch.full((1 << 20,), 1e-40)  # enough for every thread to take a part
+    assert (tiny * 0.5 > 0).all()
