@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from demos.shapes_wan.scenes import COLORS, MOTIONS, SHAPES, Scene, signed_distance
+from demos.shapes_wan.outline import form
+from demos.shapes_wan.scenes import COLORS, MOTIONS, SHAPES, Actor, Scene, signed_distance
 
 # Twice the reach of scenes.Scene.paths: how far an actor comes, as a share of width and of height.
 REACH_X = 0.48
@@ -29,24 +30,30 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right about one actor."""
+    """What is right about one actor, and how well the shape that was asked for is drawn (`outline.form`)."""
 
     color: bool
     motion: bool
     shape: bool
+    form: float
 
 
 def judge(video: Float[np.ndarray, "t h w 3"], scene: Scene) -> list[Verdict]:
     """Compare a video, values in [0, 1], with the scene it should show; one verdict an actor, the upper one first."""
-    sightings = look(video, len(scene.actors))
+    found = _find(video, len(scene.actors))
     return [
-        Verdict(seen.color == actor.color, seen.motion == actor.motion, seen.shape == actor.shape)
-        for seen, actor in zip(sightings, scene.actors, strict=True)
+        Verdict(seen.color == actor.color, seen.motion == actor.motion, seen.shape == actor.shape, _form(cover, actor))
+        for (seen, cover), actor in zip(found, scene.actors, strict=True)
     ]
 
 
 def look(video: Float[np.ndarray, "t h w 3"], actors: int) -> list[Sighting]:
     """Say what one or two actors, the first above the second, look like and do."""
+    return [sighting for sighting, _ in _find(video, actors)]
+
+
+def _find(video: Float[np.ndarray, "t h w 3"], actors: int) -> list[tuple[Sighting, Float[np.ndarray, "t h w"]]]:
+    """Return each actor's sighting and how far it covers each pixel."""
     if video.ndim != 4 or video.shape[-1] != 3 or actors not in REACH_Y:
         raise ValueError(f"a video (t h w 3) of 1 or 2 actors is judged, got {video.shape} and {actors} actors")
     video = video.astype(np.float32)
@@ -59,10 +66,11 @@ def look(video: Float[np.ndarray, "t h w 3"], actors: int) -> list[Sighting]:
     sightings = []
     for index, (name, cover) in enumerate(zip(names, covers, strict=True)):
         if name is None or cover.mean() < SMALLEST:
-            sightings.append(Sighting())
+            sightings.append((Sighting(), np.zeros_like(cover)))
             continue
         others = sum((other for place, other in enumerate(covers) if place != index), np.zeros_like(cover))
-        sightings.append(Sighting(name, _motion(cover, REACH_Y[actors]), _shape(cover, others < 0.5)))
+        seen = Sighting(name, _motion(cover, REACH_Y[actors]), _shape(cover, others < 0.5))
+        sightings.append((seen, cover))
     return sightings
 
 
@@ -141,9 +149,16 @@ def _motion(cover: Float[np.ndarray, "t h w"], reach_y: float) -> str | None:
 
 def _shape(cover: Float[np.ndarray, "t h w"], free: Bool[np.ndarray, "t h w"]) -> str:
     """Name the shape whose template has the largest overlap, summed over frames; only free pixels are compared."""
-    frames = np.unique(np.linspace(0, len(cover) - 1, SHAPE_FRAMES).round().astype(int))
-    scores = {shape: sum(_overlap(shape, cover[frame], free[frame]) for frame in frames) for shape in SHAPES}
+    scores = {shape: sum(_overlap(shape, cover[n], free[n]) for n in _chosen_frames(cover)) for shape in SHAPES}
     return max(scores, key=lambda shape: scores[shape])
+
+
+def _form(cover: Float[np.ndarray, "t h w"], actor: Actor) -> float:
+    return float(np.mean([form(cover[n], actor.shape) for n in _chosen_frames(cover)]))
+
+
+def _chosen_frames(cover: Float[np.ndarray, "t h w"]) -> Int[np.ndarray, " n"]:
+    return np.unique(np.linspace(0, len(cover) - 1, SHAPE_FRAMES).round().astype(int))
 
 
 def _overlap(shape: str, cover: Float[np.ndarray, "h w"], free: Bool[np.ndarray, "h w"]) -> float:

@@ -11,10 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from accel.errors import InputError
+from demos.shapes_wan.scenes import parse_caption
 
 TARGETS = {"color": 95.0, "motion": 90.0, "shape": 80.0}  # percent of actors
 ALLOWED_LOSS = 3.0  # points that the sparse method may lie below dense
 WAYS = ("dense", "sparse")
+FORMS = {"circularity": ("circle",), "corners": ("square", "triangle")}  # `outline.form` of these shapes
 
 
 @dataclass
@@ -43,18 +45,18 @@ class Results:
         temporary.replace(self.file)
 
     def summary(self) -> dict[str, dict[str, float | None]]:
-        """Return, for each way, percentages over actors, the mean likeness to dense and the median seconds."""
-        chosen = {way: [ways[way] for ways in self.prompts.values() if way in ways] for way in WAYS}
-        return {way: _summarize(rows) for way, rows in chosen.items() if rows}
+        """Return, for each way, percentages and forms over actors, mean likeness to dense and median seconds."""
+        chosen = {way: {text: ways[way] for text, ways in self.prompts.items() if way in ways} for way in WAYS}
+        return {way: _summarize(list(rows.values())) | _forms(rows) for way, rows in chosen.items() if rows}
 
     def table(self) -> Table:
         """Return the summary, each percentage with the target that it meets or misses."""
         summary = self.summary()
-        table = Table("way", *(f"{name} %" for name in TARGETS), "PSNR dB", "SSIM", "seconds")
+        table = Table("way", *(f"{name} %" for name in TARGETS), *FORMS, "PSNR dB", "SSIM", "seconds")
         for way, numbers in summary.items():
             cells = [_judged(way, name, summary) for name in TARGETS]
-            rest = [_number(numbers[name], digits) for name, digits in (("psnr_db", 2), ("ssim", 4), ("seconds", 1))]
-            table.add_row(way, *cells, *rest)
+            digits = dict.fromkeys(FORMS, 3) | {"psnr_db": 2, "ssim": 4, "seconds": 1}
+            table.add_row(way, *cells, *(_number(numbers[name], places) for name, places in digits.items()))
         actors = sum(len(ways["dense"]["verdicts"]) for ways in self.prompts.values())
         table.caption = f"{len(self.prompts)} prompts, {actors} actors; PSNR and SSIM to dense of the same seed"
         return table
@@ -69,6 +71,18 @@ def _summarize(rows: list[dict[str, Any]]) -> dict[str, float | None]:
         values = [row[name] for row in rows if name in row]
         summary[name] = average(values) if values else None
     return summary
+
+
+def _forms(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Return the mean form of all actors that should have one of the shapes; rows of before have none."""
+    seen = [
+        (actor.shape, verdict["form"])
+        for caption, row in rows.items()
+        for actor, verdict in zip(parse_caption(caption).actors, row["verdicts"], strict=True)
+        if "form" in verdict
+    ]
+    chosen = {name: [value for shape, value in seen if shape in shapes] for name, shapes in FORMS.items()}
+    return {name: statistics.mean(values) if values else None for name, values in chosen.items()}
 
 
 def _judged(way: str, name: str, summary: dict[str, dict[str, float | None]]) -> str:

@@ -13,7 +13,7 @@ from accel.workbench.generation import Generation
 from accel.workbench.loading import load_pipeline
 from demos.shapes_wan import evaluate
 from demos.shapes_wan.results import Results
-from demos.shapes_wan.scenes import held_out_scenes
+from demos.shapes_wan.scenes import COLORS, SIZES, held_out_scenes
 
 
 def test_a_second_run_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,12 +47,28 @@ def test_targets_are_met_or_missed(tmp_path: Path) -> None:
         return {"seconds": 1.0, "verdicts": verdicts, **likeness}
 
     results = Results(tmp_path / "results.json", {})
-    results.prompts["a red circle"] = {"dense": row(9), "sparse": row(8, psnr_db=30.0, ssim=0.9)}
+    for number in range(10):
+        ways = {"dense": row(9), "sparse": row(8, psnr_db=30.0, ssim=0.9)}
+        for way in ways.values():
+            way["verdicts"] = [way["verdicts"][number]]
+        results.prompts[f"a {SIZES[number % 2]} {list(COLORS)[number // 2]} circle moves left"] = ways
     columns = [list(column.cells) for column in results.table().columns]
     assert columns[1] == ["100.0 (>= 95: met)", "100.0 (dense - 3: met)"]
     assert columns[2] == ["90.0 (>= 90: met)", "80.0 (dense - 3: missed)"]
     assert columns[3] == ["80.0 (>= 80: met)", "80.0 (dense - 3: met)"]
-    assert columns[4] == ["-", "30.00"]
+    assert columns[4] == columns[5] == ["-", "-"] and columns[6] == ["-", "30.00"]
+
+
+def test_forms_are_averaged_by_what_should_be_seen(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json", {})
+    right = {"color": True, "motion": True, "shape": True}
+    for caption, forms in (
+        ("a red circle moves left and a small blue square stays still", (0.9, 0.5)),
+        ("a red triangle moves up", (0.7,)),
+    ):
+        results.prompts[caption] = {"dense": {"seconds": 1.0, "verdicts": [{**right, "form": form} for form in forms]}}
+    summary = results.summary()["dense"]
+    assert summary["circularity"] == 0.9 and summary["corners"] == pytest.approx(0.6)
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import Float
 
 from demos.shapes_wan.judge import Sighting, judge, look
+from demos.shapes_wan.outline import form
 from demos.shapes_wan.scenes import Actor, Scene, render, sample_scene
 
 FRAMES, SIDE = 9, 128
@@ -36,7 +37,7 @@ def scene_of(*actors: Actor, background: str = "black") -> Scene:
 def test_ground_truth_is_judged_right(sigma: float, noise: float) -> None:
     generator, numbers = random.Random(7), np.random.default_rng(7)
     verdicts = []
-    for _ in range(200):
+    for _ in range(100):
         scene = sample_scene(generator)
         video = draw(scene, generator)
         if sigma:
@@ -83,3 +84,28 @@ def test_an_empty_half_is_not_seen() -> None:
 def test_a_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="3 actors"):
         look(np.zeros((5, 32, 32, 3)), 3)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
+def test_form_tells_true_shapes_from_drops(size: str, shape: str) -> None:
+    sharp = draw(scene_of(Actor(shape, "red", size, "moves left")), random.Random(1))
+    forms = {}
+    for sigma in (0.5, 2.0):
+        video = blur(sharp, sigma)
+        for asked in ("circle", "square", "triangle"):
+            (verdict,) = judge(video, scene_of(Actor(asked, "red", size, "moves left")))
+            forms[sigma, asked] = verdict.form
+    assert 0.86 < forms[0.5, shape] < 1.02 and max(forms, key=lambda key: forms[key])[1] == shape
+    if shape == "circle":
+        assert abs(forms[0.5, "square"]) < 0.05 > abs(forms[0.5, "triangle"])
+    else:
+        assert forms[2.0, shape] < forms[0.5, shape] - 0.1  # rounded corners
+
+
+def test_what_is_not_seen_has_no_form() -> None:
+    video = np.full((5, 32, 32, 3), 0.5)
+    assert judge(video, scene_of(Actor("circle", "red", "large", "moves left")))[0].form == 0
+    cover = np.zeros((32, 32), np.float32)
+    cover[:, [2, 29]] = 1  # nothing where the centre of mass is
+    assert [form(cover, shape) <= 0 for shape in ("circle", "square", "triangle")] == [True] * 3

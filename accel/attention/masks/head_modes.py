@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accel.attention.call import Geometry
 from accel.attention.masks.band import band, stripe
-from accel.attention.masks.kept import keep_first_frame, keep_rest
+from accel.attention.masks.kept import keep_first_frame, keep_rest, rest_blocks
 from accel.attention.orders.grid import native, token_major
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap
@@ -55,12 +55,14 @@ def _mode_mask(
     blocks = len(offsets) - 1
     if mode == "full":
         return torch.ones(blocks, blocks, dtype=torch.bool)
-    kept = torch.zeros(blocks, blocks, dtype=torch.bool)
+    rest = rest_blocks(geometry, offsets)
+    kept = rest[:, None].repeat(1, blocks)
     if mode == "skip":
         return kept
     if first_frame:
         kept = keep_first_frame(kept, geometry, offsets, offsets)
-    if mode == "stripe":  # which has text among its ranked columns
+    if mode == "stripe":  # whose columns begin with the text
+        kept[:, : rest.sum()] = True
         return stripe(blocks, density, kept)
     return keep_rest(band(blocks, density, kept), geometry, offsets, offsets)
 

@@ -19,6 +19,11 @@ def keep_rest(
     return mask if geometry.tokens == geometry.video_tokens else _keep(mask, geometry.kept(), q_offsets, kv_offsets)
 
 
+def rest_blocks(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Bool[Tensor, " n"]:
+    """Return which blocks hold text or anything else that is no video."""
+    return _holding(geometry.kept(), offsets)
+
+
 def keep_first_frame(
     mask: Bool[Tensor, "*b nq nk"], geometry: Geometry, q_offsets: Int[Tensor, " nq1"], kv_offsets: Int[Tensor, " nk1"]
 ) -> Bool[Tensor, "*b nq nk"]:
@@ -38,9 +43,10 @@ def _keep(
     q_offsets: Int[Tensor, " nq1"],
     kv_offsets: Int[Tensor, " nk1"],
 ) -> Bool[Tensor, "*b nq nk"]:
-    before = pad(rows.to(mask.device).cumsum(0), (1, 0))
+    rows = rows.to(mask.device)
+    return mask | _holding(rows, q_offsets)[:, None] | _holding(rows, kv_offsets)
 
-    def holds(offsets: Int[Tensor, " n1"]) -> Bool[Tensor, " n"]:
-        return before[offsets.to(mask.device).long()].diff() > 0
 
-    return mask | holds(q_offsets)[:, None] | holds(kv_offsets)
+def _holding(rows: Bool[Tensor, " s"], offsets: Int[Tensor, " n1"]) -> Bool[Tensor, " n"]:
+    before = pad(rows.cumsum(0), (1, 0))
+    return before[offsets.to(rows.device).long()].diff() > 0

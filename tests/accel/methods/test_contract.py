@@ -17,8 +17,8 @@ from accel.methods.registry import METHODS, SPARSE_METHODS, by_name, option_name
 from tests.accel.calls import dense, in_dtype, make_call, row, visited
 from tests.accel.wan_models import STEPS, generate, pipeline
 
-# Where a method has such an option, it fits grids of some hundred tokens.
-FITTING = {"block": 16, "stride": 4, "query_clusters": 6, "key_clusters": 12}
+# Where a method has such an option, it fits grids of some hundred tokens, and lets random heads be sparse.
+FITTING = {"block": 16, "stride": 4, "query_clusters": 6, "key_clusters": 12, "tolerance": 9.0}
 GRIDS = [Geometry(3, 4, 8), Geometry(3, 4, 8, "first", 13), Geometry(3, 4, 8, "last", 13)]
 
 every_method = pytest.mark.parametrize("name", METHODS)
