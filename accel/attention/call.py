@@ -15,16 +15,17 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Geometry:
-    """The latent grid after patchifying, in tokens, and where text sits in the sequence (first, last or none).
+    """The latent grid after patchifying, in tokens, and how many rows stand before and after it in the sequence.
 
-    Only this class knows where that is: all others ask for the `video` rows and the `kept` ones.
+    Those hold text, audio, key frames or history. Only this class knows where they are: all others ask for the `video`
+    rows and the `kept` ones.
     """
 
     frames: int
     height: int
     width: int
-    text_position: str = "none"
-    text_length: int = 0
+    before: int = 0
+    after: int = 0
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -44,13 +45,12 @@ class Geometry:
     @property
     def tokens(self) -> int:
         """Length of the attention sequence."""
-        return self.video_tokens + self.text_length
+        return self.before + self.video_tokens + self.after
 
     @property
     def video(self) -> slice:
         """Rows of the sequence that hold the grid, frame by frame and row by row."""
-        first = self.text_length if self.text_position == "first" else 0
-        return slice(first, first + self.video_tokens)
+        return slice(self.before, self.before + self.video_tokens)
 
     def kept(self, device: torch.device | str = "cpu") -> Bool[Tensor, " s"]:
         """Return which rows are no video: always exact as keys and dense as queries."""

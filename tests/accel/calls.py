@@ -23,6 +23,11 @@ def as_call(
     )
 
 
+def rows_around(geometry: Geometry) -> str:
+    """Return a test's name for what stands before and after the video."""
+    return f"{geometry.before}-{geometry.after}"
+
+
 def make_call(
     step: int = 0,
     steps: int = 20,

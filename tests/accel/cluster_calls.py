@@ -10,7 +10,7 @@ from accel.attention.orders.clusters import ClusteredTokens, Clustering, WarmCen
 from tests.accel.calls import make_call
 
 GRID = (4, 8, 10)
-GEOMETRIES = [Geometry(*GRID), Geometry(*GRID, "first", 13), Geometry(*GRID, "last", 13)]
+GEOMETRIES = [Geometry(*GRID), Geometry(*GRID, before=13), Geometry(*GRID, after=13), Geometry(*GRID, 5, 8)]
 COUNTS = (9, 14)  # query and key clusters
 
 

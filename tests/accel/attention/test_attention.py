@@ -70,12 +70,12 @@ def test_token_major_puts_one_pixels_frames_together() -> None:
     assert torch.equal(order.sort().values, native(GEOMETRY))
 
 
-@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.parametrize("position", ["before", "after"])
 def test_orders_leave_text_in_place(position: str) -> None:
-    geometry = Geometry(3, 4, 5, position, 7)
+    geometry = Geometry(3, 4, 5, **{position: 7})
     order = token_major(geometry)
-    text = torch.arange(7) if position == "first" else torch.arange(60, 67)
-    assert torch.equal(order[:7] if position == "first" else order[-7:], text)
+    text = torch.arange(7) if position == "before" else torch.arange(60, 67)
+    assert torch.equal(order[:7] if position == "before" else order[-7:], text)
     assert torch.equal(order.sort().values, torch.arange(67))
     assert torch.equal(whole_order(torch.arange(60), geometry), torch.arange(67))
 
@@ -88,14 +88,14 @@ def test_tiles_are_contiguous_and_ragged_at_the_border() -> None:
 
 
 @pytest.mark.parametrize("tile", [None, (2, 2, 2)])
-@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.parametrize("position", ["before", "after"])
 def test_adaspa_never_cuts_text_off(tile: tuple[int, int, int] | None, position: str) -> None:
-    geometry = Geometry(4, 4, 8, position, 16)
+    geometry = Geometry(4, 4, 8, **{position: 16})
     method = AdaSpa(density=0.1, dense_steps=0.1, block=16, tile=tile)
     memory = LayerMemory()
     method.plan(make_call(0, geometry=geometry), memory)
     mask = memory.state.plan.block_map.to_dense()
-    text = 0 if position == "first" else -1
+    text = 0 if position == "before" else -1
     assert mask[..., text].all() and mask[..., text, :].all() and not mask.all()
 
 
@@ -107,7 +107,7 @@ def test_band_has_the_density_asked_for(density: float) -> None:
 
 
 def test_text_rows_and_columns_are_always_on() -> None:
-    geometry = Geometry(1, 4, 4, "last", 5)
+    geometry = Geometry(1, 4, 4, after=5)
     offsets = torch.tensor([0, 8, 14, 21])
     mask = keep_rest(torch.zeros(1, 1, 3, 3, dtype=torch.bool), geometry, offsets, offsets)
     assert mask[0, 0].tolist() == [[False, False, True], [False, False, True], [True, True, True]]
@@ -143,9 +143,9 @@ def test_each_head_mode_equals_its_brute_force(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["diagonal", "multi-diagonal", "stripe"])
-@pytest.mark.parametrize("position", ["none", "first", "last"])
+@pytest.mark.parametrize("position", ["nowhere", "before", "after"])
 def test_every_pattern_keeps_the_first_frame_and_its_density(mode: str, position: str) -> None:
-    geometry = Geometry(9, 4, 8, position, 0 if position == "none" else 16)
+    geometry = Geometry(9, 4, 8, **({} if position == "nowhere" else {position: 16}))
     call = make_call(geometry=geometry)
     columns = rank_columns(call.q, call.k, call.scale, geometry, first_frame=True)
     plan = head_mode_plan([[mode] * 4], columns, geometry, 0.5, 16, call.q.device, first_frame=True)
@@ -153,7 +153,7 @@ def test_every_pattern_keeps_the_first_frame_and_its_density(mode: str, position
     mask = torch.zeros_like(mask)[..., : geometry.tokens, : geometry.tokens].copy_(mask)
     rows = mask.new_zeros(mask.shape).scatter(2, plan.q_order[..., None].expand(mask.shape), mask)
     pairs = rows.new_zeros(mask.shape).scatter(3, plan.kv_order[..., None, :].expand(mask.shape), rows)
-    first = slice(16, 48) if position == "first" else slice(0, 32)
+    first = slice(16, 48) if position == "before" else slice(0, 32)
     assert pairs[:, :, first].all() and pairs[..., first].all()
     assert not pairs.all() and pairs.float().mean().item() == pytest.approx(0.5, abs=0.12)
 

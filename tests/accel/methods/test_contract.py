@@ -14,12 +14,12 @@ from accel.attention.execute import Attended, attend
 from accel.attention.plan import Sparse
 from accel.methods.method import Scheduled
 from accel.methods.registry import METHODS, SPARSE_METHODS, by_name, option_names
-from tests.accel.calls import dense, in_dtype, make_call, row, visited
+from tests.accel.calls import dense, in_dtype, make_call, row, rows_around, visited
 from tests.accel.wan_models import STEPS, generate, pipeline
 
 # Where a method has such an option, it fits grids of some hundred tokens, and lets random heads be sparse.
 FITTING = {"block": 16, "stride": 4, "query_clusters": 6, "key_clusters": 12, "tolerance": 9.0}
-GRIDS = [Geometry(3, 4, 8), Geometry(3, 4, 8, "first", 13), Geometry(3, 4, 8, "last", 13)]
+GRIDS = [Geometry(3, 4, 8), Geometry(3, 4, 8, before=13), Geometry(3, 4, 8, after=13), Geometry(3, 4, 8, 5, 8)]
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -43,7 +43,7 @@ def steps(*numbers: int, **options: object) -> list[AttentionCall]:
 
 
 @every_method
-@pytest.mark.parametrize("geometry", GRIDS, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GRIDS, ids=rows_around)
 def test_full_density_is_dense(name: str, geometry: Geometry) -> None:
     calls = steps(geometry=geometry)
     for call, attended in zip(calls, run(small(name, 1.0, dense_steps=0.0), calls), strict=True):
@@ -60,7 +60,7 @@ def test_the_models_scale_is_obeyed(name: str) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("geometry", GRIDS[1:], ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GRIDS[1:], ids=rows_around)
 def test_text_is_exact(name: str, geometry: Geometry) -> None:
     calls, text = steps(geometry=geometry), geometry.kept()
     for call, attended in zip(calls, run(small(name), calls), strict=True):

@@ -19,7 +19,7 @@ from accel.methods.registry import by_name
 from accel.methods.svg2 import SVG2
 from sparse_kernels import BlockMap, block_sparse_attention, kmeans
 from sparse_kernels.centroids.reference import take_rows
-from tests.accel.calls import as_call, dense
+from tests.accel.calls import as_call, dense, rows_around
 from tests.accel.calls import row as row_of
 from tests.accel.cluster_calls import (
     COUNTS,
@@ -41,7 +41,7 @@ def sparse(plan: Plan) -> Sparse:
     return plan
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 @pytest.mark.parametrize(("top_p", "least_share"), [(0.6, 0.0), (0.3, 0.25), (0.9, 0.1)])
 def test_plan_equals_the_published_rule(geometry: Geometry, top_p: float, least_share: float) -> None:
     call = clustered_call(geometry=geometry)
@@ -54,7 +54,7 @@ def test_plan_equals_the_published_rule(geometry: Geometry, top_p: float, least_
     assert (execute(call, plan)[0] - dense(call, mask)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 def test_orders_hold_every_token_once_and_text_last(geometry: Geometry) -> None:
     call = clustered_call(geometry=geometry)
     for axis, x in zip(clusters_of(call), (call.q, call.k), strict=True):
@@ -79,7 +79,7 @@ def test_text_is_always_kept(position: str) -> None:
     assert mask[..., -1].all() and torch.equal(mask[..., -1, :], filled) and not mask.all()
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 @pytest.mark.parametrize("options", [dict(density=1.0), dict(top_p=1.0)])
 def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, float]) -> None:
     call = clustered_call(geometry=geometry)
@@ -88,7 +88,7 @@ def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, 
     assert (execute(call, plan)[0] - dense(call)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 @pytest.mark.parametrize("density", [0.2, 0.3, 0.6])
 def test_density_is_met(geometry: Geometry, density: float) -> None:
     plan = sparse(SVG2(density=density, **SMALL).plan(clustered_call(geometry=geometry), LayerMemory()))

@@ -19,7 +19,7 @@ from accel.methods.svg2 import SVG2
 from accel.methods.svg_ear import SVGEAR
 from sparse_kernels import pooled
 from sparse_kernels.centroids.reference import take_rows
-from tests.accel.calls import as_call, dense
+from tests.accel.calls import as_call, dense, rows_around
 from tests.accel.cluster_calls import (
     COUNTS,
     GEOMETRIES,
@@ -100,7 +100,7 @@ def brute_compensated(call: AttentionCall, queries: ClusteredTokens, keys: Clust
     return weights @ v / weights.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 def test_error_of_centroids_equals_its_definition(geometry: Geometry) -> None:
     call = clustered_call(geometry=geometry)
     queries, keys = clusters_of(call)
@@ -116,7 +116,7 @@ def test_error_of_centroids_equals_its_definition(geometry: Geometry) -> None:
     assert (error - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 @pytest.mark.parametrize("options", [dict(top_p=0.5), dict(top_p=0.7, least_share=0.2, area_exponent=0.5)])
 def test_plan_equals_the_published_rule(geometry: Geometry, options: dict[str, float]) -> None:
     call, method = clustered_call(geometry=geometry), SVGEAR(density=None, **options, **SMALL)
@@ -139,7 +139,7 @@ def test_routing_differs_from_mass() -> None:
     assert 0.02 < (by_error != by_mass).float().mean() < 0.5
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 def test_singleton_clusters_are_dense_attention(geometry: Geometry) -> None:
     call = clustered_call(geometry=geometry)
     options = {**SMALL, "key_clusters": geometry.video_tokens}
@@ -148,7 +148,7 @@ def test_singleton_clusters_are_dense_attention(geometry: Geometry) -> None:
     assert (execute(call, plan)[0] - dense(call)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 @pytest.mark.parametrize("options", [dict(density=1.0), dict(top_p=1.0)])
 def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, float]) -> None:
     call = clustered_call(geometry=geometry)
@@ -157,7 +157,7 @@ def test_full_density_is_dense_attention(geometry: Geometry, options: dict[str, 
     assert (execute(call, plan)[0] - dense(call)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.text_position)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
 @pytest.mark.parametrize("density", [0.25, 0.5])
 def test_density_is_met_and_serves_better_than_mass_alone(geometry: Geometry, density: float) -> None:
     call = clustered_call(geometry=geometry)

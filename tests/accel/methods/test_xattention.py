@@ -64,12 +64,12 @@ def test_padding_draws_no_mass() -> None:
     assert torch.equal(mask, (torch.arange(7) < 2).expand_as(mask))
 
 
-@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.parametrize("position", ["before", "after"])
 @pytest.mark.parametrize("tile", [None, (2, 2, 2)])
 def test_text_is_on(position: str, tile: tuple[int, int, int] | None) -> None:
-    geometry = Geometry(4, 4, 8, position, 16)
+    geometry = Geometry(4, 4, 8, **{position: 16})
     mask = mask_of(XAttention(**SMALL, density=0.2, tile=tile), make_call(geometry=geometry))
-    text = 0 if position == "first" else -1
+    text = 0 if position == "before" else -1
     assert mask[..., text].all() and mask[..., text, :].all() and not mask.all()
 
 

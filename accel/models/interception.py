@@ -1,0 +1,46 @@
+"""Attention calls of processors that ask for no backend: caught while that one processor runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+# (q, k, v, mask, arguments) -> out, all (b h s d)
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], Tensor]
+
+
+class SDPAInterception(TorchFunctionMode):
+    """Sends the calls of torch's scaled_dot_product_attention inside a `with` block, on this thread, to `attend`.
+
+    Calls that `attend` makes itself go to torch.
+    """
+
+    def __init__(self, attend: Attend):
+        super().__init__()
+        self.attend = attend
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer one call of a function of torch's."""
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self.attend(*_bound(*args, **(kwargs or {})))
+
+
+def _bound(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
+    arguments = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    return query, key, value, attn_mask, arguments
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> Tensor:
+    """Return torch's attention of a call that was caught."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, **arguments)
