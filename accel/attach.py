@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from accel.caching.resting import Resting
 from accel.methods.method import Method
 from accel.methods.registry import DEFAULT_METHOD, METHODS, by_name
 from accel.models.adapters import adapter_for, transformers_of
-from accel.models.processor import SparseAttentionProcessor, wrap_processor
+from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
 from accel.models.records import BlockRecord, CallRecord, block_shares, summarize
 from accel.models.session import Session
@@ -138,17 +139,18 @@ def enabled(
                 _attach(Attachment(transformer, hook, resting))
 
 
-def attn_processors(
-    transformer: nn.Module, method: str | Method | None = DEFAULT_METHOD, **options: Any
-) -> dict[str, Any]:
+def attn_processors(transformer: Any, method: str | Method | None = DEFAULT_METHOD, **options: Any) -> dict[str, Any]:
     """Return processors for `transformer.set_attn_processor`, and install the progress hook that they need.
 
     ValueError as `enable` raises it.
     """
+    if not hasattr(transformer, "attn_processors"):
+        raise ValueError(f"{type(transformer).__name__} has no set_attn_processor; call accel.enable on it")
     hook = _attachment(transformer, _method(method, options), None, None).hook
     _detach(transformer)
     install_hook(transformer, hook)
-    return _processors(transformer, hook.session)
+    ours = {f"{name}.processor": processor for name, _, processor in _processors(transformer, hook.session)}
+    return {name: ours.get(name, stock) for name, stock in transformer.attn_processors.items()}
 
 
 def _method(method: str | Method | None, options: dict[str, Any]) -> Method:
@@ -183,19 +185,20 @@ def _transformers(pipe_or_transformer: Any) -> list[Any]:
 
 def _attachment(transformer: nn.Module, method: Method | None, policy: Policy | None, pipeline: Any) -> Attachment:
     adapter = adapter_for(transformer)
-    session = Session(method, len(adapter.self_attention(transformer)))
+    if adapter.reason is not None and method is not None:
+        warnings.warn(f"accel leaves {type(transformer).__name__} dense: {adapter.reason}", stacklevel=4)
+    session = Session(method, len(adapter.modules(transformer)))
     resting = None if policy is None else Resting(policy, transformer, adapter, session.denoising)
     return Attachment(transformer, ProgressHook(session, adapter, pipeline), resting)
 
 
-def _processors(transformer: Any, session: Session) -> dict[str, Any]:
-    """Return all processors of the transformer, those of video self-attention wrapped."""
-    layers = {name: layer for layer, name in enumerate(adapter_for(transformer).self_attention(transformer))}
-    processors = {}
-    for key, stock in transformer.attn_processors.items():
-        layer = layers.get(key.removesuffix(".processor"))
-        processors[key] = stock if layer is None else wrap_processor(stock, session, layer)
-    return processors
+def _processors(transformer: Any, session: Session) -> list[tuple[str, Any, SparseAttentionProcessor]]:
+    """Return name and module of each video self-attention, in the order of the layers, and a processor for it."""
+    adapter = adapter_for(transformer)
+    return [
+        (name, module, SparseAttentionProcessor(module.processor, session, layer, adapter.dispatched))
+        for layer, (name, module) in enumerate(adapter.modules(transformer).items())
+    ]
 
 
 def _attach(each: Attachment) -> None:
@@ -205,7 +208,8 @@ def _attach(each: Attachment) -> None:
     # The hook registered last runs first: where the loop is must be known before the cache is asked.
     install_hook(each.transformer, each.hook)
     if each.hook.session.method is not None:
-        each.transformer.set_attn_processor(_processors(each.transformer, each.hook.session))
+        for _, module, processor in _processors(each.transformer, each.hook.session):
+            set_processor(module, processor)
 
 
 def _detach(transformer: Any) -> None:
@@ -214,8 +218,4 @@ def _detach(transformer: Any) -> None:
         hook.session.denoising.latest.end()  # one that was interrupted still remembers
         remove_hook(transformer)
         remove_cache(transformer)
-    processors = transformer.attn_processors
-    if any(isinstance(processor, SparseAttentionProcessor) for processor in processors.values()):
-        transformer.set_attn_processor(
-            {k: p.stock if isinstance(p, SparseAttentionProcessor) else p for k, p in processors.items()}
-        )
+    unwrap_processors(transformer)

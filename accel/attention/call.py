@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,8 @@ class Geometry:
     """The latent grid after patchifying, in tokens, and how many rows stand before and after it in the sequence.
 
     Those hold text, audio, key frames or history. Only this class knows where they are: all others ask for the `video`
-    rows and the `kept` ones.
+    rows and the `kept` ones. Where a forward call does not tell how many there are, `rest` says on which side those
+    stand that an attention call turns out to have.
     """
 
     frames: int
@@ -26,6 +27,18 @@ class Geometry:
     width: int
     before: int = 0
     after: int = 0
+    rest: str | None = None
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence of this length can hold the grid and what stands around it."""
+        return tokens == self.tokens if self.rest is None else tokens >= self.tokens
+
+    def filled_to(self, tokens: int) -> Geometry:
+        """Return the geometry of a sequence of this length, which fits."""
+        if self.rest is None:
+            return self
+        more = {self.rest: getattr(self, self.rest) + tokens - self.tokens}
+        return replace(self, rest=None, **more)
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Hashable
 from typing import Any
 
+from torch import Tensor
+
 from accel.attention.call import Geometry, LayerMemory, Progress
 from accel.models.records import BlockRecord, Records
 
@@ -21,6 +23,7 @@ class Generation:
         self.branches: set[str] = set()  # seen in this step
         self.records = Records()
         self.blocks: list[BlockRecord] = []
+        self.mask: tuple[Tensor, Tensor | None] | None = None  # read last, and which rows it leaves valid
         self.memories: dict[Hashable, LayerMemory] = defaultdict(LayerMemory)
         self.peak_memory_bytes = 0
         self.finished = False
@@ -59,6 +62,7 @@ class Generation:
         """Drop what the layers remember."""
         self.note_memory()
         self.memories.clear()
+        self.mask = None
         self.finished, self.progress = True, None
 
 

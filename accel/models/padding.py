@@ -1,4 +1,4 @@
-"""Attention masks that say only which rows at the end are padding: the padding is left out, and the mask with it."""
+"""Attention masks that say only which rows are padding: the padding is left out, and the mask with it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ MASKED = -1e4  # what is added to logits of padding, or less
 Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 
 
-def valid_lengths(mask: Tensor, batch: int, tokens: int) -> list[int] | None:
-    """Return how many rows of each sample are valid, or None if the mask says anything but padding at the end.
+def valid_rows(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b s"] | None:
+    """Return which rows of each sample are valid, or None if the mask says anything but what is padding.
 
     Accepted are masks over keys, and over pairs where both are valid, as booleans or as numbers that are added to
-    logits. Rows of padding may look at anything: nobody looks at them. Waits for the device.
+    logits. Rows of padding may look at any valid row: nobody looks at them. Waits for the device.
     """
     kept = _as_pairs(mask, batch, tokens)
     if kept is None:
         return None
     valid = kept[:, 0]
-    lengths = valid.sum(-1)
-    rows = torch.arange(tokens, device=mask.device)
-    is_prefix = (valid == (rows < lengths[:, None])).all()
-    agrees = (kept == valid[:, None]).all(-1) | (~valid if kept.shape[1] == tokens else kept.new_zeros(batch, 1))
-    return lengths.tolist() if bool(is_prefix & agrees.all() & (lengths > 0).all()) else None
+    if kept.shape[1] == 1:
+        return valid if bool(valid.any(1).all()) else None
+    agrees = (kept == valid[:, None]).all(-1) | ~valid
+    looked_at = (kept & ~valid[:, None]).any()
+    return valid if bool(agrees.all() & ~looked_at & valid.any(1).all()) else None
 
 
 def _as_pairs(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b q k"] | None:
@@ -48,17 +48,23 @@ def _as_pairs(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b q k"] | 
 
 def without_padding(
     attend: Attend, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h2 d"], v: Float[Tensor, "b s h2 d"],
-    lengths: list[int],
+    valid: Bool[Tensor, "b s"],
 ) -> Float[Tensor, "b s h d"]:  # fmt: skip
-    """Return what `attend` gives on the valid rows, zero in the others; sample by sample where lengths differ.
+    """Return what `attend` gives on the valid rows, zero in the others; sample by sample where those differ.
 
     `attend` is also told the sample, or None where all of the batch is computed at once.
     """
+    if bool(valid.all()):
+        return attend(q, k, v, None)
     out = q.new_zeros(q.shape)
-    if len(set(lengths)) == 1:
-        out[:, : lengths[0]] = attend(q[:, : lengths[0]], k[:, : lengths[0]], v[:, : lengths[0]], None)
-        return out
-    for row, length in enumerate(lengths):
-        own = slice(row, row + 1), slice(length)
-        out[own] = attend(q[own], k[own], v[own], row)
+    alike = bool((valid == valid[:1]).all())
+    for row in range(1 if alike else len(valid)):
+        own, rows = slice(None) if alike else slice(row, row + 1), _rows(valid[row])
+        out[own, rows] = attend(q[own, rows], k[own, rows], v[own, rows], None if alike else row)
     return out
+
+
+def _rows(valid: Bool[Tensor, " s"]) -> slice | Tensor:
+    """Return the valid rows, as a slice where they are the first ones: that copies nothing."""
+    count = int(valid.sum())
+    return slice(count) if bool(valid[:count].all()) else valid.nonzero().flatten()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from accel.attention.call import Progress
 from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.readers import argument
 from accel.models.session import Session
 
 HOOK = "accel_progress"
@@ -41,7 +42,8 @@ class ProgressHook(ModelHook):
     """Tells the session where the denoising loop is, before each call of the transformer.
 
     Step and branch come from the pipeline's cache context where it gives them, else from the position of the
-    timestep in the pipeline's schedule, and from the order of calls within one step.
+    timestep in the pipeline's schedule (or, where the model is given other numbers, from the order in which they
+    come), and from the order of calls within one step.
     """
 
     _is_stateful = True
@@ -56,7 +58,7 @@ class ProgressHook(ModelHook):
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read grid and progress from the arguments of a call that is about to start."""
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        timestep = argument(module, args, kwargs, self.adapter.timestep)
         schedule = self._schedule()
         progress, is_index = self._progress(timestep, schedule)
         geometry = self.adapter.geometry(module, args, kwargs)
@@ -96,8 +98,24 @@ class ProgressHook(ModelHook):
         branch = context.name if context is not None else f"call {number}"
         if context is not None and context.step_index is not None and context.num_inference_steps:
             return Progress(context.step_index, context.num_inference_steps, branch), True
-        position = None if value is None or schedule is None else _position(value, schedule)
+        position = None if value is None or schedule is None else self._place(value, schedule)
         return (None if position is None else Progress(*position, branch)), False
+
+    def _place(self, value: float, schedule: Tensor) -> tuple[int, int] | None:
+        """Return (step, steps) by the timestep's value or, where the model is given others, by their order."""
+        if getattr(self._order, "schedule", None) is not schedule:
+            self._order.schedule, self._order.seen = schedule, []
+            place = _position(value, schedule)
+            # Models that take sigmas, or timesteps in [0, 1], begin near the smallest timestep of the schedule.
+            self._order.by_value = place is not None and (place[0] + 1 < place[1] or place[1] == 1)
+        if self._order.by_value:
+            return _position(value, schedule)
+        seen = self._order.seen
+        if value not in seen:
+            seen.append(value)
+        scheduler = getattr(self.pipeline(), "scheduler", None)
+        step = seen.index(value) + (getattr(scheduler, "begin_index", None) or 0)
+        return (step, len(schedule)) if step < len(schedule) else None
 
 
 def _position(timestep: float, schedule: Tensor) -> tuple[int, int] | None:

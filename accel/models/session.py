@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall
 from accel.attention.execute import attend, full_attention
 from accel.methods.method import Method
 from accel.models.denoising import Denoising
+from accel.models.padding import valid_rows, without_padding
 from accel.models.stopwatch import Stopwatch
 from sparse_kernels import outruns_sdpa
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Stock = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What is the same for all samples of one call."""
+
+    layer: int
+    number: int
+    scale: float
+    chosen: bool
+    stock: Stock
 
 
 class Session:
@@ -38,39 +53,71 @@ class Session:
         k: Float[Tensor, "b s2 h2 d"],
         v: Float[Tensor, "b s2 h2 d"],
         *,
-        stock: Callable[[], Float[Tensor, "b s h d"]],
+        stock: Stock,
+        mask: Tensor | None = None,
         scale: float | None = None,
+        number: int = 0,
         chosen: bool = False,
         obstacle: str | None = None,
     ) -> Float[Tensor, "b s h d"]:
-        """Return the attention of one self-attention call; `stock()` runs what the pipeline would have.
+        """Return the attention of one self-attention call; `stock(q, k, v, mask)` runs what the pipeline would have.
 
-        Where nobody has `chosen` that, our kernel computes what the method leaves dense, if it is faster. A scale of
-        None is head_dim**-0.5. An `obstacle` is a reason to run dense.
+        Where nobody has `chosen` that, our kernel computes what the method leaves dense, if it is faster. A `mask` may
+        say which rows are padding. A scale of None is head_dim**-0.5. `number` counts the calls of one processor
+        call. An `obstacle` is a reason to run dense.
         """
         obstacle = obstacle or self._obstacle(q, k)
+        valid = None if mask is None or obstacle is not None else self._valid_rows(mask, q)
+        if mask is not None and obstacle is None and valid is None:
+            obstacle = "the model passes an attention mask that says more than what is padding beside the video"
         if obstacle is not None:
             self.warn_once(obstacle)
-            return stock()
+            return stock(q, k, v, mask)
+        where = _Where(layer, number, q.shape[-1] ** -0.5 if scale is None else scale, chosen, stock)
+        if valid is None:
+            return self._attend(where, q, k, v, None)
+        return without_padding(partial(self._attend, where), q, k, v, valid)
+
+    def _attend(
+        self, where: _Where, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h2 d"], v: Float[Tensor, "b s h2 d"],
+        sample: int | None,
+    ) -> Float[Tensor, "b s h d"]:  # fmt: skip
+        """Plan and run the attention of rows that are all valid, of all the batch or of one sample."""
         generation = self.denoising.current
-        assert self.method is not None
-        geometry, progress = generation.geometry, generation.progress
-        assert geometry is not None and progress is not None
+        assert self.method is not None and generation.geometry is not None and generation.progress is not None
+        geometry = generation.geometry.filled_to(q.shape[1])
+        progress = generation.progress if sample is None else replace(generation.progress, sample=sample)
         watch = Stopwatch(q)
-        q_heads, k_heads, v_heads = (x.transpose(1, 2) for x in (q, k, v))
+        shared = q.shape[2] // k.shape[2]
+        q_heads = q.transpose(1, 2)
+        k_heads, v_heads = (
+            x.transpose(1, 2).repeat_interleave(shared, 1) if shared > 1 else x.transpose(1, 2) for x in (k, v)
+        )
 
         def dense() -> Float[Tensor, "b h s d"]:
-            return full_attention(call)[0] if not chosen and outruns_sdpa(call.q) else stock().transpose(1, 2)
+            if not where.chosen and outruns_sdpa(call.q):
+                return full_attention(call)[0]
+            return where.stock(q, k, v, None).transpose(1, 2)
 
         call = AttentionCall(
-            q_heads, k_heads, v_heads, layer, self.layers, geometry, progress,
-            scale=q.shape[-1] ** -0.5 if scale is None else scale, dense=dense, chosen=chosen,
-        )  # fmt: skip
-        plan = self.method.plan(call, generation.memories[layer, progress.branch, progress.sample, geometry])
+            q_heads, k_heads, v_heads, where.layer, self.layers, geometry, progress, where.scale, dense, where.chosen
+        )
+        key = where.layer, where.number, progress.branch, progress.sample, geometry
+        plan = self.method.plan(call, generation.memories[key])
         watch.lap()
         attended = attend(call, plan)
         generation.records.add(call, attended, watch)
         return attended.out.transpose(1, 2)
+
+    def _valid_rows(self, mask: Tensor, q: Float[Tensor, "b s h d"]) -> Bool[Tensor, "b s"] | None:
+        """Return which rows are no padding, None if some of the video is; a mask that layers share is read once."""
+        generation, (batch, tokens) = self.denoising.current, q.shape[:2]
+        if generation.mask is None or generation.mask[0] is not mask:
+            valid, geometry = valid_rows(mask, batch, tokens), generation.geometry
+            if valid is not None and geometry is not None and not valid[:, geometry.filled_to(tokens).video].all():
+                valid = None
+            generation.mask = mask, valid
+        return generation.mask[1]
 
     def _obstacle(self, q: Tensor, k: Tensor) -> str | None:
         """Return why this call cannot be sparse, or None."""
@@ -79,12 +126,12 @@ class Session:
             return "the latent grid of this call is unknown"
         if progress is None:
             return "the denoising step of this call is unknown (attach to the pipeline, not to the bare transformer)"
-        if q.shape[1] != geometry.tokens or k.shape[1] != geometry.tokens:
+        if q.shape[1] != k.shape[1] or not geometry.fits(q.shape[1]):
             return (
                 f"the sequence has {q.shape[1]} queries and {k.shape[1]} keys, the latent grid {geometry.tokens} tokens"
             )
-        if q.shape[2] != k.shape[2]:
-            return f"{q.shape[2]} query heads share {k.shape[2]} heads of keys (grouped-query attention)"
+        if q.shape[2] % k.shape[2]:
+            return f"{q.shape[2]} query heads do not share {k.shape[2]} heads of keys evenly"
         if q.dtype not in DTYPES:
             return f"the kernels take {', '.join(str(dtype) for dtype in DTYPES)}, not {q.dtype}"
         if torch.is_grad_enabled() and q.requires_grad:

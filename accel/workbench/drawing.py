@@ -94,7 +94,7 @@ def draw_generation(
             pass
     title = f"{name_of(method)}, step {step}, layer {layer}, head {head}"
     if not capture.plans:
-        layers = len(loaded.adapter.self_attention(loaded.transformers[0]))
+        layers = len(loaded.adapter.modules(loaded.transformers[0]))
         raise InputError(f"no call of step {step}, layer {layer}; there are {call['num_inference_steps']} and {layers}")
     (plan,) = capture.plans
     if not isinstance(plan, Sparse):

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
 from accel.errors import InputError
-from accel.models.adapters import adapter_for, supported_classes, transformers_of
+from accel.models.adapters import adapter_for, generated_classes, supported_classes, transformers_of
 from accel.models.adapters.adapter import Adapter
 
 EMBEDDED_NAME = "shapes-wan"
@@ -51,12 +51,14 @@ class LoadedPipeline:
 
     def tokens(self, frames: int, height: int, width: int) -> int:
         """Return how many tokens such a video has in self-attention."""
+        assert self.adapter.grid is not None
         return math.prod(self.adapter.grid(self.pipeline, frames, height, width))
 
     def check(self, frames: int, height: int, width: int, steps: int) -> None:
         """Raise InputError, naming the nearest accepted values, if the pipeline cannot make such a video."""
         if steps < 1:
             raise InputError(f"steps is {steps}; it must be at least 1")
+        assert self.adapter.sizes is not None
         given = {"frames": frames, "height": height, "width": width}
         for name, size in self.adapter.sizes(self.pipeline).items():
             if not size.accepts(given[name]):
@@ -154,11 +156,15 @@ def _check_index(name: str, source: str) -> None:
         ) from error
     entries = [index.get(part) or (None, None) for part in ("transformer", "transformer_2")]
     classes = [entry[1] for entry in entries if entry[1] is not None]
-    accepted = ", ".join(supported_classes())
+    accepted = ", ".join(generated_classes())
     if not classes:
         raise InputError(f"{name!r} ({index.get('_class_name')}) has no video transformer; accepted: {accepted}")
-    for unknown in set(classes) - set(supported_classes()):
-        raise InputError(f"{name!r} has a transformer of class {unknown}, which is not supported; accepted: {accepted}")
+    for other in set(classes) - set(generated_classes()):
+        known = other in supported_classes()
+        advice = "use accel.enable on its pipeline in Python" if known else "it is not supported"
+        raise InputError(
+            f"{name!r} has a transformer of class {other}; the command line makes videos with {accepted}: {advice}"
+        )
     pipeline_class = getattr(diffusers, index.get("_class_name", ""), DiffusionPipeline)
     if "image" in inspect.signature(pipeline_class.__call__).parameters:
         raise InputError(

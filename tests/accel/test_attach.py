@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -172,7 +173,7 @@ def test_a_handle_takes_off_only_what_it_put_on() -> None:
     old = accel.enable(pipe, "adaspa")
     accel.enable(pipe, "xattention")
     old.disable()
-    assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "SparseWanAttnProcessor"
+    assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "SparseAttentionProcessor"
     accel.disable(pipe)
     assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
 
@@ -263,7 +264,7 @@ def _attend(heads_of_keys: int = 2, dtype: torch.dtype = torch.float32, **argume
     k, v = torch.randn(2, 1, 32, heads_of_keys, 32, dtype=dtype)
     given = dict(dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, parallel_config=None) | arguments
     with torch.no_grad():
-        ours = processor._attend(q, k, v, None, given)
+        ours = processor._attend_dispatched(itertools.count(), q, k, v, None, given)
         stock = dispatch_attention_fn(q, k, v, **given)
     return ours, stock, handle.stats()
 
@@ -273,10 +274,14 @@ def test_a_models_own_scale_is_obeyed() -> None:
     assert (ours - stock).abs().max() < 1e-5 and records[0].kind == "sparse"
 
 
+def test_heads_that_share_keys_are_sparse() -> None:
+    ours, stock, records = _attend(heads_of_keys=1, enable_gqa=True)
+    assert (ours - stock).abs().max() < 1e-5 and records[0].kind == "sparse"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (dict(heads_of_keys=1, enable_gqa=True), "2 query heads share 1 heads of keys"),
         (dict(is_causal=True), "causal"),
         (dict(dtype=torch.float64), "not torch.float64"),
     ],
@@ -321,7 +326,7 @@ def test_bad_input() -> None:
         accel.attn_processors(pipe.transformer, by_name("adaspa"), density=0.3)
     with pytest.raises(ValueError, match="method is None; give the name of one"):
         accel.enable(pipe, None)
-    with pytest.raises(ValueError, match="Linear is not a supported video transformer; accepted: WanTransformer3D"):
+    with pytest.raises(ValueError, match="Linear is not a supported transformer; accepted: WanTransformer3D"):
         accel.enable(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="object has no transformer"):
         accel.enable(object())

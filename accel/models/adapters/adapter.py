@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,19 +38,26 @@ class Size:
 class Adapter:
     """A model family: its transformer classes, its video self-attention modules, and how to read the grid.
 
-    `self_attention` gives these modules by name, in the order of the layers; `geometry` the grid of a forward call (or
-    None), from the transformer and the call's arguments. `sizes` gives the frames, height and width that a pipeline
-    makes, `grid` the tokens of such a video. `options` are what a user may set in a pipeline's call.
+    `self_attention` is a regular expression that the names of these modules match; `geometry` reads the grid of a
+    forward call (or None), from the transformer and the call's arguments. Their processors ask diffusers' dispatcher
+    for a backend of their own where they are `dispatched`, else they end at torch's attention. `timestep` is the name
+    of that argument. A `reason` says why nothing of a family becomes sparse.
+
+    For the command line, `sizes` gives the frames, height and width that a pipeline makes, `grid` the tokens of such a
+    video; without them it does not take the family. `options` are what a user may set in a pipeline's call.
 
     Caches need `latents`, what a forward call denoises, in the form of its output, and `blocks` in the order in which
     they run: each takes the hidden states first and returns only them. None: caches of that kind do not work.
     """
 
     classes: tuple[str, ...]
-    self_attention: Callable[[Any], dict[str, nn.Module]]
+    self_attention: str
     geometry: Callable[[Any, tuple[Any, ...], dict[str, Any]], Geometry | None]
-    sizes: Callable[[Any], dict[str, Size]]
-    grid: Callable[[Any, int, int, int], tuple[int, int, int]]
+    dispatched: bool = True
+    timestep: str = "timestep"
+    reason: str | None = None
+    sizes: Callable[[Any], dict[str, Size]] | None = None
+    grid: Callable[[Any, int, int, int], tuple[int, int, int]] | None = None
     options: tuple[str, ...] = (
         "num_frames",
         "height",
@@ -61,3 +69,8 @@ class Adapter:
     frames_per_second: int = 16
     blocks: Callable[[Any], list[nn.Module]] | None = None
     latents: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+
+    def modules(self, transformer: nn.Module) -> dict[str, nn.Module]:
+        """Return the video self-attention modules by name, in the order of the layers."""
+        pattern = re.compile(self.self_attention)
+        return {name: module for name, module in transformer.named_modules() if pattern.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""Wan 2.1 (text and image to video) and 2.2: self-attention over video tokens alone, text in cross-attention."""
+"""Wan 2.1, 2.2 and what is made of their blocks: video alone in self-attention, text in cross-attention."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter, Size
+from accel.models.adapters.readers import from_latents
 
 # WanPipeline.check_inputs asks for multiples of 16 even where VAE and patch would need less.
 PIPELINE_MULTIPLE = 16
-
-
-def self_attention(transformer: Any) -> dict[str, nn.Module]:
-    """Return the self-attention modules by name, in the order of the layers."""
-    return {f"blocks.{index}.attn1": block.attn1 for index, block in enumerate(transformer.blocks)}
-
-
-def geometry(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
-    """Return the token grid of a forward call on latents (batch channels frames height width)."""
-    latents = kwargs.get("hidden_states", args[0] if args else None)
-    if not isinstance(latents, Tensor) or latents.ndim != 5:
-        return None
-    patch = transformer.config.patch_size
-    return Geometry(*(n // size for n, size in zip(latents.shape[2:], patch, strict=True)))
 
 
 def blocks(transformer: Any) -> list[nn.Module]:
@@ -64,4 +50,18 @@ def _config(pipeline: Any) -> Any:
     return (pipeline.transformer or pipeline.transformer_2).config
 
 
-WAN = Adapter(("WanTransformer3DModel",), self_attention, geometry, sizes, grid, blocks=blocks, latents=latents)
+WAN = Adapter(
+    ("WanTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents(), sizes=sizes, grid=grid, blocks=blocks,
+    latents=latents,
+)  # fmt: skip
+WAN_RELATED = Adapter(
+    (
+        "WanVACETransformer3DModel",
+        "WanAnimateTransformer3DModel",
+        "ChronoEditTransformer3DModel",
+        "SkyReelsV2Transformer3DModel",
+    ),
+    r"(vace_blocks|blocks)\.\d+\.attn1",
+    from_latents(),
+)
+ANYFLOW = Adapter(("AnyFlowTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents("btchw"))

@@ -55,7 +55,7 @@ class Toy(nn.Module):
 
 TOY = Adapter(
     classes=("Toy",),
-    self_attention=lambda toy: {},
+    self_attention="no attention",
     geometry=lambda toy, args, kwargs: Geometry(1, 1, TOKENS),
     sizes=lambda pipeline: {},
     grid=lambda pipeline, frames, height, width: (1, 1, TOKENS),

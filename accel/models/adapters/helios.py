@@ -1,0 +1,8 @@
+"""Helios: coarse tokens of its history before the video."""
+
+from __future__ import annotations
+
+from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.readers import from_latents
+
+HELIOS = Adapter(("HeliosTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents(rest="before"))

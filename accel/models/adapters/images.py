@@ -1,0 +1,63 @@
+"""Image models, which have long sequences at high resolutions: a picture is a video of one frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from accel.attention.call import Geometry
+from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.readers import argument, from_latents
+
+BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
+
+
+def flux(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
+    """Return the grid that the positions of a picture span; reference pictures behind it are other rows.
+
+    Waits for the device.
+    """
+    ids = argument(transformer, args, kwargs, "img_ids")
+    if not isinstance(ids, Tensor):
+        return None
+    places = (ids[0] if ids.ndim == 3 else ids).cpu()
+    own = places[(places[:, :1] == places[0, 0]).flatten()]  # references have other values on the first axis
+    height, width = (int(own[:, axis].max() - own[:, axis].min()) + 1 for axis in (1, 2))
+    return (
+        Geometry(1, height, width, after=len(places) - len(own), rest="before") if height * width == len(own) else None
+    )
+
+
+def qwen(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
+    """Return the grid of the picture that is made; pictures that are edited stand behind it."""
+    shapes = argument(transformer, args, kwargs, "img_shapes")
+    if not shapes:
+        return None
+    first = shapes[0] if isinstance(shapes[0], list) else [shapes[0]]
+    if any(shape != shapes[0] for shape in shapes):
+        return None
+    others = sum(t * y * x for t, y, x in first[1:])
+    return Geometry(*first[0], after=others, rest="before")
+
+
+def z_image(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
+    """Return the grid of the pictures, where all have the same size; what fills them up is other rows."""
+    pictures = argument(transformer, args, kwargs, "x")
+    patch, patch_t = (argument(transformer, args, kwargs, name) for name in ("patch_size", "f_patch_size"))
+    if not isinstance(pictures, list) or len({picture.shape for picture in pictures}) != 1:
+        return None
+    patch, patch_t = patch or transformer.config.all_patch_size[0], patch_t or transformer.config.all_f_patch_size[0]
+    _, t, y, x = pictures[0].shape
+    return Geometry(t // patch_t, y // patch, x // patch, rest="after")
+
+
+FLUX = Adapter(("FluxTransformer2DModel", "Flux2Transformer2DModel"), BOTH_STREAMS, flux)
+QWEN_IMAGE = Adapter(("QwenImageTransformer2DModel",), r"transformer_blocks\.\d+\.attn", qwen)
+SD3 = Adapter(
+    ("SD3Transformer2DModel",),
+    r"transformer_blocks\.\d+\.attn",
+    from_latents("bchw", rest="after"),
+    dispatched=False,
+)
+Z_IMAGE = Adapter(("ZImageTransformer2DModel",), r"layers\.\d+\.attention", z_image, timestep="t")

@@ -1,0 +1,15 @@
+"""Kandinsky 5 and 6: video tokens alone; calls with their own NABLA mask do not come here and stay as they are."""
+
+from __future__ import annotations
+
+from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.readers import from_latents
+
+KANDINSKY_5 = Adapter(
+    ("Kandinsky5Transformer3DModel",), r"visual_transformer_blocks\.\d+\.self_attention", from_latents("bthwc")
+)
+KANDINSKY_6 = Adapter(
+    ("Kandinsky6Transformer3DModel",),
+    r"visual_transformer_blocks\.\d+\.video_dec_block\.self_attention",
+    from_latents("bthwc"),
+)
