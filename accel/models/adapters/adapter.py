@@ -41,7 +41,7 @@ class Adapter:
     `self_attention` is a regular expression that the names of these modules match; `geometry` reads the grid of a
     forward call (or None), from the transformer and the call's arguments. Their processors ask diffusers' dispatcher
     for a backend of their own where they are `dispatched`, else they end at torch's attention. `timestep` is the name
-    of that argument. A `reason` says why nothing of a family becomes sparse.
+    of that argument. `stays` says what is computed in full, a `reason` why all of it is.
 
     For the command line, `sizes` gives the frames, height and width that a pipeline makes, `grid` the tokens of such a
     video; without them it does not take the family. `options` are what a user may set in a pipeline's call.
@@ -55,6 +55,7 @@ class Adapter:
     geometry: Callable[[Any, tuple[Any, ...], dict[str, Any]], Geometry | None]
     dispatched: bool = True
     timestep: str = "timestep"
+    stays: str = "attention to text"
     reason: str | None = None
     sizes: Callable[[Any], dict[str, Size]] | None = None
     grid: Callable[[Any, int, int, int], tuple[int, int, int]] | None = None

@@ -10,10 +10,12 @@ COGVIDEOX = Adapter(
     r"transformer_blocks\.\d+\.attn1",
     from_latents("btchw", rest="before"),
     dispatched=False,
+    stays="rows of text",
 )
 EASYANIMATE = Adapter(
     ("EasyAnimateTransformer3DModel",),
     r"transformer_blocks\.\d+\.attn1",
     from_latents(rest="before"),
     dispatched=False,
+    stays="rows of text",
 )

@@ -5,4 +5,9 @@ from __future__ import annotations
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import from_latents
 
-HELIOS = Adapter(("HeliosTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents(rest="before"))
+HELIOS = Adapter(
+    ("HeliosTransformer3DModel",),
+    r"blocks\.\d+\.attn1",
+    from_latents(rest="before"),
+    stays="attention to text; rows of history",
+)

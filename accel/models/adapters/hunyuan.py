@@ -29,9 +29,18 @@ def framepack(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return replace(grid, before=sum(tokens))
 
 
-HUNYUAN_VIDEO = Adapter(("HunyuanVideoTransformer3DModel",), BOTH_STREAMS, from_latents(rest="after"))
-HUNYUAN_VIDEO_15 = Adapter(
-    ("HunyuanVideo15Transformer3DModel",), r"transformer_blocks\.\d+\.attn", from_latents(rest="after")
+HUNYUAN_VIDEO = Adapter(
+    ("HunyuanVideoTransformer3DModel",), BOTH_STREAMS, from_latents(rest="after"), stays="rows of text"
 )
-FRAMEPACK = Adapter(("HunyuanVideoFramepackTransformer3DModel",), BOTH_STREAMS, framepack)
-HUNYUAN_IMAGE = Adapter(("HunyuanImageTransformer2DModel",), BOTH_STREAMS, from_latents("bchw", rest="after"))
+HUNYUAN_VIDEO_15 = Adapter(
+    ("HunyuanVideo15Transformer3DModel",),
+    r"transformer_blocks\.\d+\.attn",
+    from_latents(rest="after"),
+    stays="rows of text",
+)
+FRAMEPACK = Adapter(
+    ("HunyuanVideoFramepackTransformer3DModel",), BOTH_STREAMS, framepack, stays="rows of text and history"
+)
+HUNYUAN_IMAGE = Adapter(
+    ("HunyuanImageTransformer2DModel",), BOTH_STREAMS, from_latents("bchw", rest="after"), stays="rows of text"
+)

@@ -52,12 +52,23 @@ def z_image(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return Geometry(t // patch_t, y // patch, x // patch, rest="after")
 
 
-FLUX = Adapter(("FluxTransformer2DModel", "Flux2Transformer2DModel"), BOTH_STREAMS, flux)
-QWEN_IMAGE = Adapter(("QwenImageTransformer2DModel",), r"transformer_blocks\.\d+\.attn", qwen)
+FLUX = Adapter(
+    ("FluxTransformer2DModel", "Flux2Transformer2DModel"),
+    BOTH_STREAMS,
+    flux,
+    stays="rows of text and of reference pictures",
+)
+QWEN_IMAGE = Adapter(
+    ("QwenImageTransformer2DModel",),
+    r"transformer_blocks\.\d+\.attn",
+    qwen,
+    stays="rows of text and of pictures that are edited",
+)
 SD3 = Adapter(
     ("SD3Transformer2DModel",),
     r"transformer_blocks\.\d+\.attn",
     from_latents("bchw", rest="after"),
     dispatched=False,
+    stays="rows of text",
 )
-Z_IMAGE = Adapter(("ZImageTransformer2DModel",), r"layers\.\d+\.attention", z_image, timestep="t")
+Z_IMAGE = Adapter(("ZImageTransformer2DModel",), r"layers\.\d+\.attention", z_image, timestep="t", stays="rows of text")

@@ -6,10 +6,14 @@ from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import from_latents
 
 KANDINSKY_5 = Adapter(
-    ("Kandinsky5Transformer3DModel",), r"visual_transformer_blocks\.\d+\.self_attention", from_latents("bthwc")
+    ("Kandinsky5Transformer3DModel",),
+    r"visual_transformer_blocks\.\d+\.self_attention",
+    from_latents("bthwc"),
+    stays="attention to text; calls with a NABLA mask",
 )
 KANDINSKY_6 = Adapter(
     ("Kandinsky6Transformer3DModel",),
     r"visual_transformer_blocks\.\d+\.video_dec_block\.self_attention",
     from_latents("bthwc"),
+    stays="attention to text; all attention of audio",
 )

@@ -6,5 +6,8 @@ from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import from_sizes
 
 LTX = Adapter(
-    ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel"), r"transformer_blocks\.\d+\.attn1", from_sizes()
+    ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel"),
+    r"transformer_blocks\.\d+\.attn1",
+    from_sizes(),
+    stays="attention to text; all attention of audio",
 )

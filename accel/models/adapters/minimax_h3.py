@@ -25,4 +25,6 @@ def geometry(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return Geometry(t, y, x, before=int(rows[0]), rest="after") if together and t * y * x == len(rows) else None
 
 
-MINIMAX_H3 = Adapter(("MiniMaxH3Transformer3DModel",), r"transformer_blocks\.\d+\.attn", geometry)
+MINIMAX_H3 = Adapter(
+    ("MiniMaxH3Transformer3DModel",), r"transformer_blocks\.\d+\.attn", geometry, stays="rows of text and audio"
+)

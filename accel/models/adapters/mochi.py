@@ -19,6 +19,10 @@ def single_frames(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 # One call a sample, with its valid text after the video.
-MOCHI = Adapter(("MochiTransformer3DModel",), BLOCKS, from_latents(rest="after"), dispatched=False)
+MOCHI = Adapter(
+    ("MochiTransformer3DModel",), BLOCKS, from_latents(rest="after"), dispatched=False, stays="rows of text"
+)
 ALLEGRO = Adapter(("AllegroTransformer3DModel",), BLOCKS, from_latents(), dispatched=False)
-LATTE = Adapter(("LatteTransformer3DModel",), BLOCKS, single_frames, dispatched=False)
+LATTE = Adapter(
+    ("LatteTransformer3DModel",), BLOCKS, single_frames, dispatched=False, stays="attention to text and over time"
+)

@@ -9,4 +9,5 @@ MOTIF = Adapter(
     ("MotifVideoTransformer3DModel",),
     r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn",
     from_latents(rest="after"),
+    stays="rows of text",
 )
