@@ -32,7 +32,7 @@ ARROWS = {
         "accel.models", "accel.naming", "accel.search", "sparse_kernels",
     ),
     "accel.commands": (
-        "accel.errors", "accel.files", "accel.methods", "accel.workbench", "sparse_kernels",
+        "accel.errors", "accel.files", "accel.methods", "accel.models.adapters", "accel.workbench", "sparse_kernels",
     ),
     "accel.cli": ("accel.commands",),
     "accel": ("accel.attach", "accel.search"),
