@@ -16,7 +16,7 @@ from accel.caching.hook import install_cache, installed_cache, remove_cache
 from accel.caching.policy import Policy
 from accel.caching.resting import Resting
 from accel.methods.method import Method
-from accel.methods.registry import DEFAULT_METHOD, METHODS, by_name
+from accel.methods.registry import DEFAULT_METHOD, METHODS, from_text
 from accel.models.adapters import adapter_for, transformers_of
 from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
@@ -73,6 +73,8 @@ class Handle:
         parts = [*([] if method is None else [method]), *([] if resting is None else [resting.policy])]
         lines = [f"{' with '.join(map(str, parts))} on {', '.join(names)}"]
         facts, shares = summarize(self.stats()), block_shares(self.blocks())
+        if method is not None and not facts["calls"]:
+            lines.append("no attention call has come here: run the pipeline, and set no other processors after enable")
         if shares["computed"] is not None:
             said = ", ".join(f"{share:.3f} {kind}" for kind, share in shares.items())
             lines.append(f"latest generation: of all blocks {said}")
@@ -101,9 +103,10 @@ def enable(
 ) -> Handle:
     """Attach `method` (an object, or a name with its options) to a pipeline's transformers, or to one transformer.
 
-    A `cache` (a policy, or a text like "easy:threshold=0.1") lets steps or blocks rest; with one, a method of None
-    leaves attention as it is. Attaching again replaces what was attached. ValueError when nothing supported is found,
-    a name or its options are unknown, or diffusers caches in the transformer already.
+    Options may also stand in the name, as in "re-ttention:base=adaspa". A `cache` (a policy, or a text like
+    "easy:threshold=0.1") lets steps or blocks rest; with one, a method of None leaves attention as it is. Attaching
+    again replaces what was attached. ValueError when nothing supported is found, a name or its options are unknown, or
+    diffusers caches in the transformer already.
     """
     policy = None if cache is None else _policy(cache)
     chosen = None if method is None and policy is not None and not options else _method(method, options)
@@ -144,6 +147,10 @@ def attn_processors(transformer: Any, method: str | Method | None = DEFAULT_METH
 
     ValueError as `enable` raises it.
     """
+    if transformers_of(transformer):
+        raise ValueError(
+            f"{type(transformer).__name__} is a pipeline; give its transformer, or call accel.enable on it"
+        )
     if not hasattr(transformer, "attn_processors"):
         raise ValueError(f"{type(transformer).__name__} has no set_attn_processor; call accel.enable on it")
     hook = _attachment(transformer, _method(method, options), None, None).hook
@@ -155,7 +162,7 @@ def attn_processors(transformer: Any, method: str | Method | None = DEFAULT_METH
 
 def _method(method: str | Method | None, options: dict[str, Any]) -> Method:
     if isinstance(method, str):
-        return by_name(method, **options)
+        return from_text(method, **options)
     if not isinstance(method, Method):
         raise ValueError(f"method is {method!r}; give the name of one ({', '.join(METHODS)}) or a method object")
     if options:
@@ -198,7 +205,15 @@ def _processors(transformer: Any, session: Session) -> list[tuple[str, Any, Spar
     return [
         (name, module, SparseAttentionProcessor(module.processor, session, layer, adapter.dispatched))
         for layer, (name, module) in enumerate(adapter.modules(transformer).items())
+        if _is_processor(name, module.processor)
     ]
+
+
+def _is_processor(name: str, processor: Any) -> bool:
+    """Return True; ValueError where something else was set as a processor, which diffusers takes without a word."""
+    if not callable(processor):
+        raise ValueError(f"the processor of {name} is {processor!r}; set one of diffusers' attention processors")
+    return True
 
 
 def _attach(each: Attachment) -> None:

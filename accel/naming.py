@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -16,7 +17,9 @@ def fields_of(kind: Any) -> list[str]:
 def check_name(what: str, known: Mapping[str, Any], name: str, options: Iterable[str]) -> None:
     """Raise ValueError, naming what is accepted, unless `known` has that name and its dataclass those options."""
     if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; accepted: {', '.join(known)}")
+        near = get_close_matches(name.replace("_", "-").lower(), known, 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}; {meant}accepted: {', '.join(known)}")
     accepted = fields_of(known[name])
     unknown = sorted(set(options) - set(accepted))
     if unknown:

@@ -1,4 +1,4 @@
-"""Where the denoising loop is, and what belongs to one generation and dies with it."""
+"""What belongs to one generation and dies with it; `progress` tells it where the loop is."""
 
 from __future__ import annotations
 

@@ -332,3 +332,26 @@ def test_bad_input() -> None:
         accel.enable(object())
     with pytest.raises(ValueError, match="density must be above 0 and at most 1, got 0"):
         by_name("adaspa", density=0)
+
+
+def test_options_may_stand_in_the_name() -> None:
+    pipe = pipeline("wan-2.1")
+    handle = accel.enable(pipe, "re-ttention:base=adaspa", density=0.4)
+    assert "AdaSpa(density=0.4" in handle.summary()
+    handle.disable()
+    with pytest.raises(ValueError, match="unknown method 'svg_ear'; did you mean 'svg-ear'\\? accepted: sparse-vdit"):
+        accel.enable(pipe, "svg_ear")
+
+
+def test_a_summary_says_that_nothing_came() -> None:
+    pipe = pipeline("wan-2.1")
+    stock = pipe.transformer.attn_processors
+    handle = accel.enable(pipe, "adaspa", **SPARSE)
+    pipe.transformer.set_attn_processor(dict(stock))
+    generate(pipe)
+    assert "no attention call has come here" in handle.summary()
+    with pytest.raises(ValueError, match="WanPipeline is a pipeline; give its transformer"):
+        accel.attn_processors(pipe, "adaspa")
+    pipe.transformer.set_attn_processor("adaspa")
+    with pytest.raises(ValueError, match="the processor of blocks.0.attn1 is 'adaspa'; set one of diffusers'"):
+        accel.enable(pipe, "adaspa")
