@@ -18,7 +18,7 @@ from accel.caching.resting import Resting
 from accel.methods.method import Method
 from accel.methods.registry import DEFAULT_METHOD, METHODS, from_text
 from accel.models.adapters import adapter_for, transformers_of
-from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors
+from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors, wrap_processor
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
 from accel.models.records import BlockRecord, CallRecord, block_shares, summarize
 from accel.models.session import Session
@@ -203,7 +203,7 @@ def _processors(transformer: Any, session: Session) -> list[tuple[str, Any, Spar
     """Return name and module of each video self-attention, in the order of the layers, and a processor for it."""
     adapter = adapter_for(transformer)
     return [
-        (name, module, SparseAttentionProcessor(module.processor, session, layer, adapter.dispatched))
+        (name, module, wrap_processor(module.processor, session, layer, adapter.dispatched))
         for layer, (name, module) in enumerate(adapter.modules(transformer).items())
         if _is_processor(name, module.processor)
     ]

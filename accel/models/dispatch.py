@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
 NAME = "_accel"
-# (q, k, v, mask, arguments) -> out, for the processor call that is running; empty outside of one.
+# (q, k, v, mask, arguments) -> out
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], Tensor]
-_receiver: ContextVar[Attend] = ContextVar("accel_receiver")
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """Where the calls of one processor go, in the place of its parallel configuration, which it carries along.
+
+    The dispatcher hands that argument on to backends as it is. A context variable would break the graphs of a
+    compiled transformer.
+    """
+
+    attend: Attend
+    parallel_config: Any
 
 
 def private_backend() -> AttentionBackendName:
@@ -47,16 +57,8 @@ def _attend(
     enable_gqa: bool = False,
     _parallel_config: Any = None,
 ) -> Tensor:
+    if not isinstance(_parallel_config, Route):
+        raise ValueError(f"the attention backend {NAME!r} is for accel's own processors; choose one of diffusers'")
     arguments = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-    arguments["parallel_config"] = _parallel_config
-    return _receiver.get()(query, key, value, attn_mask, arguments)
-
-
-@contextmanager
-def receive(attend: Attend) -> Iterator[None]:
-    """Send the attention calls made inside, through our backend, to `attend`."""
-    token = _receiver.set(attend)
-    try:
-        yield
-    finally:
-        _receiver.reset(token)
+    arguments["parallel_config"] = _parallel_config.parallel_config
+    return _parallel_config.attend(query, key, value, attn_mask, arguments)

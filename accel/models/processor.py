@@ -6,33 +6,27 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache
 from typing import Any
 
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from accel.models.dispatch import backend_is_chosen, private_backend, receive
+from accel.models.compiling import outside_graphs
+from accel.models.dispatch import Route, backend_is_chosen, private_backend
 from accel.models.interception import SDPAInterception, sdpa
 from accel.models.session import Session
 
 
 class SparseAttentionProcessor:
-    """Wraps the processor of one self-attention module.
+    """Wraps the processor of one self-attention module; made by `wrap_processor`."""
 
-    A processor that asks diffusers' dispatcher for a backend of its own is given ours; of any other (`dispatched` is
-    False) torch's attention is caught while it runs.
-    """
+    def __init__(self, stock: Any, session: Session, layer: int):
+        self.stock, self.session, self.layer = stock, session, layer
 
-    def __init__(self, stock: Any, session: Session, layer: int, dispatched: bool = True):
-        self.stock, self.session, self.layer, self.dispatched = stock, session, layer, dispatched
-        self._inner = stock
-        if dispatched:
-            self._inner = copy.copy(stock)
-            self._inner._attention_backend = private_backend()
-        # Attention modules read the signature of this attribute, and drop arguments that it does not name.
-        self.__call__ = _Signature(stock)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the class, which is made at run time."""
+        return wrap_processor, (self.stock, self.session, self.layer, isinstance(self, _Dispatched))
 
     @property
     def _attention_backend(self) -> Any:
@@ -49,40 +43,10 @@ class SparseAttentionProcessor:
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
-        self.stock._parallel_config = self._inner._parallel_config = config
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the stock processor, its attention calls answered by the session."""
-        with self._catching(itertools.count()):
-            return self._inner(*args, **kwargs)
-
-    def _catching(self, numbers: Any) -> AbstractContextManager[Any]:
-        if self.dispatched:
-            return receive(partial(self._attend_dispatched, numbers))
-        return SDPAInterception(partial(self._attend_sdpa, numbers))
-
-    def _attend_dispatched(
-        self, numbers: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]
-    ) -> Tensor:
-        backend = self._attention_backend
-
-        def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend, **arguments)
-
-        return self._attend(numbers, stock, q, k, v, mask, arguments)
-
-    def _attend_sdpa(
-        self, numbers: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]
-    ) -> Tensor:
-        def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return sdpa(q, k, v, mask, arguments).transpose(1, 2)
-
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return self._attend(numbers, stock, q, k, v, mask, arguments).transpose(1, 2)
+        self.stock._parallel_config = config
 
     def _attend(
-        self, numbers: Any, stock: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+        self, stock: Callable[..., Tensor], number: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:  # fmt: skip
         return self.session.attend(
@@ -93,24 +57,79 @@ class SparseAttentionProcessor:
             stock=stock,
             mask=mask,
             scale=arguments["scale"],
-            number=next(numbers),
+            number=number,
             chosen=self._attention_backend is not None or backend_is_chosen(),
             obstacle=_obstacle(arguments),
         )
 
 
-class _Signature:
-    """A call of the stock processor that says how it may be called."""
+class _Dispatched(SparseAttentionProcessor):
+    """Of a processor that asks diffusers' dispatcher for a backend of its own, which is ours here."""
 
-    def __init__(self, stock: Any):
-        self.stock = stock
+    def __init__(self, stock: Any, session: Session, layer: int):
+        super().__init__(stock, session, layer)
+        self._inner = copy.copy(stock)
+        self._inner._attention_backend = private_backend()
+        self._inner._parallel_config = Route(self._attend_dispatched, self._parallel_config)
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.stock.__call__)
+    @SparseAttentionProcessor._parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.stock._parallel_config = config
+        self._inner._parallel_config = Route(self._attend_dispatched, config)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.stock(*args, **kwargs)
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stock processor with our backend."""
+        return self._inner(*args, **kwargs)
+
+    @outside_graphs
+    def _attend_dispatched(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]
+    ) -> Tensor:
+        backend = self._attention_backend
+
+        def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend, **arguments)
+
+        return self._attend(stock, 0, q, k, v, mask, arguments)
+
+
+class _Intercepted(SparseAttentionProcessor):
+    """Of any other processor: torch's attention is caught while it runs."""
+
+    @outside_graphs
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stock processor, its attention calls answered by the session."""
+        numbers = itertools.count()
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> Tensor:
+            def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                return sdpa(q, k, v, mask, arguments).transpose(1, 2)
+
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return self._attend(stock, next(numbers), q, k, v, mask, arguments).transpose(1, 2)
+
+        with SDPAInterception(attend):
+            return self.stock(*args, **kwargs)
+
+
+def wrap_processor(stock: Any, session: Session, layer: int, dispatched: bool = True) -> SparseAttentionProcessor:
+    """Return a wrapper whose call has the stock processor's signature.
+
+    Diffusers' attention modules read that signature and drop arguments that it does not name.
+    """
+    return _kind(type(stock), _Dispatched if dispatched else _Intercepted)(stock, session, layer)
+
+
+@cache
+def _kind(stock: type[Any], base: type[SparseAttentionProcessor]) -> type[SparseAttentionProcessor]:
+    """Return one class for all layers: compiled code is kept by class."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+    call.__signature__ = inspect.signature(stock.__call__)  # type: ignore[attr-defined]
+    return type(f"Sparse{stock.__name__}", (base,), {"__call__": call})
 
 
 def _obstacle(arguments: dict[str, Any]) -> str | None:

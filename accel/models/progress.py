@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from accel.attention.call import Progress
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument
+from accel.models.compiling import outside_graphs
 from accel.models.session import Session
 
 HOOK = "accel_progress"
@@ -56,6 +57,7 @@ class ProgressHook(ModelHook):
         self.context = _ThreadContext()
         self._order = threading.local()  # schedule, timestep and number of the latest call
 
+    @outside_graphs
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read grid and progress from the arguments of a call that is about to start."""
         timestep = argument(module, args, kwargs, self.adapter.timestep)

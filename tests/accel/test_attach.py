@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -173,7 +172,7 @@ def test_a_handle_takes_off_only_what_it_put_on() -> None:
     old = accel.enable(pipe, "adaspa")
     accel.enable(pipe, "xattention")
     old.disable()
-    assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "SparseAttentionProcessor"
+    assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "SparseWanAttnProcessor"
     accel.disable(pipe)
     assert type(pipe.transformer.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
 
@@ -264,7 +263,7 @@ def _attend(heads_of_keys: int = 2, dtype: torch.dtype = torch.float32, **argume
     k, v = torch.randn(2, 1, 32, heads_of_keys, 32, dtype=dtype)
     given = dict(dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, parallel_config=None) | arguments
     with torch.no_grad():
-        ours = processor._attend_dispatched(itertools.count(), q, k, v, None, given)
+        ours = processor._attend_dispatched(q, k, v, None, given)
         stock = dispatch_attention_fn(q, k, v, **given)
     return ours, stock, handle.stats()
 
@@ -355,3 +354,24 @@ def test_a_summary_says_that_nothing_came() -> None:
     pipe.transformer.set_attn_processor("adaspa")
     with pytest.raises(ValueError, match="the processor of blocks.0.attn1 is 'adaspa'; set one of diffusers'"):
         accel.enable(pipe, "adaspa")
+
+
+def test_what_is_set_on_processors_while_attached_stays() -> None:
+    """Else `enable_parallelism` and then `disable` leaves each rank with its own half of the keys."""
+    model = transformer(0)
+    config: Any = object()
+    with accel.enabled(model, "full", block=16):
+        processor = model.blocks[0].attn1.processor
+        processor._parallel_config = config
+        assert processor._parallel_config is config
+        model.set_attention_backend("_native_math")
+    stock = model.blocks[0].attn1.processor
+    assert type(stock).__name__ == "WanAttnProcessor" and stock._parallel_config is config
+    assert stock._attention_backend == "_native_math"
+
+
+def test_our_backend_is_for_our_processors() -> None:
+    accel.enable(transformer(0), "full", block=16)
+    q = torch.randn(1, 8, 2, 16)
+    with pytest.raises(ValueError, match="'_accel' is for accel's own processors; choose one of diffusers'"):
+        dispatch_attention_fn(q, q, q, backend=AttentionBackendName("_accel"))

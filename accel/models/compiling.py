@@ -1,0 +1,18 @@
+"""What `torch.compile` leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: Function) -> Function:
+    """Return the function or method such that a compiled graph ends before its calls, and another begins after them.
+
+    Planning branches on tensors and keeps what it saw: traced, it would be compiled anew for every layer and step.
+    """
+    return cast(Function, torch.compiler.disable(function))
