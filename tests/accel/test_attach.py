@@ -364,10 +364,10 @@ def test_what_is_set_on_processors_while_attached_stays() -> None:
         processor = model.blocks[0].attn1.processor
         processor._parallel_config = config
         assert processor._parallel_config is config
-        model.set_attention_backend("_native_math")
+        model.set_attention_backend("_native_flash")
     stock = model.blocks[0].attn1.processor
     assert type(stock).__name__ == "WanAttnProcessor" and stock._parallel_config is config
-    assert stock._attention_backend == "_native_math"
+    assert stock._attention_backend == "_native_flash"
 
 
 def test_our_backend_is_for_our_processors() -> None:
