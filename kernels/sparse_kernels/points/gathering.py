@@ -34,15 +34,14 @@ def group(
     check_types(TYPES, points=points, centers=centers, **({} if features is None else {"features": features}))
     if points.ndim != 2 or centers.ndim != 2 or points.shape[1] != centers.shape[1]:
         raise ValueError(f"points and centers must share their axes, got {described(points)} and {described(centers)}")
-    _check_index(index, len(centers), points)
-    relative = _take(points, index) - centers[:, None]
-    parts = [relative]
+    whole = _check_index(index, len(centers), points)
+    grouped = _take(points, index) - centers[:, None]
     if features is not None:
         if features.ndim != 2 or len(features) != len(points):
             raise ValueError(f"features must be ({len(points)}, channels), a row a point, got {described(features)}")
         check_devices(points=points, features=features)
-        parts.append(_take(features, index))
-    return torch.cat(parts, 2).masked_fill(index[..., None] < 0, 0)
+        grouped = torch.cat([grouped, _take(features, index)], 2)
+    return grouped if whole else grouped.masked_fill(index[..., None] < 0, 0)
 
 
 def three_nearest_interpolation(
@@ -83,11 +82,14 @@ def _take(x: Float[Tensor, "n c"], index: Int64[Tensor, "m k"]) -> Float[Tensor,
     return x.index_select(0, index.clamp(min=0).flatten()).view(*index.shape, -1)
 
 
-def _check_index(index: Any, rows: int, points: Tensor) -> None:
+def _check_index(index: Any, rows: int, points: Tensor) -> bool:
+    """Return whether every neighbour is known to be there."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 2 or len(index) != rows:
         raise ValueError(f"index must be int64 of shape ({rows}, neighbours), a row a center, got {described(index)}")
     check_devices(points=points, index=index)
-    if can_be_read(points) and index.numel():
-        least, most = (int(row) for row in index.aminmax())
-        if least < -1 or most >= len(points):
-            raise ValueError(f"index must name rows 0 to {len(points) - 1}, or -1 for none; it has {least} to {most}")
+    if not can_be_read(points) or not index.numel():
+        return False
+    least, most = (int(row) for row in index.aminmax())
+    if least < -1 or most >= len(points):
+        raise ValueError(f"index must name rows 0 to {len(points) - 1}, or -1 for none; it has {least} to {most}")
+    return least >= 0

@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor> search(const Tensor& points, const Tensor& offsets, c
   share_out<TinyStays>(clouds, 0, [&](int64_t cloud, char*) {
     planted[cloud] = plant(data + ends[cloud] * axes, ends[cloud + 1] - ends[cloud], static_cast<int32_t>(axes));
   });
-  const size_t bytes = static_cast<size_t>(wanted) * sizeof(uint64_t);
+  const size_t bytes = static_cast<size_t>(wanted + KEPT_EXTRA) * sizeof(int64_t);
   share_out<TinyStays>(static_cast<int64_t>(parts.size()), bytes, [&](int64_t item, char* scratch) {
     const Part& part = parts[item];
     const int64_t at = part.first * wanted;
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> search(const Tensor& points, const Tensor& offsets, c
                      static_cast<const float*>(queries.data_ptr()) + part.first * axes,
                      static_cast<int32_t>(part.count), static_cast<int32_t>(wanted), nearest,
                      static_cast<float>(squared_radius), ends[part.cloud], all_found + at, all_distances + at,
-                     reinterpret_cast<uint64_t*>(scratch)});
+                     reinterpret_cast<int64_t*>(scratch)});
   });
   return {found, distances};
 }

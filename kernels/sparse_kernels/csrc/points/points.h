@@ -6,6 +6,7 @@
 
 constexpr int32_t BLOCK = 32;  // points of one block
 constexpr int32_t MOST_AXES = 4;
+constexpr int32_t KEPT_EXTRA = 9;  // one before, and what fills up a vector of eight
 
 struct Box {
   float low[MOST_AXES], high[MOST_AXES];
@@ -49,7 +50,7 @@ struct SearchJob {
   int64_t first_row;    // of the cloud, added to all rows
   int64_t* rows;        // count times wanted; -1 where there are no more
   float* distances;     // squared; infinite where there are no more
-  uint64_t* kept;       // `wanted`, for the kernel
+  int64_t* kept;        // `wanted` and KEPT_EXTRA, for the kernel
 };
 
 struct Searcher {

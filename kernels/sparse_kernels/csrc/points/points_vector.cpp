@@ -115,34 +115,37 @@ static void sample_points(const SampleJob& job) {
   }
 }
 
+typedef int64_t vk __attribute__((vector_size(LANES * 4)));
+static constexpr int32_t KEYS = LANES / 2;  // of one vector
+static constexpr int64_t NOTHING = INT64_MAX;
+
 // Neighbours of one query. A key holds the bits of the squared distance, which rise with it, and the row; which of them
-// is the higher half decides what comes first.
+// is the higher half decides what comes first. The smallest keys stand in `kept`, rising, filled up with NOTHING.
 template <int AXES, bool NEAREST>
 struct Search {
   const SearchJob& job;
   const float* query;
-  int32_t found = 0;
-  float limit;  // what is farther away (or, in a ball, as far) does not count
+  int64_t* kept;  // a multiple of KEYS, behind a key that is below all others
+  float limit;    // what is farther away (or, in a ball, as far) does not count
 
   bool out_of_reach(float distance) const { return NEAREST ? distance > limit : distance >= limit; }
 
   void add(float distance, int32_t row) {
     uint32_t bits;
     memcpy(&bits, &distance, sizeof bits);
-    const uint64_t high = NEAREST ? bits : static_cast<uint32_t>(row), low = NEAREST ? static_cast<uint32_t>(row) : bits;
-    const uint64_t key = high << 32 | low;
-    uint64_t* end = job.kept + found;
-    if (found == job.wanted) {
-      if (key > end[-1]) return;
-      end--;
-    } else {
-      found++;
+    const int64_t key = NEAREST ? static_cast<int64_t>(bits) << 32 | row : static_cast<int64_t>(row) << 32 | bits;
+    if (key >= kept[job.wanted - 1]) return;
+    // Each place takes the smaller of what it has and the larger of the key and what stands before it.
+    for (int32_t i = (job.wanted - 1) / KEYS * KEYS; i >= 0; i -= KEYS) {
+      vk own, before;
+      memcpy(&own, kept + i, sizeof own);
+      memcpy(&before, kept + i - 1, sizeof before);
+      const vk larger = before > key ? before : key - vk{};
+      own = own < larger ? own : larger;
+      memcpy(kept + i, &own, sizeof own);
     }
-    uint64_t* at = std::upper_bound(job.kept, end, key);
-    std::move_backward(at, end, end + 1);
-    *at = key;
-    if (NEAREST && found == job.wanted) {
-      const uint32_t worst = static_cast<uint32_t>(job.kept[found - 1] >> 32);
+    if (NEAREST && kept[job.wanted - 1] != NOTHING) {
+      const uint32_t worst = static_cast<uint32_t>(kept[job.wanted - 1] >> 32);
       memcpy(&limit, &worst, sizeof limit);
     }
   }
@@ -179,18 +182,20 @@ struct Search {
 
 template <int AXES, bool NEAREST>
 static void search_points(const SearchJob& job) {
+  int64_t* kept = job.kept + 1;
+  job.kept[0] = -1;
   for (int32_t i = 0; i < job.count; i++) {
-    Search<AXES, NEAREST> search{job, job.queries + static_cast<int64_t>(i) * AXES, 0,
+    std::fill_n(kept, (job.wanted + KEYS - 1) / KEYS * KEYS, NOTHING);
+    Search<AXES, NEAREST> search{job, job.queries + static_cast<int64_t>(i) * AXES, kept,
                                  NEAREST ? __builtin_inff() : job.squared_radius};
     search.visit(0, 0, job.tree.blocks, squared_distance<AXES>(job.tree.boxes[0], search.query));
     int64_t* rows = job.rows + static_cast<int64_t>(i) * job.wanted;
     float* distances = job.distances + static_cast<int64_t>(i) * job.wanted;
     for (int32_t j = 0; j < job.wanted; j++) {
-      const uint64_t key = j < search.found ? job.kept[j] : 0;
-      const uint32_t high = static_cast<uint32_t>(key >> 32), low = static_cast<uint32_t>(key);
-      rows[j] = j < search.found ? job.first_row + (NEAREST ? low : high) : -1;
+      const uint32_t high = static_cast<uint32_t>(kept[j] >> 32), low = static_cast<uint32_t>(kept[j]);
+      rows[j] = kept[j] == NOTHING ? -1 : job.first_row + (NEAREST ? low : high);
       memcpy(distances + j, NEAREST ? &high : &low, sizeof(float));
-      if (j >= search.found) distances[j] = __builtin_inff();
+      if (kept[j] == NOTHING) distances[j] = __builtin_inff();
     }
   }
 }
