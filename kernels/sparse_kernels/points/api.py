@@ -101,6 +101,11 @@ def _starts(starts: Any, points: Tensor, offsets: Tensor) -> Int64[Tensor, " b"]
     check_devices(points=points, starts=starts)
     starts = starts.long().contiguous()
     sizes = offsets.diff()
-    if can_be_read(points) and ((starts < 0) | (starts >= sizes.clamp(min=1))).any():
-        raise ValueError(f"starts must lie in their clouds of {sizes.tolist()} points, got {starts.tolist()}")
+    wrong = (starts < 0) | (starts >= sizes.clamp(min=1))
+    if can_be_read(points) and wrong.any():
+        cloud = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"starts must be places in their clouds, from 0 on; that of cloud {cloud} with {int(sizes[cloud])} points "
+            f"is {int(starts[cloud])}"
+        )
     return starts

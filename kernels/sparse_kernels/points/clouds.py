@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,13 +55,14 @@ def can_be_read(x: Tensor) -> bool:
 
 
 def _check_values(name: str, points: Tensor, offsets: Tensor) -> None:
-    if offsets[0] != 0 or offsets[-1] != len(points) or (offsets.diff() < 0).any():
-        raise ValueError(
-            f"the offsets of {name} must rise from 0 to its {len(points)} rows, got {_shortened(offsets.tolist())}"
-        )
-    finite = points.isfinite().all(1)
-    if not finite.all():
-        row = int(finite.logical_not().nonzero()[0, 0])
+    ends = offsets.tolist()
+    if ends[0] != 0 or ends[-1] != len(points) or any(end < first for first, end in pairwise(ends)):
+        raise ValueError(f"the offsets of {name} must rise from 0 to its {len(points)} rows, got {_shortened(ends)}")
+    if math.isfinite(points.sum().item()):  # which it is not where one of them is not
+        return
+    wrong = points.isfinite().all(1).logical_not().nonzero()
+    if len(wrong):
+        row = int(wrong[0, 0])
         raise ValueError(f"{name} must be finite, row {row} is {points[row].tolist()}: leave such rows out")
 
 

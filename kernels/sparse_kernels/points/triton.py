@@ -66,7 +66,8 @@ def sample_kernel(
     i_cloud = tl.program_id(0).to(tl.int64)
     first = tl.load(p_offsets + i_cloud)
     size = (tl.load(p_offsets + i_cloud + 1) - first).to(tl.int32)
-    i_pick = tl.load(p_starts + i_cloud).to(tl.int32)
+    # Numbers are not looked at before: a wrong start, or NaN among the distances, must not lead out of the cloud.
+    i_pick = tl.minimum(tl.maximum(tl.load(p_starts + i_cloud).to(tl.int32), 0), size - 1)
     p_points += first * AXES
     p_nearest += first
     i_lane = tl.arange(0, BLOCK)
@@ -88,7 +89,7 @@ def sample_kernel(
             b_row = tl.where(b_nearest > b_best, i_row, b_row)  # rows rise: the first of equals stays
             b_best = tl.maximum(b_best, b_nearest)
         farthest = tl.max(b_best, 0)
-        i_pick = tl.min(tl.where(b_best == farthest, b_row, size), 0)
+        i_pick = tl.minimum(tl.min(tl.where(b_best == farthest, b_row, size), 0), size - 1)
         tl.debug_barrier()  # what one thread has written another may read
 
 
