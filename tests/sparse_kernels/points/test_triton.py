@@ -82,7 +82,7 @@ def check_one_graph() -> None:
 
 PARITY = {
     f"parity {seed}": partial(check_parity, seed, count)
-    for seed, count in ((8, 3), (22, 5), (24, 16), (25, 1), (28, 70), (29, 3), (30, 16), (33, 3), (34, 9), (39, 12))
+    for seed, count in ((8, 3), (22, 5), (25, 16), (28, 70), (33, 3), (34, 1))
 }
 CHECKS: dict[str, Callable[..., None]] = {
     "more points than a program takes at once": check_more_points_than_a_program_takes_at_once,
@@ -122,8 +122,9 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
-@pytest.mark.parametrize("axes", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("axes", [2, 3, 4])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_build_and_fuse_nothing(
     name: str, axes: int, capability: int, kilobytes: int, instruction: str
