@@ -53,7 +53,7 @@ PARTS = (
     Part("transformers", "benchmarks.transformers", 130),
     Part("tests", "benchmarks.gpu_tests", 65),
     Part("demo", "benchmarks.gpu_demo", 40),
-    Part("kernels", "benchmarks.gpu_kernels", 65, ("kmeans", "scores", "sparse_conv")),
+    Part("kernels", "benchmarks.gpu_kernels", 65, ("kmeans", "scores", "sparse_conv", "points")),
 )
 
 

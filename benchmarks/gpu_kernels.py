@@ -1,6 +1,6 @@
 """Times of the kernels at the sizes that video models have, beside the best that the device has otherwise.
 
-A part of `benchmarks.gpu`; it measures as `benchmarks.attention`, `.kmeans`, `.scores` and `.sparse_conv` do.
+A part of `benchmarks.gpu`; it measures as `benchmarks.attention`, `.kmeans`, `.scores`, `.sparse_conv`, `.points` do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import attention, kmeans, scores, sparse_conv
+from benchmarks import attention, kmeans, points, scores, sparse_conv
 from benchmarks.cases import Cases
 from benchmarks.rows import Row
 
@@ -41,6 +41,7 @@ TINY_ATTENTION = [("tiny", 2, 200, 32, 32, False, 0.5, None), ("tiny", 2, 200, 3
 KMEANS = [(12, 32_760, 128, 512), (32, 65_536, 128, 1024), (8, 131_072, 128, 128), (32, 131_072, 128, 1024)]
 SCORES = [(12, 32_760, 128, 64), (12, 32_760, 128, 128), (40, 75_600, 128, 128)]  # (heads, tokens, head_dim, block)
 CONVOLUTIONS = [(50_000, 256), (100_000, 64), (20_000, 16)]  # (voxels, channels)
+SEARCHES = [("sampling", 8192, 1024), ("neighbours", 8192, 16), ("neighbours", 131_072, 16)]  # (op, points, found)
 
 
 def attention_cases(device: str, smoke: bool) -> Iterator[Named]:
@@ -94,11 +95,19 @@ def sparse_conv_cases(device: str, smoke: bool) -> Iterator[Named]:
         yield f"sparse convolution, {voxels:,} voxels, {channels} channels", named
 
 
+def points_cases(device: str, smoke: bool) -> Iterator[Named]:
+    """Yield the cases of searches in a clustered cloud of points."""
+    for op, size, found in [("sampling", 200, 50), ("neighbours", 200, 16)] if smoke else SEARCHES:
+        run = partial(points.measure, op, "clusters", size, found, device, 1 if smoke else 3)
+        yield f"{op}, {size:,} points, {found:,} found", run
+
+
 KINDS = {
     "attention": attention_cases,
     "kmeans": kmeans_cases,
     "scores": scores_cases,
     "sparse_conv": sparse_conv_cases,
+    "points": points_cases,
 }
 
 

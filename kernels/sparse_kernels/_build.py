@@ -21,7 +21,10 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 BFLOAT16 = [*AVX512, "-mavx512bf16"]
 AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", f"-I{SOURCES}"]
-KINDS = {"attention": "kernel", "reduce": "reducer", "convolve": "convolver"}  # folder -> what its kernels are called
+# folder -> what its kernels are called
+KINDS = {"attention": "kernel", "reduce": "reducer", "convolve": "convolver", "points": "searcher"}
+# Distances between points have the same bits everywhere, and a fused multiply-add rounds once instead of twice.
+FLAGS = {"points": ["-ffp-contract=off"]}
 Units = dict[str, tuple[str, list[str]]]  # object file -> (source, flags)
 
 logger = logging.getLogger(__name__)
@@ -116,7 +119,10 @@ def _vector(name: str, lanes: int, rows: int, test: str, *flags: str, folders: t
     """Return the kernels of one instruction set."""
     common = [f'-DNAME="{name}"', f"-DLANES={lanes}", f"-DROWS={rows}", f"-DCAN_RUN={test}", *flags]
     return {
-        f"{folder}_{name}": (f"{folder}/{folder}_vector.cpp", [f"-DKERNEL={KINDS[folder]}_{name}", *common])
+        f"{folder}_{name}": (
+            f"{folder}/{folder}_vector.cpp",
+            [f"-DKERNEL={KINDS[folder]}_{name}", *common, *FLAGS.get(folder, ())],
+        )
         for folder in folders
     }
 

@@ -1,4 +1,4 @@
-"""Layers with the names, weights and tensors of spconv (extra `points`)."""
+"""Layers with the names, weights and tensors of spconv (extra `points`), and spiking neurons."""
 
 from pointcloud.nn.convert import convert
 from pointcloud.nn.convolution import (
@@ -19,6 +19,7 @@ from pointcloud.nn.convolution import (
     SubMConv3d,
     SubMConv4d,
 )
+from pointcloud.nn.neurons import LIF, PLIF, IntegerLIF
 from pointcloud.nn.pooling import (
     SparseAvgPool1d,
     SparseAvgPool2d,
@@ -30,8 +31,13 @@ from pointcloud.nn.pooling import (
     SparseMaxPool3d,
     SparseMaxPool4d,
 )
+from pointcloud.nn.surrogates import arctangent, fire, rectangular, sigmoid
+from pointcloud.nn.unrolling import SpikingLayer, unroll
 
 __all__ = [
+    "LIF",
+    "PLIF",
+    "IntegerLIF",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",
@@ -53,9 +59,15 @@ __all__ = [
     "SparseInverseConv2d",
     "SparseInverseConv3d",
     "SparseInverseConv4d",
+    "SpikingLayer",
     "SubMConv1d",
     "SubMConv2d",
     "SubMConv3d",
     "SubMConv4d",
+    "arctangent",
     "convert",
+    "fire",
+    "rectangular",
+    "sigmoid",
+    "unroll",
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import points
 from benchmarks.kmeans import make_rows, ours, plain_torch
 from benchmarks.rows import installed, origin, show, write_rows
 from benchmarks.timing import median_seconds, seconds_each
@@ -55,6 +56,16 @@ def test_times_are_medians_after_a_warm_up() -> None:
 def test_plain_torch_clusters_as_we_do() -> None:
     x, start = make_rows(2, 300, 8, 7, "cpu")
     assert (plain_torch(x, start, 4) - ours(x, start, 4)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["cube", "clusters", "sphere"])
+def test_plain_searches_find_what_ours_do(kind: str) -> None:
+    cloud = points.make_cloud(kind, 300, "cpu")
+    offsets = points.whole(cloud)
+    picks = points.farthest_point_sampling(cloud, offsets, 40)
+    assert torch.equal(picks[0], points.plain_sampling(cloud, 40))
+    near = points.k_nearest_neighbors(cloud, offsets, cloud, offsets, 5)
+    assert points._same(near, points.plain_neighbors(cloud, cloud, 5)) > 0.99  # products round otherwise
 
 
 def test_help_starts_nothing() -> None:

@@ -24,14 +24,17 @@ struct TinyIsZero {
 #endif
 };
 
+// Leaves the smallest numbers as they are.
+struct TinyStays {};
+
 // Call f(item, scratch) for every item, the threads taking the next one as they get free; scratch is a thread's own.
-template <class F>
+template <class Tiny = TinyIsZero, class F>
 void share_out(int64_t items, size_t scratch_bytes, const F& f) {
   if (items == 0) return;
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(items, std::max<int64_t>(1, torch::stable::get_num_threads()));
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const TinyIsZero tiny_is_zero;
+    [[maybe_unused]] const Tiny tiny;
     std::vector<char> buffer(scratch_bytes + 64);
     char* scratch = buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64);
     for (int64_t item = next++; item < items; item = next++) f(item, scratch);

@@ -1,0 +1,154 @@
+"""Spiking neurons. A neuron keeps nothing: its membrane potential is given to it and returned, once each step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pointcloud.nn.surrogates import Surrogate, arctangent, fire
+
+Reset = Literal["hard", "soft"]
+Step = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]
+
+
+class LIF(nn.Module):
+    """The leaky integrate-and-fire neuron: u = decay h + current, a spike where u >= threshold, then the reset.
+
+    `decay` is the share of the potential that a step leaves, in [0, 1]; 1 leaks nothing. A hard reset leaves 0, a soft
+    one takes the threshold away. Gradients flow through the reset too, unless `detach_reset`. ValueError on settings
+    that are out of range.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.5,
+        threshold: float = 1.0,
+        reset: Reset = "hard",
+        surrogate: Surrogate = arctangent,
+        detach_reset: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_decay("decay", decay)
+        _check_spiking(threshold, reset)
+        self.decay, self.threshold, self.reset = decay, threshold, reset
+        self.surrogate, self.detach_reset = surrogate, detach_reset
+
+    def forward(self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None) -> Step:
+        """Return the spikes of a step, 0 or 1, and the membrane potential after it; None is a potential of 0."""
+        potential = current if membrane is None else self.decay * membrane + current
+        return spike_and_reset(potential, self.threshold, self.reset, self.surrogate, self.detach_reset)
+
+
+class PLIF(nn.Module):
+    """The LIF neuron that learns its leak, decay = 1 - sigmoid(leak) (Fang et al., arXiv 2007.05785, section 3.2).
+
+    The input is not scaled by the leak, as SpikePoint has it (arXiv 2310.07189). Arguments and errors as those of LIF;
+    `decay` is what training begins with, strictly between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.5,
+        threshold: float = 1.0,
+        reset: Reset = "hard",
+        surrogate: Surrogate = arctangent,
+        detach_reset: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must lie strictly between 0 and 1 for a leak that learns, got {decay}")
+        _check_spiking(threshold, reset)
+        self.leak = nn.Parameter(torch.logit(torch.tensor(1 - decay, dtype=torch.float64)).float())
+        self.threshold, self.reset = threshold, reset
+        self.surrogate, self.detach_reset = surrogate, detach_reset
+
+    def forward(self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None) -> Step:
+        """Return the spikes of a step, 0 or 1, and the membrane potential after it; None is a potential of 0."""
+        potential = current if membrane is None else (1 - torch.sigmoid(self.leak)) * membrane + current
+        return spike_and_reset(potential, self.threshold, self.reset, self.surrogate, self.detach_reset)
+
+
+class IntegerLIF(nn.Module):
+    """The neuron that trains on integers: n = round(clamp(u, 0, levels)), and n is taken off the potential.
+
+    Halves are rounded up. The gradient is 1 where 0 < u < levels, else 0. This is I-LIF (Luo et al., SpikeYOLO, arXiv
+    2407.20708, section 3.3); in one step without a state it is the activation of E-3DSNN (arXiv 2412.07360). `spikes`
+    gives the same n as spikes of 0 and 1. ValueError on settings that are out of range.
+    """
+
+    def __init__(self, levels: int = 4, decay: float = 0.5) -> None:
+        super().__init__()
+        if levels < 1:
+            raise ValueError(f"levels must be 1 or more, got {levels}")
+        _check_decay("decay", decay)
+        self.levels, self.decay = levels, decay
+
+    def forward(self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None) -> Step:
+        """Return the integers of a step, 0 to `levels`, and the membrane potential after it; None is one of 0."""
+        potential = self._potential(current, membrane)
+        counts = (potential.detach().clamp(0, self.levels) + 0.5).floor()
+        counts = _StraightThrough.apply(counts, potential, self.levels, 1.0)
+        return counts, potential - counts
+
+    def spikes(
+        self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None
+    ) -> tuple[Float[Tensor, " levels *shape"], Float[Tensor, "*shape"]]:
+        """Return the step as `levels` steps of spikes, 0 or 1, that add up to the integers, and the potential after it.
+
+        They are those of a neuron that starts half a threshold above the potential, leaks nothing and resets softly.
+        Each of them gets its share of the integer's gradient, so that training goes on as with integers.
+        """
+        potential = self._potential(current, membrane)
+        left, steps = potential.detach() + 0.5, []
+        for _ in range(self.levels):
+            spikes = (left >= 1).to(left.dtype)
+            left = left - spikes
+            steps.append(_StraightThrough.apply(spikes, potential, self.levels, 1 / self.levels))
+        steps = torch.stack(steps)
+        return steps, potential - steps.sum(0)
+
+    def _potential(self, current: Tensor, membrane: Tensor | None) -> Tensor:
+        return current if membrane is None else self.decay * membrane + current
+
+
+def spike_and_reset(
+    potential: Float[Tensor, "*shape"], threshold: float, reset: str, surrogate: Surrogate, detach_reset: bool
+) -> Step:
+    """Return the spikes of a potential, and what the reset leaves of it."""
+    spikes = fire(potential - threshold, surrogate)
+    fired = spikes.detach() if detach_reset else spikes
+    return spikes, potential - fired * (threshold if reset == "soft" else potential)
+
+
+@no_type_check  # a compiler follows an autograd function into its own code, not into a check around it
+class _StraightThrough(torch.autograd.Function):
+    """A value that a potential led to, with `share` as its derivative where the potential is inside 0 to `levels`."""
+
+    @staticmethod
+    def forward(value: Tensor, potential: Tensor, levels: int, share: float) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, float], output: Tensor) -> None:
+        _, potential, levels, ctx.share = inputs
+        ctx.save_for_backward((potential > 0) & (potential < levels))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return None, gradients[0] * inside * ctx.share, None, None
+
+
+def _check_decay(name: str, decay: float) -> None:
+    if not 0 <= decay <= 1:
+        raise ValueError(f"{name} must lie between 0 (nothing is kept) and 1 (nothing leaks), got {decay}")
+
+
+def _check_spiking(threshold: float, reset: str) -> None:
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold}")
+    if reset not in ("hard", "soft"):
+        raise ValueError(f"reset must be 'hard' (to 0) or 'soft' (by the threshold), got {reset!r}")

@@ -1,0 +1,79 @@
+"""Networks that train on integers and run on spikes of 0 and 1: the same sums, one spike at a time."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from spconv.pytorch.core import SparseConvTensor
+from torch import Tensor, nn
+
+from pointcloud.nn.neurons import IntegerLIF
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class SpikingLayer(nn.Module):
+    """A neuron, and the linear layer that reads its spikes: a linear map or a convolution, dense or of spconv.
+
+    The layer must be linear but for parameters named `bias`, which count once. It gets integers, or after `unroll` the
+    spikes of 0 and 1 that add up to them, each in a call of its own, and what it makes of them is added up.
+    """
+
+    def __init__(self, neuron: IntegerLIF, layer: nn.Module) -> None:
+        super().__init__()
+        self.neuron, self.layer, self.unrolled = neuron, layer, False
+
+    def forward(
+        self, current: Tensor | SparseConvTensor, membrane: Float[Tensor, "*shape"] | None = None
+    ) -> tuple[Any, Float[Tensor, "*shape"]]:
+        """Return what the layer makes of a step's spikes, of the kind of `current`, and the potential after the step.
+
+        Of a SparseConvTensor the features are the current.
+        """
+        features = _features(current)
+        if not self.unrolled:
+            counts, after = self.neuron(features, membrane)
+            return self.layer(_with_features(current, counts)), after
+        steps, after = self.neuron.spikes(features, membrane)
+        out = self.layer(_with_features(current, steps[0]))
+        total, without_bias = _features(out), _zero_biases(self.layer)
+        for spikes in steps[1:]:
+            more = torch.func.functional_call(self.layer, without_bias, (_with_features(current, spikes),))
+            _check_same_rows(out, more)
+            total = total + _features(more)
+        return _with_features(out, total), after
+
+
+def unroll(network: Network, unrolled: bool = True) -> Network:
+    """Let every SpikingLayer of `network` send spikes of 0 and 1 in place of integers, or integers again.
+
+    A step of the network becomes `levels` steps of each neuron, T steps T x levels; outputs, states and gradients stay
+    the same to rounding. Done in place and returned: parameters, hooks and names stay. ValueError if the network has no
+    SpikingLayer.
+    """
+    layers = [module for module in network.modules() if isinstance(module, SpikingLayer)]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no SpikingLayer to unroll; put neurons and layers into them")
+    for layer in layers:
+        layer.unrolled = unrolled
+    return network
+
+
+def _zero_biases(layer: nn.Module) -> dict[str, Tensor]:
+    parameters = layer.named_parameters()
+    return {name: torch.zeros_like(x) for name, x in parameters if name.rpartition(".")[2] == "bias"}
+
+
+def _check_same_rows(out: Any, more: Any) -> None:
+    if isinstance(out, SparseConvTensor) and not torch.equal(out.indices, more.indices):
+        raise RuntimeError("the layer orders its rows anew in every call: put pointcloud.nn's layers there")
+
+
+def _features(x: Tensor | SparseConvTensor) -> Tensor:
+    return x if isinstance(x, Tensor) else x.features
+
+
+def _with_features(x: Tensor | SparseConvTensor, features: Tensor) -> Tensor | SparseConvTensor:
+    return features if isinstance(x, Tensor) else x.replace_feature(features)
