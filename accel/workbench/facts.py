@@ -30,7 +30,7 @@ def facts(
         "method": name_of(method),
         "method_options": _options(method),
         "cache": name_of_cache(cache),
-        "cache_options": {} if cache is None else dataclasses.asdict(cache),
+        "cache_options": _cache_options(cache),
         "prompt": call["prompt"],
         "seed": seed,
         "tokens": loaded.tokens(**size),
@@ -68,6 +68,15 @@ def finite(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
+    }
+
+
+def _cache_options(cache: Cache | None) -> dict[str, Any]:
+    """Return a cache's options; what it does not print of itself (routers) stands in files."""
+    shown = [] if cache is None else [field for field in dataclasses.fields(cache) if field.repr]
+    values = {field.name: getattr(cache, field.name) for field in shown}
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()
     }
 
 
