@@ -58,7 +58,7 @@ def _obstacle(layer: Any) -> str | None:
     if hasattr(layer, "base_layer") and not getattr(layer, "merged", False):
         return "it carries a LoRA that is not merged; call fuse_lora() first, or leave widths off"
     linear = _linear(layer)
-    weight = linear.weight if isinstance(linear, nn.Linear) else None
+    weight: Any = getattr(linear, "weight", None)
     if type(linear) is not nn.Linear or type(weight) not in (nn.Parameter, Tensor):
         return f"{type(linear).__name__} does not hold plain weights (quantised?); leave widths off, or load it plain"
     if weight.is_meta:

@@ -74,10 +74,8 @@ def finite(row: dict[str, Any]) -> dict[str, Any]:
 def _cache_options(cache: Cache | None) -> dict[str, Any]:
     """Return a cache's options; what it does not print of itself (routers) stands in files."""
     shown = [] if cache is None else [field for field in dataclasses.fields(cache) if field.repr]
-    values = {field.name: getattr(cache, field.name) for field in shown}
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()
-    }
+    values: dict[str, Any] = {field.name: getattr(cache, field.name) for field in shown}
+    return {name: dataclasses.asdict(value) if hasattr(value, "save") else value for name, value in values.items()}
 
 
 def _options(method: Any) -> dict[str, Any]:

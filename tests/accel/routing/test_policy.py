@@ -124,12 +124,11 @@ def test_four_prompts_in_a_batch_are_four_single_runs() -> None:
         assert [(r.step, r.branch, r.blocks, r.kind) for r in handle.blocks()] == batched
 
 
-@pytest.mark.parametrize("variant", ["published", "shared"])
-def test_routers_that_decide_all_kinds_of_things(variant: str) -> None:
+def test_routers_that_decide_all_kinds_of_things() -> None:
     pipe = pipeline("wan-2.1")
     stock = generate(pipe)
     kinds: set[str] = set()
-    for seed in (3, 6, 8, 9):
+    for variant, seed in (("published", 3), ("shared", 3), ("shared", 6), ("shared", 8)):
         policy = Routed(routers=wan_routers(variant, varied=seed), **VARIED)
         with accel.enabled(pipe, "adaspa", cache=policy, density=0.3, block=16, dense_steps=0.2) as handle:
             first = generate(pipe)
