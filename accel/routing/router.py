@@ -137,8 +137,12 @@ class Routers(nn.Module):
 
 
 def _modulation(channels: int, hidden: int) -> nn.Sequential:
-    """Return a network from timestep embedding to shift and scale, through as few neurons as a trunk has."""
+    """Return a network from timestep embedding to shift and scale, through as few neurons as a trunk has.
+
+    The embedding is normalised: in trained models it is small, and hardly differs from one timestep to another.
+    """
     last = nn.Linear(hidden, 2 * channels)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), last)
+    norm = nn.LayerNorm(channels, eps=EPSILON, elementwise_affine=False)
+    return nn.Sequential(norm, nn.Linear(channels, hidden), nn.SiLU(), last)
