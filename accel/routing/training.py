@@ -20,7 +20,7 @@ from accel.models.adapters.adapter import Adapter
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import save_routers
 from accel.routing.losses import flow_matching_loss, gate_rate_loss, target_rate, width_rate_loss
-from accel.routing.router import WIDTHS, Routers, RoutersConfig
+from accel.routing.router import VARIANTS, WIDTHS, Routers, RoutersConfig
 
 CHECKPOINT = "checkpoint.pt"
 FIGURES = ("loss", "error", "gates", "widths")
@@ -55,6 +55,10 @@ class Recipe:
         for name in ("learning_rate", "backbone_rate", "weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name):g}; it must be 0 or more, and finite")
+        if self.variant not in VARIANTS:
+            raise InputError(f"variant is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed is {self.seed}; it must be at least 0 and below 2**31")
         if self.width_rate is not None and self.width_rate < 1 and self.backbone_rate == 0:
             raise InputError(
                 f"width_rate is {self.width_rate:g} with a frozen backbone, whose neurons are in no order: "
@@ -126,9 +130,9 @@ class RouterTrainer:
         sigma = self.recipe.shift * uniform / (1 + (self.recipe.shift - 1) * uniform)
         return torch.randn(latents.shape, generator=random), 1000 * sigma
 
-    def random(self) -> torch.Generator:
-        """Return the random numbers of the next step."""
-        return torch.Generator().manual_seed((self.recipe.seed << 32) + self.done)
+    def random(self, stream: int = 0) -> torch.Generator:
+        """Return random numbers of the next step: those of noise and timesteps, or another of two streams."""
+        return torch.Generator().manual_seed((self.recipe.seed << 32) + 2 * self.done + stream)
 
     def losses(
         self, latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor, weights: Tensor | None = None
