@@ -52,7 +52,9 @@ class Resting:
         if adapter.blocks is None or adapter.latents is None:
             raise InputError(f"{type(transformer).__name__} has no block stack that accel knows; leave the cache out")
         if policy.by_time and adapter.time_embedding is None:
-            raise InputError(f"{type(transformer).__name__} has no timestep embedding that accel knows; leave it out")
+            raise InputError(
+                f"{type(transformer).__name__} has no timestep embedding that accel knows; leave routers out"
+            )
         self.policy, self.adapter, self.denoising = policy, adapter, denoising
         policy.check(transformer, adapter)
         if policy.narrows:

@@ -33,8 +33,9 @@ class Recipe:
 
     Blocks run at `rate` at timestep 0 and at `low_rate` (None: the same) at 1000, MLPs are as wide as `width_rate`
     (None: whole) where blocks run; `weight` is that of both beside the error (published 1; rates 0.6 and 0.5). The
-    transformer learns with them if its `backbone_rate` is above 0, and stays as it is at 0. Noise levels are
-    logit-normal, moved up by `shift`. All random numbers of a step come from `seed` and its number.
+    transformer learns with them if its `backbone_rate` is above 0, after so many steps in which the routers learn
+    `alone` which blocks cannot be missed. Noise levels are logit-normal, moved up by `shift`. All random
+    numbers of a step come from `seed` and its number.
     """
 
     rate: float = 0.6
@@ -43,6 +44,7 @@ class Recipe:
     weight: float = 1.0
     learning_rate: float = 1e-3
     backbone_rate: float = 0.0
+    alone: int = 50
     shift: float = 3.0
     variant: str = "shared"
     seed: int = 0
@@ -83,9 +85,9 @@ class RouterTrainer:
             torch.manual_seed(recipe.seed)
             self.routers = Routers(config)
         self.transformer = transformer.requires_grad_(self.joint).train(self.joint)
-        groups = [{"params": list(self.routers.parameters()), "share": recipe.learning_rate}]
+        groups = [{"params": list(self.routers.parameters()), "share": recipe.learning_rate, "waits": False}]
         if self.joint:
-            groups.append({"params": list(transformer.parameters()), "share": recipe.backbone_rate})
+            groups.append({"params": list(transformer.parameters()), "share": recipe.backbone_rate, "waits": True})
         optimizer = torch.optim.AdamW(groups, 0.0, (0.9, 0.98), weight_decay=0.0)
         module = RoutedTransformer(transformer, self.routers, adapter)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
@@ -116,7 +118,8 @@ class RouterTrainer:
         self.accelerator.backward(losses["loss"])
         self.accelerator.clip_grad_norm_(self._parameters(), MOST_GRADIENT)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * rate_factor
+            waits = group["waits"] and self.done < self.recipe.alone
+            group["lr"] = 0.0 if waits else group["share"] * rate_factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.done += 1

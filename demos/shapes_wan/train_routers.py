@@ -5,6 +5,7 @@ What it leaves is a folder for `accel.load_routers`, and `checkpoint.pt`, from w
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -27,7 +28,9 @@ from demos.shapes_wan.train import parse_mix
 from demos.shapes_wan.trainer import SHORT_TEXT
 
 SAVE_EVERY = 60.0  # seconds
+MIX = "full:5,full:5,full:5,full:33"
 SMOKE_STEPS = 3
+FRESH = 2  # steps for which new videos are encoded once
 # (geometry, frames) -> a batch of videos of which so many frames are taken
 Batches = Callable[[tuple[str, int]], Batch]
 
@@ -71,8 +74,9 @@ def main(
     width_rate: Annotated[float | None, typer.Option(help="mean width of the MLPs that run; default: whole")] = None,
     joint: Annotated[float, typer.Option(help="learning rate of the transformer; 0 leaves it as it is")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="of the routers")] = 1e-3,
+    alone: Annotated[int, typer.Option(help="steps until the transformer learns too")] = 50,
     weight: Annotated[float, typer.Option(help="of the rates, beside the error of the velocity")] = 1.0,
-    mix: Annotated[str, typer.Option(help="GEOMETRY:FRAMES, ...: each step takes one, and so many frames")] = "full:33",
+    mix: Annotated[str, typer.Option(help="GEOMETRY:FRAMES, ...: each step takes one, and so many frames")] = MIX,
     tokens: Annotated[int, typer.Option(help="a step's tokens: videos are repeated to fill it")] = 8448,
     latents: Annotated[Path | None, typer.Option(help="folder of pools; default: videos are drawn meanwhile")] = None,
     shift: float = 3.0,
@@ -93,14 +97,14 @@ def main(
     if smoke:
         device, mix, tokens = "cpu", "coarse:3,coarse:4", 512
     parts = parse_mix(mix)
-    recipe = Recipe(rate, low_rate, width_rate, weight, learning_rate, joint, shift, seed=seed)
+    recipe = Recipe(rate, low_rate, width_rate, weight, learning_rate, joint, alone, shift, seed=seed)
     transformer = shipped_transformer()
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
     if resume:
         trainer.resume(output)
     stream = None
     if latents is None:
-        order = Order([kind_of(*part) for part in parts], *((2, 2) if smoke else (16, 4)), corners, forms, seed)
+        order = Order([kind_of(*part) for part in parts], 2, 1, corners, forms, seed)
         stream = Stream(order, shipped_autoencoder(device), workers)
     try:
         batches, choose = _source(stream, latents, parts, drop_caption, corners, trainer.done + seed)
@@ -121,11 +125,21 @@ def _source(
     seed: int,
 ) -> tuple[Batches, Callable[[], tuple[str, int]]]:
     """Return what gives batches, and what chooses their kind: of drawn videos, or of pools of latents."""
+    generator = random.Random(seed)
     if stream is not None:
-        return (lambda part: stream.batch(*part, drop_caption)), (lambda: stream.choose(parts))
+        asked = itertools.count()
+
+        def choose() -> tuple[str, int]:
+            # Encoding takes longer than a step where there is no GPU: most steps take videos of before.
+            if next(asked) % FRESH == 0 or not seen:
+                seen.append(stream.choose(parts))
+                return seen[-1]
+            return generator.choice(seen)
+
+        seen: list[tuple[str, int]] = []
+        return (lambda part: stream.batch(*part, drop_caption)), choose
     assert latents is not None
     pools = {part: Pools(latents, *part, seed=seed, corners=corners) for part in set(parts)}
-    generator = random.Random(seed)
     return (lambda part: pools[part].batch(drop_caption)), (lambda: generator.choice(parts))
 
 

@@ -47,7 +47,7 @@ def tiny() -> WanTransformer3DModel:
 
 
 def trainer(**options: Any) -> RouterTrainer:
-    return RouterTrainer(tiny(), WAN, Recipe(**{"learning_rate": 1e-2, **options}))
+    return RouterTrainer(tiny(), WAN, Recipe(**{"learning_rate": 1e-2, "alone": 0, **options}))
 
 
 def run(made: RouterTrainer, steps: int, decay: bool = False) -> list[float]:
