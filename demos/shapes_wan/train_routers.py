@@ -75,7 +75,7 @@ def main(
     joint: Annotated[float, typer.Option(help="learning rate of the transformer; 0 leaves it as it is")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="of the routers")] = 1e-3,
     alone: Annotated[int, typer.Option(help="steps until the transformer learns too")] = 50,
-    weight: Annotated[float, typer.Option(help="of the rates, beside the error of the velocity")] = 1.0,
+    weight: Annotated[float, typer.Option(help="of the rates, beside the error of the velocity")] = 5.0,
     mix: Annotated[str, typer.Option(help="GEOMETRY:FRAMES, ...: each step takes one, and so many frames")] = MIX,
     tokens: Annotated[int, typer.Option(help="a step's tokens: videos are repeated to fill it")] = 8448,
     latents: Annotated[Path | None, typer.Option(help="folder of pools; default: videos are drawn meanwhile")] = None,
