@@ -20,9 +20,14 @@ def shipped_autoencoder(device: str = "cpu") -> AutoencoderKLWan:
     return vae.to(device).eval()
 
 
-def shipped_transformer() -> Any:
-    """Return the transformer in float32."""
-    return WanTransformer3DModel.from_pretrained(EMBEDDED / "transformer", dtype=torch.float32)
+def shipped_transformer(model: Path = EMBEDDED) -> Any:
+    """Return the transformer in float32, or that of another pipeline folder."""
+    return WanTransformer3DModel.from_pretrained(model / "transformer", dtype=torch.float32)
+
+
+def shipped_text_encoder(model: Path = EMBEDDED) -> Any:
+    """Return the text encoder in float32, or that of another pipeline folder."""
+    return UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
 
 
 def load_shipped(generator: Generator) -> None:

@@ -10,18 +10,18 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from torch import Tensor
-from transformers import UMT5EncoderModel
 
 from accel.models.adapters import adapter_for
 from accel.routing.training import CHECKPOINT, Recipe, RouterTrainer, learning_rate_factor
+from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.model import build_tokenizer, embed_captions
 from demos.shapes_wan.pools import Batch, Pools
-from demos.shapes_wan.shipped import EMBEDDED, shipped_autoencoder, shipped_transformer
+from demos.shapes_wan.shipped import EMBEDDED, shipped_autoencoder, shipped_text_encoder, shipped_transformer
 from demos.shapes_wan.stream import Order, Stream, kind_of
 from demos.shapes_wan.subset import at_frames, choose_frames
 from demos.shapes_wan.train import parse_mix
@@ -37,7 +37,8 @@ Batches = Callable[[tuple[str, int]], Batch]
 
 def train(
     trainer: RouterTrainer, batches: Batches, choose: Callable[[], tuple[str, int]],
-    embed: Callable[[list[str]], Tensor], output: Path, tokens: int, seconds: float, most_steps: int | None = None,
+    embed: Callable[[list[str]], Tensor], output: Path, tokens: int, forms: float, seconds: float,
+    most_steps: int | None = None,
 ) -> None:  # fmt: skip
     """Train until the time is over, in steps of so many tokens; saves about once a minute."""
     start = saved = time.monotonic()
@@ -46,7 +47,7 @@ def train(
         part = choose()
         batch = batches(part).filling(part[1], tokens)
         picked = choose_frames(len(batch.frames), part[1], random.Random(trainer.done))
-        weights = None if batch.weights is None else batch.weights[:, :, picked]
+        weights = _weights(batch, picked, forms)
         with at_frames(transformer.rope, batch.length, batch.frames[picked]):
             factor = learning_rate_factor(spent / seconds)
             trainer.step(batch.latents[:, :, picked].float(), embed(batch.captions), factor, weights)
@@ -58,16 +59,23 @@ def train(
     trainer.save(output, torch.float16)
 
 
-def make_embed(device: str) -> Callable[[list[str]], Tensor]:
-    """Return what embeds captions with the shipped text encoder."""
-    tokenizer = build_tokenizer()
-    encoder: Any = UMT5EncoderModel.from_pretrained(EMBEDDED / "text_encoder", dtype=torch.float32)
-    encoder = encoder.to(device).eval().requires_grad_(False)
+def _weights(batch: Batch, picked: Tensor, forms: float) -> Tensor:
+    """Return the weights of the loss: those that were drawn with the videos, else those of their captions."""
+    if batch.weights is not None:
+        return batch.weights[:, :, picked]
+    times = batch.frames[picked] / (batch.length - 1)
+    return form_weights(batch.captions, times, *batch.latents.shape[3:], share=forms)
+
+
+def make_embed(model: Path, device: str) -> Callable[[list[str]], Tensor]:
+    """Return what embeds captions with a model's text encoder."""
+    tokenizer, encoder = build_tokenizer(), shipped_text_encoder(model).to(device).eval().requires_grad_(False)
     return lambda captions: embed_captions(tokenizer, encoder, captions, SHORT_TEXT)
 
 
 def main(
     output: Annotated[Path, typer.Option(help="folder of the routers")],
+    model: Annotated[Path, typer.Option(help="pipeline folder to begin with; default: the shipped one")] = EMBEDDED,
     minutes: Annotated[float, typer.Option(help="all of it, loading included")] = 40.0,
     rate: Annotated[float, typer.Option(help="share of the blocks to run at the end of denoising")] = 0.6,
     low_rate: Annotated[float | None, typer.Option(help="the same at its start; default: the rate")] = None,
@@ -98,7 +106,7 @@ def main(
         device, mix, tokens = "cpu", "coarse:3,coarse:4", 512
     parts = parse_mix(mix)
     recipe = Recipe(rate, low_rate, width_rate, weight, learning_rate, joint, alone, shift, seed=seed)
-    transformer = shipped_transformer()
+    transformer = shipped_transformer(model)
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
     if resume:
         trainer.resume(output)
@@ -109,7 +117,17 @@ def main(
     try:
         batches, choose = _source(stream, latents, parts, drop_caption, corners, trainer.done + seed)
         seconds = end - time.monotonic()
-        train(trainer, batches, choose, make_embed(device), output, tokens, seconds, SMOKE_STEPS if smoke else None)
+        train(
+            trainer,
+            batches,
+            choose,
+            make_embed(model, device),
+            output,
+            tokens,
+            forms,
+            seconds,
+            SMOKE_STEPS if smoke else None,
+        )
     finally:
         if stream is not None:
             stream.close()
