@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accel.attach import Handle, attn_processors, disable, enable, enabled
+    from accel.routing.policy import load_routers
     from accel.search import search_patterns
 
-__all__ = ["Handle", "attn_processors", "disable", "enable", "enabled", "search_patterns"]
+__all__ = ["Handle", "attn_processors", "disable", "enable", "enabled", "load_routers", "search_patterns"]
 
 
 def __getattr__(name: str) -> Any:
     # Diffusers takes seconds to import: only those who attach something pay for it.
     if name in __all__:
-        return getattr(import_module("accel.search" if name == "search_patterns" else "accel.attach"), name)
+        rooms = {"search_patterns": "accel.search", "load_routers": "accel.routing.policy"}
+        return getattr(import_module(rooms.get(name, "accel.attach")), name)
     raise AttributeError(f"module 'accel' has no attribute {name!r}")
 
 

@@ -10,9 +10,10 @@ from accel.commands.draw import draw
 from accel.commands.generate import generate
 from accel.commands.info import info
 from accel.commands.models import models
+from accel.commands.train_router import train_router
 
 app = typer.Typer(
     help="Faster video diffusion by sparse attention.", no_args_is_help=True, pretty_exceptions_show_locals=False
 )
-for command in (generate, bench, calibrate, draw, info, models):
+for command in (generate, bench, calibrate, train_router, draw, info, models):
     app.command()(command)

@@ -7,6 +7,7 @@
   group offloading may come before or after. LoRA and quantised weights are inside the blocks and see nothing of it.
 - Diffusers' caches: one at a time. Sparse attention works under any of them.
 - Batches: a policy that looks at the content decides for each sample by itself, and runs it by itself.
+- Narrow MLPs: slices of plain weights, or of those of a merged LoRA; others are refused before anything is attached.
 - Guidance branches, and the two experts of Wan 2.2, each have a past of their own; an expert computes until it has one.
 - Unknown steps, gradients, a sequence that devices share: everything is computed, and a warning says why.
 """

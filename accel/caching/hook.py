@@ -1,4 +1,4 @@
-"""How a policy sits on a transformer: one hook of diffusers' on its root, and one on each block where blocks rest."""
+"""How a policy sits on a transformer: a hook of diffusers' on its root, and on what it decides about or looks at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
+from accel.caching.elastic import Narrowed, first_layer, last_layer
 from accel.caching.resting import Resting
 
 HOOK = "accel_cache"
@@ -38,13 +39,49 @@ class BlockHook(ModelHook):
         return self.resting.block(self.index, stock, args, kwargs)
 
 
+class TimeHook(ModelHook):
+    """On the module that embeds the timestep."""
+
+    def __init__(self, resting: Resting):
+        super().__init__()
+        self.resting = resting
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Note the embedding of the call that runs."""
+        self.resting.note_time(output)
+        return output
+
+
+class LinearHook(ModelHook):
+    """On the first or last layer of a block's MLP."""
+
+    def __init__(self, resting: Resting, narrow: Narrowed):
+        super().__init__()
+        self.resting, self.narrow = resting, narrow
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer, or the part of it that is asked for."""
+        stock: Any = self.fn_ref.original_forward
+        width = self.resting.width
+        return stock(*args, **kwargs) if width is None else self.narrow(module, args[0], width)
+
+
 def install_cache(transformer: nn.Module, resting: Resting) -> None:
     """Put the hooks on a transformer that carries none of ours."""
-    assert resting.adapter.blocks is not None
-    HookRegistry.check_if_exists_or_initialize(transformer).register_hook(ForwardHook(resting), HOOK)
+    adapter = resting.adapter
+    assert adapter.blocks is not None
+    hooks: list[tuple[nn.Module, ModelHook]] = [(transformer, ForwardHook(resting))]
     if resting.units is not None:
-        for index, block in enumerate(resting.adapter.blocks(transformer)):
-            HookRegistry.check_if_exists_or_initialize(block).register_hook(BlockHook(resting, index), HOOK)
+        for index, block in enumerate(adapter.blocks(transformer)):
+            hooks.append((block, BlockHook(resting, index)))
+            if resting.policy.narrows and adapter.mlp is not None:
+                for layer, narrow in zip(adapter.mlp(block), (first_layer, last_layer), strict=True):
+                    hooks.append((layer, LinearHook(resting, narrow)))
+    if resting.policy.by_time and adapter.time_embedding is not None:
+        hooks.append((adapter.time_embedding(transformer), TimeHook(resting)))
+    for module, hook in hooks:
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+    resting.weights.put(transformer)
     HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
 
 
@@ -57,6 +94,9 @@ def installed_cache(transformer: nn.Module) -> Resting | None:
 
 def remove_cache(transformer: nn.Module) -> None:
     """Take the hooks off again."""
+    resting = installed_cache(transformer)
+    if resting is not None:
+        resting.weights.give_back()
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     registry.remove_hook(HOOK, recurse=True)
     registry.invalidate_child_registries_cache()

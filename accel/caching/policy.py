@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel.attention.call import Progress
 from accel.caching.forecast import History
+from accel.models.adapters.adapter import Adapter
 
 State = TypeVar("State")
 
@@ -34,7 +35,14 @@ class Skip:
     """Leave the blocks out: what goes in comes out."""
 
 
-Decision = Compute | Reuse | Skip
+@dataclass(frozen=True)
+class Narrow:
+    """Run the blocks, with that share of their MLPs' hidden neurons: the first ones."""
+
+    width: float
+
+
+Decision = Compute | Reuse | Skip | Narrow
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,15 @@ class BlockCall:
     """What goes into a stretch of blocks, and where that belongs in model and time.
 
     `x` are the hidden states, or the latents where the whole transformer is one stretch; `entry` is what went into its
-    first block. One sample has a batch of 1 where a policy decides by content.
+    first block. One sample has a batch of 1 where a policy decides by content. `time` is the timestep embedding, there
+    for policies that ask for it.
     """
 
     x: Float[Tensor, "b ..."]
     entry: Float[Tensor, "b ..."]
     blocks: range
     progress: Progress
+    time: Float[Tensor, "b channels"] | None = None
 
     @property
     def step(self) -> int:
@@ -99,6 +109,9 @@ class Policy(ABC):
     by_content: ClassVar[bool] = True
     """Whether decisions look at the tensors: then each sample of a batch is decided, and run, by itself."""
 
+    by_time: ClassVar[bool] = False
+    """Whether decisions look at the timestep embedding."""
+
     def __post_init__(self) -> None:
         check_choice(self, (0, 1), "order")
         check_steps(self, "warmup")
@@ -109,6 +122,25 @@ class Policy(ABC):
         Blocks in none of them always run. InputError where the policy does not fit a model of that depth.
         """
         return None
+
+    def check(self, transformer: nn.Module, adapter: Adapter) -> None:
+        """Raise InputError if the policy does not fit a transformer, before anything is attached."""
+        return None
+
+    @property
+    def narrows(self) -> bool:
+        """Whether MLPs may run with a part of their hidden neurons."""
+        return False
+
+    @property
+    def reuses(self) -> bool:
+        """Whether what blocks add is kept for later steps."""
+        return True
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return weights that the transformer has as long as the policy is attached, by their names in it."""
+        return {}
 
     @abstractmethod
     def decide(self, call: BlockCall, memory: Memory) -> Decision:

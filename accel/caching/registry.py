@@ -10,8 +10,15 @@ from accel.caching.policy import Policy
 from accel.caching.prune import Prune
 from accel.caching.table import Table
 from accel.naming import check_name, parse
+from accel.routing.policy import Routed
 
-POLICIES: dict[str, type[Policy]] = {"easy": EasyCache, "dual-block": DualBlock, "prune": Prune, "table": Table}
+POLICIES: dict[str, type[Policy]] = {
+    "easy": EasyCache,
+    "dual-block": DualBlock,
+    "prune": Prune,
+    "table": Table,
+    "routers": Routed,
+}
 
 
 def by_name(name: str, **options: Any) -> Policy:

@@ -10,26 +10,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip
+from accel.caching.borrowed import BorrowedWeights
+from accel.caching.elastic import check_elastic
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Narrow, Policy, Reuse, Skip
 from accel.errors import InputError
 from accel.models.adapters.adapter import Adapter
 from accel.models.denoising import Denoising, Generation
 from accel.models.records import BlockRecord
 
-KINDS = {Compute: "computed", Reuse: "reused", Skip: "skipped"}
+KINDS = {Compute: "computed", Reuse: "reused", Skip: "skipped", Narrow: "narrow"}
 Forward = Callable[..., Any]
 
 
 @dataclass
 class Pass:
-    """One run through the blocks: what went into the first one, and the stretch that runs or rests."""
+    """One run through the blocks: what went into the first one, and the stretch that runs or rests.
+
+    `time` is the timestep embedding, `width` the share of the MLP's neurons with which a block runs, None is all.
+    """
 
     generation: Generation
     entry: Tensor | None = None
     call: BlockCall | None = None
     decision: Decision = Compute()
+    time: Tensor | None = None
+    width: float | None = None
 
 
 class Resting:
@@ -43,7 +51,15 @@ class Resting:
         check_alone(transformer)
         if adapter.blocks is None or adapter.latents is None:
             raise InputError(f"{type(transformer).__name__} has no block stack that accel knows; leave the cache out")
+        if policy.by_time and adapter.time_embedding is None:
+            raise InputError(
+                f"{type(transformer).__name__} has no timestep embedding that accel knows; leave routers out"
+            )
         self.policy, self.adapter, self.denoising = policy, adapter, denoising
+        policy.check(transformer, adapter)
+        if policy.narrows:
+            check_elastic(transformer, adapter)
+        self.weights = BorrowedWeights(policy.weights, transformer)
         self.depth = len(adapter.blocks(transformer))
         self.units = policy.units(self.depth)
         self._unit_of = {index: unit for unit in self.units or () for index in unit}
@@ -85,12 +101,12 @@ class Resting:
             self._note(now.generation, range(index, index + 1), Compute())
             return stock(*args, **kwargs)
         if index == unit[0]:
-            now.call = self._call(now.generation, x, entry, unit)
+            now.call = self._call(now.generation, x, entry, unit, now.time)
             now.decision = self._decide(now.generation, now.call)
         assert now.call is not None
-        if not isinstance(now.decision, Compute):
+        if not isinstance(now.decision, Compute | Narrow):
             return self._rest(now.generation, now.call, now.decision) if index == unit[0] else x
-        out = stock(*args, **kwargs)
+        out = self._at_width(now, stock, args, kwargs)
         if index == unit[-1]:
             self._keep(now.generation, now.call, out)
         return out
@@ -112,9 +128,31 @@ class Resting:
         self._keep(generation, call, output[0])
         return output
 
-    def _call(self, generation: Generation, x: Tensor, entry: Tensor, blocks: range) -> BlockCall:
+    def note_time(self, output: Any) -> None:
+        """Note the timestep embedding, the mean of all tokens' where each has its own."""
+        now: Pass | None = getattr(self._threads, "now", None)
+        if now is not None:
+            now.time = mean_time(output)
+
+    @property
+    def width(self) -> float | None:
+        """The share of an MLP's neurons with which the block runs that runs on this thread; None is all."""
+        now: Pass | None = getattr(self._threads, "now", None)
+        return None if now is None else now.width
+
+    def _at_width(self, now: Pass, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block with as much of its MLP as was decided."""
+        now.width = now.decision.width if isinstance(now.decision, Narrow) else None
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            now.width = None
+
+    def _call(
+        self, generation: Generation, x: Tensor, entry: Tensor, blocks: range, time: Tensor | None = None
+    ) -> BlockCall:
         assert generation.progress is not None
-        return BlockCall(x, entry, blocks, generation.progress)
+        return BlockCall(x, entry, blocks, generation.progress, time)
 
     def _decide(self, generation: Generation, call: BlockCall) -> Decision:
         memory = self._memory(generation, call)
@@ -130,6 +168,8 @@ class Resting:
         return call.x + self._memory(generation, call).history().forecast(call.step, decision.order)
 
     def _keep(self, generation: Generation, call: BlockCall, output: Tensor) -> None:
+        if not self.policy.reuses:
+            return
         self._memory(generation, call).history().keep(call.step, output - call.x, self.policy.order + 1)
 
     def _memory(self, generation: Generation, call: BlockCall) -> Memory:
@@ -144,6 +184,8 @@ class Resting:
     def _obstacle(self, module: Any) -> str | None:
         """Return why nothing can rest in this call, or None; InputError beside a cache of diffusers."""
         check_alone(module)
+        if self.policy.narrows:
+            check_elastic(module, self.adapter)  # something may have been loaded since
         if self.denoising.current.progress is None:
             return "the denoising step of this call is unknown (attach to the pipeline, not to the bare transformer)"
         if torch.is_grad_enabled():
@@ -166,6 +208,12 @@ def check_alone(transformer: Any) -> None:
             f"diffusers' {theirs} is enabled on this {type(transformer).__name__}, and one cache at a time is "
             "accepted: call transformer.disable_cache(), or give accel no cache"
         )
+
+
+def mean_time(output: Any) -> Float[Tensor, "b channels"]:
+    """Return the timestep embedding of what embeds it: the first output, averaged over tokens where each has one."""
+    time = output[0] if isinstance(output, tuple) else output
+    return time if time.ndim == 2 else time.mean(1)
 
 
 def _row(value: Any, row: int, batch: int) -> Any:

@@ -35,7 +35,7 @@ class CallRecord:
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What became of a stretch of blocks in one call of the transformer: `kind` is computed, reused or skipped."""
+    """What became of a stretch of blocks in one call: `kind` is computed, reused, skipped or narrow (as to MLPs)."""
 
     step: int
     steps: int
@@ -99,17 +99,20 @@ def summarize(records: Sequence[CallRecord]) -> dict[str, float | int | None]:
 
 
 def block_shares(records: Sequence[BlockRecord]) -> dict[str, float | None]:
-    """Return which share of all blocks was computed, reused and skipped; None of all three without a cache."""
+    """Return which share of all blocks was computed in full, reused, skipped, and computed with a narrow MLP.
+
+    None of all of them without a cache.
+    """
     total = sum(len(record.blocks) for record in records)
     counts = {
         kind: sum(len(record.blocks) for record in records if record.kind == kind)
-        for kind in ("computed", "reused", "skipped")
+        for kind in ("computed", "reused", "skipped", "narrow")
     }
     return {kind: count / total if total else None for kind, count in counts.items()}
 
 
 def block_letters(records: Sequence[BlockRecord]) -> list[str]:
-    """Return what became of each block in each step, a word a step: c computed, r reused, s skipped.
+    """Return what became of each block in each step, a word a step: c computed, r reused, s skipped, n narrow.
 
     The first branch and sample stand for all.
     """

@@ -29,7 +29,7 @@ SETTING = "model tokens frames height width steps guidance_scale dtype device th
 KEPT = """model method density_asked density_option dense_share prompt seed tokens frames height width steps dense_steps
 guidance_scale dtype device threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup
 attention_dense_seconds attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall
-recall psnr_db ssim cache blocks_computed blocks_reused blocks_skipped blocks"""
+recall psnr_db ssim cache blocks_computed blocks_reused blocks_skipped blocks_narrow blocks"""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def facts(
         "method": name_of(method),
         "method_options": _options(method),
         "cache": name_of_cache(cache),
-        "cache_options": {} if cache is None else dataclasses.asdict(cache),
+        "cache_options": _cache_options(cache),
         "prompt": call["prompt"],
         "seed": seed,
         "tokens": loaded.tokens(**size),
@@ -69,6 +69,13 @@ def finite(row: dict[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
+
+
+def _cache_options(cache: Cache | None) -> dict[str, Any]:
+    """Return a cache's options; what it does not print of itself (routers) stands in files."""
+    shown = [] if cache is None else [field for field in dataclasses.fields(cache) if field.repr]
+    values: dict[str, Any] = {field.name: getattr(cache, field.name) for field in shown}
+    return {name: dataclasses.asdict(value) if hasattr(value, "save") else value for name, value in values.items()}
 
 
 def _options(method: Any) -> dict[str, Any]:

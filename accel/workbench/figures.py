@@ -16,6 +16,7 @@ FIGURES = {
     "blocks_computed": ("blocks computed", "{:.3f}"),
     "blocks_reused": ("blocks reused", "{:.3f}"),
     "blocks_skipped": ("blocks skipped", "{:.3f}"),
+    "blocks_narrow": ("blocks with a narrow MLP", "{:.3f}"),
     "psnr_db": ("PSNR to dense", "{:.2f} dB"),
     "ssim": ("SSIM to dense", "{:.4f}"),
     "dense_steps": ("dense steps", "{}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
@@ -17,6 +18,16 @@ def shipped_autoencoder(device: str = "cpu") -> AutoencoderKLWan:
     """Return the autoencoder in float32; its configuration holds the statistics of its latents."""
     vae: Any = AutoencoderKLWan.from_pretrained(EMBEDDED / "vae")
     return vae.to(device).eval()
+
+
+def shipped_transformer(model: Path = EMBEDDED) -> Any:
+    """Return the transformer in float32, or that of another pipeline folder."""
+    return WanTransformer3DModel.from_pretrained(model / "transformer", dtype=torch.float32)
+
+
+def shipped_text_encoder(model: Path = EMBEDDED) -> Any:
+    """Return the text encoder in float32, or that of another pipeline folder."""
+    return UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
 
 
 def load_shipped(generator: Generator) -> None:

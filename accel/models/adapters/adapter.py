@@ -48,6 +48,10 @@ class Adapter:
 
     Caches need `latents`, what a forward call denoises, in the form of its output, and `blocks` in the order in which
     they run: each takes the hidden states first and returns only them. None: caches of that kind do not work.
+
+    Routers need `channels`, those of the hidden states, and `time_embedding`, the module whose (first) output is the
+    timestep embedding (batch channels), or one for each token between the two. For narrower MLPs, `mlp` gives the
+    first and the last linear layer of a block's, with nothing between them but what acts on each neuron alone.
     """
 
     classes: tuple[str, ...]
@@ -70,6 +74,9 @@ class Adapter:
     frames_per_second: int = 16
     blocks: Callable[[Any], list[nn.Module]] | None = None
     latents: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    channels: Callable[[Any], int] | None = None
+    time_embedding: Callable[[Any], nn.Module] | None = None
+    mlp: Callable[[Any], tuple[nn.Module, nn.Module]] | None = None
 
     def modules(self, transformer: nn.Module) -> dict[str, nn.Module]:
         """Return the video self-attention modules by name, in the order of the layers."""

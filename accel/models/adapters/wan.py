@@ -25,6 +25,21 @@ def latents(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return given[:, : transformer.config.out_channels]
 
 
+def channels(transformer: Any) -> int:
+    """Return the channels of the hidden states."""
+    return transformer.config.num_attention_heads * transformer.config.attention_head_dim
+
+
+def time_embedding(transformer: Any) -> nn.Module:
+    """Return what embeds timestep and text; Wan 2.2 TI2V has a timestep for each token."""
+    return transformer.condition_embedder
+
+
+def mlp(block: Any) -> tuple[nn.Module, nn.Module]:
+    """Return the first and last layer of the MLP: only GELU is between them."""
+    return block.ffn.net[0].proj, block.ffn.net[2]
+
+
 def sizes(pipeline: Any) -> dict[str, Size]:
     """Return what the rotary embedding reaches and the autoencoder can make, in frames and pixels."""
     config = _config(pipeline)
@@ -51,8 +66,8 @@ def _config(pipeline: Any) -> Any:
 
 
 WAN = Adapter(
-    ("WanTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents(), sizes=sizes, grid=grid, blocks=blocks,
-    latents=latents,
+    ("WanTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents(), sizes=sizes, grid=grid,
+    blocks=blocks, latents=latents, channels=channels, time_embedding=time_embedding, mlp=mlp,
 )  # fmt: skip
 WAN_RELATED = Adapter(
     (

@@ -25,6 +25,7 @@ from accel.caching.registry import POLICIES
 from accel.caching.resting import Resting
 from accel.caching.table import BlockTable, Table
 from accel.models.denoising import Denoising
+from tests.accel.routing.made import wan_routers
 from tests.accel.wan_models import STEPS, generate, pipeline, transformer
 
 SPARSE = dict(density=0.3, block=16)
@@ -214,9 +215,10 @@ def test_bad_input() -> None:
 def test_a_model_without_block_stacks_is_refused() -> None:
     model = transformer(0)
     adapter = dataclasses.replace(adapter_for(model), blocks=None)
-    for policy in POLICIES.values():
+    for name, policy in POLICIES.items():
+        options = {"routers": wan_routers()} if name == "routers" else {}
         with pytest.raises(ValueError, match="WanTransformer3DModel has no block stack that accel knows; leave the"):
-            Resting(policy(), model, adapter, Denoising())
+            Resting(policy(**options), model, adapter, Denoising())
 
 
 def test_a_shared_sequence_is_computed() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from accel.caching.policy import Policy
 from accel.caching.registry import POLICIES, by_name, from_text, name_of
 from accel.caching.resting import Resting
 from accel.models.denoising import Denoising
+from accel.routing.folder import save_routers
 from tests.accel.caching.toys import TOKENS, TOY, Toy, make_loop, play
+from tests.accel.routing.made import toy_routers, wan_routers
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 
 # Where a policy has such options, most of what may rest does.
@@ -28,11 +31,21 @@ EAGER = {"threshold": 0.99, "first": 1, "last": 0}
 every_policy = pytest.mark.parametrize("name", POLICIES)
 
 
-def eager(name: str, **options: Any) -> Policy:
+def made(name: str, toy: bool = False, **options: Any) -> Policy:
+    """Return a policy; that of routers has new ones, for a tiny pipeline or a toy."""
+    if name == "routers":
+        options = {"routers": toy_routers() if toy else wan_routers(), **options}
+    return by_name(name, **options)
+
+
+def eager(name: str, toy: bool = False, **options: Any) -> Policy:
     """Return the policy with options with which it rests in tiny pipelines."""
     fields = {field.name for field in dataclasses.fields(POLICIES[name])}
     fitting = {key: value for key, value in EAGER.items() if key in fields}
-    return by_name(name, **{"warmup": 1, **fitting, **options})
+    # New routers say 0.7 to everything: the band in which something is reused.
+    band = {"threshold": 0.5, "margin": 0.3, "most_reuses": 2, "reuse_after": 0.0}
+    fitting |= band if name == "routers" else {}
+    return made(name, toy, **{"warmup": 1, **fitting, **options})
 
 
 class Stop(Exception):
@@ -51,9 +64,13 @@ def interrupt(pipe: Any, step: int, timestep: Any, arguments: dict[str, Any]) ->
 
 
 @every_policy
-def test_a_policy_is_a_value_with_a_name(name: str) -> None:
-    policy = by_name(name, order=1)
-    assert policy == from_text(f"{name}:order=1") != by_name(name) and hash(policy) and name_of(policy) == name
+def test_a_policy_is_a_value_with_a_name(name: str, tmp_path: Path) -> None:
+    given = ""
+    if name == "routers":
+        save_routers(wan_routers(), tmp_path)
+        given = f":path={tmp_path}"
+    policy, other = from_text(f"{name}{given}:order=1"), from_text(name + given)
+    assert policy != other and policy.order == 1 and hash(policy) and name_of(policy) == name
     with pytest.raises(dataclasses.FrozenInstanceError):
         policy.order = 0  # type: ignore[misc]
 
@@ -87,7 +104,7 @@ def test_generations_of_a_real_pipeline(name: str, kind: str, order: int) -> Non
         both = generate(pipe, seeds=(0, 1))
         assert (both[:1] - first).abs().max() < 5e-5 * first.abs().max()
         summary = handle.summary()
-        assert type(by_name(name)).__name__ in summary and " computed, " in summary and "attention calls" not in summary
+        assert POLICIES[name].__name__ in summary and " computed, " in summary and "attention calls" not in summary
     assert torch.equal(generate(pipe), stock)
 
 
@@ -108,7 +125,7 @@ def test_sparse_attention_goes_on_where_blocks_are_computed(name: str) -> None:
 @every_policy
 @pytest.mark.parametrize("order", [("cond", "uncond"), ("uncond", "cond")])
 def test_branches_do_not_mix(name: str, order: tuple[str, str]) -> None:
-    toy, policy = Toy(), eager(name)
+    toy, policy = Toy(), eager(name, toy=True)
     both = play(toy, policy, make_loop(0, branches=order))
     loop = make_loop(0, branches=order)
     loop.text = {"cond": loop.text["cond"]}
@@ -140,7 +157,7 @@ def test_a_generation_that_ends_early_leaves_nothing_behind(name: str, end: Any)
 
 @every_policy
 def test_a_hundred_generations_leave_nothing(name: str) -> None:
-    toy, denoising, loop, policy = Toy(), Denoising(), make_loop(0, steps=5), eager(name)
+    toy, denoising, loop, policy = Toy(), Denoising(), make_loop(0, steps=5), eager(name, toy=True)
 
     def tensors() -> int:
         gc.collect()
@@ -156,7 +173,7 @@ def test_a_hundred_generations_leave_nothing(name: str) -> None:
 @every_policy
 def test_memory_is_counted(name: str) -> None:
     toy, denoising = Toy(), Denoising()
-    play(toy, eager(name, order=1), make_loop(0), denoising)
+    play(toy, eager(name, toy=True, order=1), make_loop(0), denoising)
     hidden = TOKENS * 4 * 8
     assert denoising.latest.peak_memory_bytes >= 2 * 2 * hidden, "two branches, two tensors for the forecast"
 
@@ -221,7 +238,7 @@ def test_what_is_not_known_is_computed_and_said(name: str) -> None:
 @every_policy
 def test_gradients_are_left_alone(name: str) -> None:
     toy, denoising, loop = Toy(), Denoising(), make_loop(0)
-    install_cache(toy, Resting(eager(name), toy, TOY, denoising))
+    install_cache(toy, Resting(eager(name, toy=True), toy, TOY, denoising))
     denoising.begin_call(Geometry(1, 1, TOKENS), Progress(3, 5, "cond"), None, True)
     with pytest.warns(UserWarning, match="gradients are enabled"):
         toy(loop.latents[0], loop.text["cond"])[0].sum().backward()

@@ -39,15 +39,21 @@ class Toy(nn.Module):
         torch.manual_seed(seed)
         self.config = SimpleNamespace(out_channels=CHANNELS)
         self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.clock = nn.Identity()
 
     def embed(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2)
+
+    def embed_time(self, latents: Tensor) -> Tensor:
+        """Return what stands for a timestep embedding, different at every step."""
+        return self.clock(latents.mean(-1))
 
     def head(self, hidden_states: Tensor) -> Tensor:
         return hidden_states.transpose(1, 2) * 0.7
 
     def forward(self, hidden_states: Tensor, text: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         x = self.embed(hidden_states)
+        self.embed_time(hidden_states)
         for block in self.blocks:
             x = block(x, text)
         return (self.head(x),)
@@ -61,6 +67,8 @@ TOY = Adapter(
     grid=lambda pipeline, frames, height, width: (1, 1, TOKENS),
     blocks=lambda toy: list(toy.blocks),
     latents=lambda toy, args, kwargs: args[0],
+    channels=lambda toy: CHANNELS,
+    time_embedding=lambda toy: toy.clock,
 )
 
 

@@ -1,0 +1,147 @@
+"""A transformer under its routers with gradients: hard decisions forward, those of the probabilities backward.
+
+Elastic Diffusion Transformer (arXiv 2602.13993): a block adds g (B(x) - x), hidden neurons of its MLP are masked, both
+with straight-through estimators (Bengio et al., arXiv 1308.3432). Every block runs: what a gate would be worth is not
+known otherwise. Inference is `accel.routing.policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from accel.caching.elastic import check_elastic, kept_neurons
+from accel.caching.resting import mean_time
+from accel.errors import InputError
+from accel.models.adapters.adapter import Adapter
+from accel.routing.router import Routers
+
+THRESHOLD = 0.5
+
+
+class Decisions(NamedTuple):
+    """What the routers of all blocks said about each sample.
+
+    `gates` are 0 or 1 and `widths` shares of the MLP, both with the gradient of `probabilities` and `expected` widths.
+    """
+
+    probabilities: Float[Tensor, "depth b"]
+    gates: Float[Tensor, "depth b"]
+    expected: Float[Tensor, "depth b"]
+    widths: Float[Tensor, "depth b"]
+
+
+@dataclass
+class Pass:
+    """What is known so far in one forward pass; the mask is that of the block that runs."""
+
+    time: Tensor | None = None
+    gate: Tensor | None = None
+    mask: Tensor | None = None
+    said: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+class RoutedTransformer(nn.Module):
+    """A transformer with routers, as one module to train; nothing stays on the transformer between two passes.
+
+    InputError if accel does not know its blocks and timestep embedding or, where the routers have widths, its MLPs.
+    """
+
+    def __init__(self, transformer: nn.Module, routers: Routers, adapter: Adapter):
+        super().__init__()
+        if adapter.blocks is None or adapter.time_embedding is None:
+            raise InputError(f"{type(transformer).__name__} has no blocks or timestep embedding that accel knows")
+        self.transformer, self.routers, self.adapter = transformer, routers, adapter
+        self.stack = tuple(adapter.blocks(transformer))
+        if self._narrows:
+            check_elastic(transformer, adapter)
+
+    @property
+    def _narrows(self) -> bool:
+        return len(self.routers.config.widths) > 1
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        timestep: Float[Tensor, " b"],
+        text: Float[Tensor, "b tokens channels"],
+    ) -> tuple[Float[Tensor, "b c t h w"], Decisions]:
+        """Return the velocity (towards noise), and what was decided."""
+        now = Pass()
+        with self._hooks(now):
+            velocity = self.transformer(latents, timestep, text, return_dict=False)[0]
+        return velocity, Decisions(*(torch.stack(values) for values in zip(*now.said, strict=True)))
+
+    @contextmanager
+    def _hooks(self, now: Pass) -> Iterator[None]:
+        """Listen to the blocks, the last layers of their MLPs and the timestep embedding, for one pass."""
+        assert self.adapter.time_embedding is not None
+        embedding = self.adapter.time_embedding(self.transformer)
+        handles: list[Any] = [embedding.register_forward_hook(partial(_note_time, now))]
+        try:
+            for index, block in enumerate(self.stack):
+                handles.append(block.register_forward_pre_hook(partial(self._decide, now, index), with_kwargs=True))
+                handles.append(block.register_forward_hook(partial(_blend, now), with_kwargs=True))
+                if self._narrows:
+                    handles.append(self._last(block).register_forward_pre_hook(partial(_mask, now)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _decide(self, now: Pass, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Ask the router of a block that is about to run."""
+        assert now.time is not None
+        gate, width = self.routers(index, args[0] if args else kwargs["hidden_states"], now.time)
+        probability, shares = gate.sigmoid(), width.softmax(-1)
+        now.gate = straight_through((probability >= THRESHOLD).to(probability.dtype), probability)
+        values = shares.new_tensor(self.routers.config.widths)
+        chosen, expected = values[width.argmax(-1)], (shares * values).sum(-1)
+        now.said.append((probability, now.gate, expected, straight_through(chosen, expected)))
+        if self._narrows:
+            now.mask = prefix_mask(shares, width.argmax(-1), self._prefixes(block, shares))
+
+    def _last(self, block: nn.Module) -> Any:
+        assert self.adapter.mlp is not None
+        return self.adapter.mlp(block)[1]
+
+    def _prefixes(self, block: nn.Module, like: Tensor) -> Float[Tensor, "widths neurons"]:
+        """Return a row of ones and zeros for each width."""
+        neurons = self._last(block).in_features
+        kept = torch.tensor([kept_neurons(width, neurons) for width in self.routers.config.widths], device=like.device)
+        return (torch.arange(neurons, device=like.device) < kept[:, None]).to(like.dtype)
+
+
+def straight_through(value: Tensor, soft: Tensor) -> Tensor:
+    """Return a value exactly, with the gradient of what it came from."""
+    return value + (soft - soft.detach())
+
+
+def prefix_mask(
+    shares: Float[Tensor, "b widths"], chosen: Tensor, prefixes: Float[Tensor, "widths neurons"]
+) -> Float[Tensor, "b neurons"]:
+    """Return the prefix of the chosen width, with the gradient of the mixture of all."""
+    return straight_through(prefixes[chosen], shares @ prefixes)
+
+
+def _note_time(now: Pass, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    now.time = mean_time(output)
+
+
+def _blend(now: Pass, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """Return what goes in, moved by the gate to what comes out; exactly one of both forward."""
+    assert now.gate is not None
+    x = args[0] if args else kwargs["hidden_states"]
+    return torch.lerp(x, output, now.gate[:, None, None].to(x.dtype))
+
+
+def _mask(now: Pass, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    assert now.mask is not None
+    return (inputs[0] * now.mask[:, None].to(inputs[0].dtype), *inputs[1:])

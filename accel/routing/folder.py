@@ -1,0 +1,86 @@
+"""Routers as a folder: `config.json`, `routers.safetensors` and, where they were tuned too, the backbone's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from accel.errors import InputError
+from accel.files import replacing
+from accel.routing.router import Routers, RoutersConfig
+
+CONFIG, ROUTERS, BACKBONE = "config.json", "routers.safetensors", "backbone.safetensors"
+ADVICE = "give a folder that accel train-router or save_routers wrote"
+
+
+def save_routers(routers: Routers, folder: Path, backbone: Mapping[str, Tensor] | None = None) -> None:
+    """Write routers, and tuned weights of the transformer by their names in it; each file is whole or not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = json.dumps(dataclasses.asdict(routers.config), indent=1) + "\n"
+    _write(folder / CONFIG, lambda path: path.write_text(fields))
+    if backbone is None:
+        (folder / BACKBONE).unlink(missing_ok=True)
+    else:
+        _write(folder / BACKBONE, lambda path: save_file(_plain(backbone), path))
+    _write(folder / ROUTERS, lambda path: save_file(_plain(routers.state_dict()), path))
+
+
+def read_routers(folder: Path) -> tuple[Routers, dict[str, Tensor]]:
+    """Return routers and the tuned weights, if there are any; InputError on whatever is no such folder.
+
+    Nothing but JSON and safetensors is read.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{str(folder)!r} holds no routers: it has no {CONFIG}; {ADVICE}")
+    routers = Routers(_config(folder / CONFIG))
+    state, expected = _tensors(folder / ROUTERS), routers.state_dict()
+    for name in sorted({*state, *expected}):
+        if name not in state or name not in expected or state[name].shape != expected[name].shape:
+            said = "is missing" if name not in state else f"is {tuple(state[name].shape)}"
+            wanted = f"is {tuple(expected[name].shape)}" if name in expected else "is not"
+            raise InputError(
+                f"{str(folder / ROUTERS)!r} is foreign: {name} {said}, in its {CONFIG} it {wanted}; {ADVICE}"
+            )
+    routers.load_state_dict(state)
+    has_backbone = (folder / BACKBONE).exists()
+    return routers.eval().requires_grad_(False), _tensors(folder / BACKBONE) if has_backbone else {}
+
+
+def _config(path: Path) -> RoutersConfig:
+    try:
+        given = json.loads(path.read_text())
+        names = [field.name for field in dataclasses.fields(RoutersConfig)]
+        if not isinstance(given, dict) or sorted(given) != sorted(names):
+            raise ValueError(f"it must hold {', '.join(names)}")
+        widths = tuple(float(width) for width in given["widths"])
+        return RoutersConfig(**{**given, "model": str(given["model"]), "widths": widths})
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is no configuration of routers: {error}; {ADVICE}") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; InputError if it is no safetensors file, or one of them is not finite."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{str(path)!r} is no safetensors file: {error}; {ADVICE}") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise InputError(f"{name} in {str(path)!r} holds NaN, Inf or no numbers with a fraction; {ADVICE}")
+    return tensors
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    with replacing(path) as temporary:
+        write(temporary)

@@ -1,0 +1,144 @@
+"""Routers at work: each block of each sample is skipped, repeats what it added, or runs as wide as its router says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from accel.caching.borrowed import BorrowedWeights
+from accel.caching.policy import (
+    BlockCall,
+    Compute,
+    Decision,
+    Memory,
+    Narrow,
+    Policy,
+    Reuse,
+    Skip,
+    check_steps,
+    step_count,
+)
+from accel.errors import InputError
+from accel.models.adapters import adapter_for, transformers_of
+from accel.models.adapters.adapter import Adapter
+from accel.naming import check_least
+from accel.routing.folder import read_routers
+from accel.routing.router import Routers
+
+
+@dataclass
+class Reuses:
+    """How often in a row a block has repeated what it added."""
+
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Routed(Policy):
+    """Follow `routers`, given as such or by the `path` of their folder, in three bands of the gate's probability.
+
+    Below `threshold` a block is skipped; from there to `margin` above it, it adds what it added when it last ran, at
+    most `most_reuses` times in a row (published: margin 0.1 and 5; the release has 0.015 and 10); above, it runs, with
+    `widths` as much of its MLP as the router finds enough. In the first share `reuse_after` of the steps (the release:
+    half of them) nothing is reused. A margin of 0 is no reuse. Weights of the transformer that were tuned with the
+    routers are in it while the policy is attached. E-DiT, arXiv 2602.13993. Waits for the device once a block.
+    """
+
+    warmup: float = 0
+    path: str | None = None
+    threshold: float = 0.5
+    margin: float = 0.0
+    most_reuses: int = 5
+    reuse_after: float = 0.5
+    widths: bool = True
+    routers: Routers | None = field(default=None, repr=False)
+    backbone: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    by_time: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 0, "margin", "most_reuses")
+        check_steps(self, "reuse_after")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, got {self.threshold}")
+        if self.routers is None:
+            if not isinstance(self.path, str):
+                raise InputError("routers have no default: give path=FOLDER, one that accel train-router wrote")
+            routers, backbone = read_routers(Path(self.path).expanduser())
+            object.__setattr__(self, "routers", routers)
+            object.__setattr__(self, "backbone", backbone)
+
+    def check(self, transformer: nn.Module, adapter: Adapter) -> None:
+        """Raise InputError for routers of another class, depth or number of channels."""
+        assert self.routers is not None and adapter.blocks is not None
+        config = self.routers.config
+        there = {"class": type(transformer).__name__, "blocks": len(adapter.blocks(transformer))}
+        there["channels"] = None if adapter.channels is None else adapter.channels(transformer)
+        made_for = {"class": config.model, "blocks": config.depth, "channels": config.channels}
+        if made_for != there:
+            raise InputError(
+                f"the routers are of {_described(made_for)}, and this is {_described(there)}: "
+                "train some for it with accel train-router"
+            )
+
+    def units(self, depth: int) -> tuple[range, ...]:
+        """Return the blocks, each by itself."""
+        return tuple(range(index, index + 1) for index in range(depth))
+
+    @property
+    def narrows(self) -> bool:
+        """Whether widths are on, and the routers know of any."""
+        return self.widths and self.routers is not None and len(self.routers.config.widths) > 1
+
+    @property
+    def reuses(self) -> bool:
+        """Whether there is a band in which blocks repeat what they added."""
+        return self.margin > 0 and self.most_reuses > 0
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that were tuned with the routers."""
+        return self.backbone
+
+    def decide(self, call: BlockCall, memory: Memory) -> Decision:
+        """Return what the block's router finds enough for this sample at this timestep."""
+        if self.warming(call.progress):
+            return Compute()
+        assert self.routers is not None and call.time is not None
+        if self.routers.device != call.x.device:
+            self.routers.to(call.x.device)
+        probability, width = self.routers.read(call.blocks[0], call.x, call.time)
+        if probability < self.threshold:
+            return Skip()
+        if self.reuses and probability <= self.threshold + self.margin and self._may_reuse(call, memory):
+            memory.own(Reuses).used += 1
+            return Reuse(self.order)
+        memory.own(Reuses).used = 0
+        return Narrow(width) if self.narrows and width < 1 else Compute()
+
+    def _may_reuse(self, call: BlockCall, memory: Memory) -> bool:
+        early = call.step < step_count(self.reuse_after, call.progress.steps)
+        return not early and bool(memory.history().steps) and memory.own(Reuses).used < self.most_reuses
+
+
+def load_routers(pipe_or_transformer: Any, path: str | Path, **options: Any) -> Routed:
+    """Return the policy of a folder of routers, for `accel.enable(pipe, cache=...)`; options are those of `Routed`.
+
+    Weights that were tuned with the routers are read, and put into the transformer by `enable`; `disable` gives it its
+    own back. InputError for a folder that holds none, and for routers of another model.
+    """
+    policy = Routed(path=str(path), **options)
+    is_transformer = isinstance(pipe_or_transformer, nn.Module)
+    transformers = [pipe_or_transformer] if is_transformer else transformers_of(pipe_or_transformer)
+    for transformer in transformers:
+        policy.check(transformer, adapter_for(transformer))
+        BorrowedWeights(policy.weights, transformer)
+    return policy
+
+
+def _described(model: dict[str, Any]) -> str:
+    return f"a {model['class']} with {model['blocks']} blocks of {model['channels']} channels"

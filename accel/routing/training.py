@@ -1,0 +1,214 @@
+"""Training of routers: one step, its checkpoint, and what the next command reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from accel.errors import InputError
+from accel.files import replacing
+from accel.models.adapters.adapter import Adapter
+from accel.routing.execution import RoutedTransformer
+from accel.routing.folder import save_routers
+from accel.routing.losses import flow_matching_loss, gate_rate_loss, target_rate, width_rate_loss
+from accel.routing.router import VARIANTS, WIDTHS, Routers, RoutersConfig
+
+CHECKPOINT = "checkpoint.pt"
+FIGURES = ("loss", "error", "gates", "widths")
+MOST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How routers learn.
+
+    Blocks run at `rate` at timestep 0 and at `low_rate` (None: the same) at 1000, MLPs are as wide as `width_rate`
+    (None: whole) where blocks run; `weight` is that of both beside the error (published 1; rates 0.6 and 0.5). The
+    transformer learns with them if its `backbone_rate` is above 0, after so many steps in which the routers learn
+    `alone` which blocks cannot be missed. Noise levels are logit-normal, moved up by `shift`. All random
+    numbers of a step come from `seed` and its number.
+    """
+
+    rate: float = 0.6
+    low_rate: float | None = None
+    width_rate: float | None = None
+    weight: float = 1.0
+    learning_rate: float = 1e-3
+    backbone_rate: float = 0.0
+    alone: int = 50
+    shift: float = 3.0
+    variant: str = "shared"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "low_rate", "width_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} is {value:g}; give a share above 0, and at most 1")
+        for name in ("learning_rate", "backbone_rate", "weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name):g}; it must be 0 or more, and finite")
+        if self.variant not in VARIANTS:
+            raise InputError(f"variant is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed is {self.seed}; it must be at least 0 and below 2**31")
+        if self.width_rate is not None and self.width_rate < 1 and self.backbone_rate == 0:
+            raise InputError(
+                f"width_rate is {self.width_rate:g} with a frozen backbone, whose neurons are in no order: "
+                "train the backbone as well (joint), or leave the widths whole"
+            )
+
+
+class RouterTrainer:
+    """Routers on a transformer, their optimizer, and how many steps they have made."""
+
+    def __init__(self, transformer: Any, adapter: Adapter, recipe: Recipe, device: str = "cpu", bfloat16: bool = False):
+        self.recipe, self.adapter, self.done = recipe, adapter, 0
+        precision = "bf16" if bfloat16 else "no"
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+        assert adapter.blocks is not None and adapter.channels is not None
+        widths = (1.0,) if recipe.width_rate is None else WIDTHS
+        config = RoutersConfig(
+            type(transformer).__name__, len(adapter.blocks(transformer)), adapter.channels(transformer),
+            widths=widths, variant=recipe.variant,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.routers = Routers(config)
+        self.transformer = transformer.requires_grad_(self.joint).train(self.joint)
+        groups = [{"params": list(self.routers.parameters()), "share": recipe.learning_rate, "waits": False}]
+        if self.joint:
+            groups.append({"params": list(transformer.parameters()), "share": recipe.backbone_rate, "waits": True})
+        optimizer = torch.optim.AdamW(groups, 0.0, (0.9, 0.98), weight_decay=0.0)
+        module = RoutedTransformer(transformer, self.routers, adapter)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self._recent: list[Tensor] = []
+
+    @property
+    def joint(self) -> bool:
+        """Whether the transformer learns as well."""
+        return self.recipe.backbone_rate > 0
+
+    def step(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        text: Float[Tensor, "b tokens channels"],
+        rate_factor: float = 1.0,
+        weights: Float[Tensor, "b 1 t h w"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Make one step on normalised latents, at this share of the learning rates, and return its figures.
+
+        ValueError, before anything changes, if the loss is not finite.
+        """
+        device = self.accelerator.device
+        noise, timestep = self.draw(latents)
+        latents, noise, timestep, text = (x.to(device) for x in (latents, noise, timestep, text))
+        losses = self.losses(latents, noise, timestep, text, None if weights is None else weights.to(device))
+        if not losses["loss"].isfinite():
+            raise ValueError(f"the loss is {losses['loss'].item()} at step {self.done + 1}; give a lower learning rate")
+        self.accelerator.backward(losses["loss"])
+        self.accelerator.clip_grad_norm_(self._parameters(), MOST_GRADIENT)
+        for group in self.optimizer.param_groups:
+            waits = group["waits"] and self.done < self.recipe.alone
+            group["lr"] = 0.0 if waits else group["share"] * rate_factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done += 1
+        self._recent.append(torch.stack([losses[name].detach() for name in FIGURES]))
+        return losses
+
+    def draw(self, latents: Float[Tensor, "b c t h w"]) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, " b"]]:
+        """Return noise and timesteps (0 to 1000) of the next step."""
+        random = self.random()
+        uniform = torch.sigmoid(torch.randn(len(latents), generator=random))
+        sigma = self.recipe.shift * uniform / (1 + (self.recipe.shift - 1) * uniform)
+        return torch.randn(latents.shape, generator=random), 1000 * sigma
+
+    def random(self, stream: int = 0) -> torch.Generator:
+        """Return random numbers of the next step: those of noise and timesteps, or another of two streams."""
+        return torch.Generator().manual_seed((self.recipe.seed << 32) + 2 * self.done + stream)
+
+    def losses(
+        self, latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss, the error of the velocity in it, and the shares of blocks and of widths that were run."""
+        recipe, level = self.recipe, (timestep / 1000).view(-1, 1, 1, 1, 1)
+        velocity, said = self.module(latents + level * (noise - latents), timestep, text)
+        error = flow_matching_loss(velocity, latents, noise, weights)
+        low = recipe.rate if recipe.low_rate is None else recipe.low_rate
+        rates = gate_rate_loss(said.probabilities, said.gates, target_rate(timestep, recipe.rate, low))
+        if recipe.width_rate is not None:
+            rates = rates + width_rate_loss(said.expected, said.widths, said.gates, recipe.width_rate)
+        runs = said.gates.detach()
+        widths = (runs * said.widths.detach()).sum() / runs.sum().clamp(min=1)
+        return {"loss": error + recipe.weight * rates, "error": error, "gates": runs.mean(), "widths": widths}
+
+    def progress(self) -> str:
+        """Return the step and the means of the figures since it was asked last."""
+        means = torch.stack(self._recent).mean(0).tolist()
+        self._recent.clear()
+        return f"step {self.done} " + " ".join(f"{name} {mean:.4f}" for name, mean in zip(FIGURES, means, strict=True))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write routers, to use, with a jointly tuned backbone (in `dtype`), and `checkpoint.pt`, to go on from.
+
+        Each file is replaced at once; ValueError, and those of before stay, if weights are not finite.
+        """
+        if not all(parameter.isfinite().all() for parameter in self._parameters()):
+            raise ValueError(f"weights are not finite at step {self.done}; start again at a lower learning rate")
+        if not self.accelerator.is_main_process:
+            return
+        tuned = dict(self.transformer.named_parameters()) if self.joint else None
+        if tuned is not None and dtype is not None:
+            tuned = {name: weight.detach().to(dtype) for name, weight in tuned.items()}
+        save_routers(self.routers, folder, tuned)
+        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save({"step": self.done, "recipe": dataclasses.asdict(self.recipe), **self._states()}, whole)
+        with replacing(folder / CHECKPOINT) as temporary:
+            temporary.write_bytes(whole.getbuffer())
+
+    def resume(self, folder: Path) -> None:
+        """Go on from `checkpoint.pt`; InputError if there is none, or it is of another recipe or model."""
+        path = folder / CHECKPOINT
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            recipe = state["recipe"]
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{str(path)!r} cannot be gone on from: {reason}; start without resuming") from error
+        for name, value in dataclasses.asdict(self.recipe).items():
+            if recipe.get(name) != value:
+                raise InputError(
+                    f"{str(path)!r} is of a training with {name} {recipe.get(name)}, not {value}; give that"
+                )
+        try:
+            self.routers.load_state_dict(state["routers"])
+            if self.joint:
+                self.transformer.load_state_dict(state["transformer"])
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"{str(path)!r} is of another model; give that one, or another folder") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = state["step"]
+
+    def _states(self) -> dict[str, Any]:
+        parts: dict[str, nn.Module] = {"routers": self.routers}
+        if self.joint:
+            parts["transformer"] = self.transformer
+        return {name: part.state_dict() for name, part in parts.items()} | {"optimizer": self.optimizer.state_dict()}
+
+    def _parameters(self) -> Iterable[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def learning_rate_factor(done: float, warmup: float = 0.03, decay: float = 0.4) -> float:
+    """Return the share of the learning rate when `done` of the training is: up, level, and down over the last part."""
+    return max(0.0, min(1.0, (done + 1e-3) / warmup, (1 - done) / decay))

@@ -1,0 +1,87 @@
+"""Routers for a pipeline, trained on a folder of videos with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from accel.errors import InputError
+from accel.files import unwritable
+from accel.routing.training import CHECKPOINT, Recipe, RouterTrainer, learning_rate_factor
+from accel.workbench.captioned_videos import Samples, samples_of
+from accel.workbench.loading import LoadedPipeline
+
+LATENTS = "latents.safetensors"
+SAID = 20  # steps whose figures are averaged and said
+CHOICE = 1  # the stream of random numbers that chooses videos
+
+
+def check_trainable(loaded: LoadedPipeline) -> None:
+    """Raise InputError for pipelines that routers cannot be trained for."""
+    if len(loaded.transformers) != 1:
+        raise InputError(
+            f"{loaded.name!r} has two transformers, and routers are trained for one; "
+            "give a pipeline with one, like Wan 2.1 or Wan 2.2 TI2V"
+        )
+    if loaded.dtype == torch.float16:
+        raise InputError("dtype float16 has too small a range for training; give bfloat16 or float32")
+
+
+def train_routers(
+    loaded: LoadedPipeline,
+    data: Path,
+    output: Path,
+    recipe: Recipe,
+    steps: int,
+    size: dict[str, int],
+    *,
+    batch: int = 1,
+    every: int = 100,
+    drop_caption: float = 0.1,
+    resume: bool = False,
+    report: Callable[[int, str], None] = lambda step, message: None,
+) -> RouterTrainer:
+    """Train and return routers, saved every so many steps; `report` is called with the steps made and what was done.
+
+    With `resume` the checkpoint in `output` is gone on from. InputError on data, size or output that cannot be used.
+    """
+    check_trainable(loaded)
+    loaded.check(size["frames"], size["height"], size["width"], 1)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(output, error) from error
+    bfloat16, transformer = loaded.dtype == torch.bfloat16, loaded.transformers[0]
+    samples = samples_of(loaded, data, size, output / LATENTS, lambda message: report(0, message))
+    for part in (loaded.pipeline.vae, loaded.pipeline.text_encoder):  # they have done their work
+        part.to("cpu")
+    if recipe.backbone_rate > 0:
+        transformer.float()  # bfloat16 would lose small steps
+    trainer = RouterTrainer(transformer, loaded.adapter, recipe, loaded.device.type, bfloat16)
+    if resume:
+        trainer.resume(output)
+    elif (output / CHECKPOINT).exists():
+        raise InputError(f"{str(output)!r} holds a training already; give --resume to go on, or another folder")
+    message = "training"
+    while trainer.done < steps:
+        latents, text = _batch(trainer, samples, batch, drop_caption)
+        trainer.step(latents, text, learning_rate_factor(trainer.done / steps))
+        if trainer.done % every == 0 or trainer.done == steps:
+            trainer.save(output)
+        if trainer.done % SAID == 0 or trainer.done == steps:
+            message = trainer.progress()
+        report(trainer.done, message)
+    return trainer
+
+
+def _batch(
+    trainer: RouterTrainer, samples: Samples, batch: int, drop_caption: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return latents and text of the next step's videos, some without their captions, for guidance."""
+    random = trainer.random(CHOICE)
+    chosen = torch.randint(len(samples.latents), (batch,), generator=random)
+    drops = torch.rand(batch, generator=random) < drop_caption
+    text = torch.where(drops[:, None, None], samples.empty, samples.text[chosen])
+    return samples.latents[chosen], text

@@ -1,0 +1,41 @@
+"""Routers for the shipped model: a few steps on drawn videos, and a generation with what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import accel
+from accel.workbench.loading import load_pipeline
+from demos.shapes_wan import train_routers
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate remembers its precision for as long as a process lives."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+# Torch says that a norm with float32 weights has no fast path for bfloat16; that is so in training.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.slow
+def test_smoke(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_routers.main(tmp_path, smoke=True, joint=1e-4, alone=1, width_rate=0.7)
+    said = capfd.readouterr().out
+    assert "step 3 loss " in said and "routers of 3 steps" in said
+    train_routers.main(tmp_path, smoke=True, joint=1e-4, alone=1, width_rate=0.7, resume=True)
+    assert "routers of 6 steps" in capfd.readouterr().out
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert size < 16 * 2**20, "the backbone is in float16"
+    loaded = load_pipeline(None, "cpu", "float32")
+    call = loaded.defaults | {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 2}
+    random = torch.Generator().manual_seed(0)
+    with accel.enabled(loaded.pipeline, None, cache=accel.load_routers(loaded.pipeline, tmp_path)) as handle:
+        made = loaded.pipeline("a red circle moves left", **call, output_type="latent", generator=random).frames
+        assert torch.as_tensor(made).isfinite().all() and handle.blocks()
