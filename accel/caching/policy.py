@@ -13,6 +13,7 @@ from torch import Tensor
 
 from accel.attention.call import Progress
 from accel.caching.forecast import History
+from accel.naming import check_kinds
 
 State = TypeVar("State")
 
@@ -100,6 +101,7 @@ class Policy(ABC):
     """Whether decisions look at the tensors: then each sample of a batch is decided, and run, by itself."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_choice(self, (0, 1), "order")
         check_steps(self, "warmup")
 

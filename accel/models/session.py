@@ -66,7 +66,8 @@ class Session:
             q_heads, k_heads, v_heads, layer, self.layers, geometry, progress,
             scale=q.shape[-1] ** -0.5 if scale is None else scale, dense=dense, chosen=chosen,
         )  # fmt: skip
-        plan = self.method.plan(call, generation.memories[layer, progress.branch, progress.sample, geometry])
+        memory = generation.memories[layer, progress.branch, progress.sample, len(q), geometry]
+        plan = self.method.plan(call, memory)
         watch.lap()
         attended = attend(call, plan)
         generation.records.add(call, attended, watch)
