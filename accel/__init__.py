@@ -8,14 +8,17 @@ if TYPE_CHECKING:
     from accel.search import search_patterns
 
 __all__ = ["Handle", "attn_processors", "disable", "enable", "enabled", "search_patterns"]
+MODULES = ("caching", "methods", "search", "workbench")
 
 
 def __getattr__(name: str) -> Any:
     # Diffusers takes seconds to import: only those who attach something pay for it.
     if name in __all__:
         return getattr(import_module("accel.search" if name == "search_patterns" else "accel.attach"), name)
+    if name in MODULES:
+        return import_module(f"accel.{name}")
     raise AttributeError(f"module 'accel' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *MODULES])
