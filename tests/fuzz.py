@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 from tests.accel.random_calls import call_methods
+from tests.pointcloud.files.random_calls import call_files
 from tests.sparse_kernels.random_calls import call_kernels
 
-CALLS: tuple[Callable[[int], str], ...] = (call_kernels, call_kernels, call_kernels, call_methods)
+CALLS: tuple[Callable[[int], str], ...] = (call_kernels, call_kernels, call_kernels, call_methods, call_files)
 SECONDS = 60  # of one call; some hundredths are usual
 START = 300  # seconds that a process may take to import everything
 MOST_FAILURES = 20
