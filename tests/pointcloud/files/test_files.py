@@ -393,8 +393,16 @@ def test_missing_system_libraries_are_named(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("suffix", "attributes", "message"),
     [
-        (".npy", {"intensity": torch.ones(5, 2)}, "intensity must have one number a point .* got .5, 2.; write .ply"),
-        (".bin", {"intensity": torch.ones(5, 2)}, "intensity must have one number a point .* got .5, 2.; write .ply"),
+        (
+            ".npy",
+            {"intensity": torch.ones(5, 2)},
+            "intensity must have one number for each point .* got .5, 2.; write .ply",
+        ),
+        (
+            ".bin",
+            {"intensity": torch.ones(5, 2)},
+            "intensity must have one number for each point .* got .5, 2.; write .ply",
+        ),
         (".ply", {"red": torch.ones(5)}, "keeps red for color; rename that attribute"),
         (".ply", {"phase": torch.ones(5, dtype=torch.complex64)}, "takes real numbers .* got phase torch.complex64"),
         (".ply", {"nothing": torch.ones(5, 0)}, "takes real numbers .* got nothing torch.float32 .5, 0."),
