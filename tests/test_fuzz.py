@@ -23,10 +23,10 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_random_calls_are_right_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    failed, line = make_calls(0, 1000)
+    failed, line = make_calls(0, 300)
     assert failed == [], capsys.readouterr().out
     right, refused = (int(word) for word in line.split() if word.isdigit() and word != "0")
-    assert right > 400 and refused > 200
+    assert right > 60 and refused > 60
 
 
 @pytest.mark.parametrize("spoil", [lambda out: out + 0.2, lambda out: out[..., :1], lambda out: out / 0])
