@@ -1,4 +1,4 @@
-# make demo | test | lint | sanitize | bench | app | clean. Needs Python 3.11+, nothing else; everything lands in .venv.
+# make demo | test | lint | sanitize | fuzz | bench | app | clean. Needs Python 3.11+, nothing else; everything lands in .venv.
 # A machine without an NVIDIA driver gets the CPU build of torch, any other the default build of PyPI (CUDA on Linux).
 # Choose yourself: make demo TORCH=torch==2.11.0 TORCH_INDEX=https://download.pytorch.org/whl/cu126
 PYTHON ?= python3
@@ -11,13 +11,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
 
-.PHONY: demo test lint sanitize bench app clean compiler system-packages apt
+.PHONY: demo test lint sanitize fuzz bench app clean compiler system-packages apt
 
 demo: .venv/installed compiler
 	$(BIN)/accel generate "$(PROMPT)" --compare --output $(OUTPUT)
 
 test: .venv/installed-dev system-packages lint
 	$(BIN)/python -m pytest -q
+
+fuzz: .venv/installed-dev
+	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.pointcloud.files.test_broken_files 2000
 
 sanitize: .venv/installed-dev
 	$(BIN)/python tests/sparse_kernels/sanitize.py

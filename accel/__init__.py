@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from accel.search import search_patterns
 
 __all__ = ["Handle", "attn_processors", "disable", "enable", "enabled", "load_routers", "search_patterns"]
+MODULES = ("caching", "methods", "search", "workbench")
 
 
 def __getattr__(name: str) -> Any:
@@ -16,8 +17,10 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         rooms = {"search_patterns": "accel.search", "load_routers": "accel.routing.policy"}
         return getattr(import_module(rooms.get(name, "accel.attach")), name)
+    if name in MODULES:
+        return import_module(f"accel.{name}")
     raise AttributeError(f"module 'accel' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *MODULES])

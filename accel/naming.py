@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
+
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
 
 
 def fields_of(kind: Any) -> list[str]:
@@ -24,6 +30,38 @@ def check_name(what: str, known: Mapping[str, Any], name: str, options: Iterable
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ValueError(f"{what} {name} has no option {', '.join(unknown)}; accepted: {', '.join(accepted)}")
+
+
+def check_kinds(chosen: Any) -> None:
+    """Raise ValueError unless every option of a method or policy is what its dataclass declares, and a number finite.
+
+    Whole numbers are numbers, True and False are none.
+    """
+    hints = typing.get_type_hints(type(chosen))
+    for name in fields_of(chosen):
+        if not _is_of(getattr(chosen, name), hints[name]):
+            raise ValueError(f"{name} must be {_words(hints[name])}, got {getattr(chosen, name)!r}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return any(_is_of(value, part) for part in parts)
+    if typing.get_origin(kind) is tuple:
+        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is ... else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
+    if kind in (int, float) and isinstance(value, Real):
+        fits = isinstance(value, Integral) if kind is int else math.isfinite(value)
+        return fits and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        count = "" if parts[-1] is ... else f" {len(parts)}"
+        return f"a tuple of{count} {'whole numbers' if parts[0] is int else 'numbers'}"
+    return " or ".join(map(_words, parts)) if parts else WORDS.get(kind, f"a {kind.__name__}")
 
 
 def check_least(chosen: Any, least: float, *names: str) -> None:

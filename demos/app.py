@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import tempfile
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import gradio as gr
 import typer
 
 from accel.errors import InputError
-from accel.methods.registry import DEFAULT_METHOD, SPARSE_METHODS, by_name
-from accel.workbench.comparison import Comparison, compare
+from accel.methods.registry import DEFAULT_METHOD, SPARSE_METHODS
 from accel.workbench.figures import figure_rows
+from accel.workbench.generation import CallOptions
 from accel.workbench.loading import LoadedPipeline, load_pipeline
-from accel.workbench.reporting import write_comparison
+from demos.runs import Runs, Stopped
 
 EXAMPLES = [
     "a large red circle moves left on a white background",
@@ -25,72 +27,120 @@ EXAMPLES = [
 MOST_STEPS = 50
 
 
-def generate_both(
-    loaded: LoadedPipeline,
-    folder: Path,
-    prompt: str,
-    method: str,
-    density: float,
-    steps: int,
-    progress: gr.Progress,
-) -> tuple[str, str, list[list[str]], str]:
-    """Return dense video, sparse video, table rows and picture, written below `folder`; gr.Error on bad input."""
-    if not prompt.strip():
-        raise gr.Error("The prompt is empty; say what the video shows.")
+Shown = tuple[str | None, str | None, list[list[str]], str | None, dict[str, Any] | None]
+NOTHING: Shown = (None, None, [], None, None)
 
-    def show(fraction: float, message: str) -> None:
-        progress(fraction, desc=message)
 
+def run(runs: Runs, session: str, progress: gr.Progress, prompt: str, *settings: Any) -> Shown:
+    """Return dense video, sparse video, table rows, picture, and what the browser keeps; gr.Error on bad input."""
+    method, more, density, steps, seed, guidance = settings
+    options: CallOptions = {"steps": int(steps), "seed": int(seed or 0), "guidance_scale": guidance}
+    text = f"{method}:{more.strip()}" if more.strip() else method
     try:
-        comparison = compare(loaded, by_name(method, density=density), prompt.strip(), steps=int(steps), progress=show)
-        written = Path(tempfile.mkdtemp(dir=folder))
-        write_comparison(comparison, written)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            comparison, written = runs.make(
+                session, prompt, text, density, options, lambda share, message: progress(share, desc=message)
+            )
+    except Stopped:
+        gr.Info("Stopped.")
+        return NOTHING
     except (InputError, ValueError) as error:
         raise gr.Error(str(error)) from error
-    return str(written / "dense.mp4"), str(written / "sparse.mp4"), table(comparison), str(written / "report.png")
+    for message in dict.fromkeys(str(each.message) for each in said if each.category is UserWarning):
+        gr.Warning(message)
+    return shown({"folder": written.name, "rows": [list(row) for row in figure_rows(comparison.report)]}, runs)
 
 
-def table(comparison: Comparison) -> list[list[str]]:
-    """Return the rows of the table: what, value."""
-    return [list(row) for row in figure_rows(comparison.report)]
+def shown(kept: dict[str, Any] | None, runs: Runs) -> Shown:
+    """Return what the page shows of a result that the browser has kept, nothing if this server does not know it."""
+    folder = runs.find(str(kept.get("folder"))) if isinstance(kept, dict) else None
+    if folder is None or kept is None:
+        return NOTHING
+    return str(folder / "dense.mp4"), str(folder / "sparse.mp4"), kept["rows"], str(folder / "report.png"), kept
 
 
 def build_page(loaded: LoadedPipeline, folder: Path) -> gr.Blocks:
     """Return the page; its videos and pictures are written below `folder`."""
+    runs = Runs(loaded, folder)
 
-    def run(
+    def start(
         prompt: str,
         method: str,
+        more: str,
         density: float,
         steps: int,
+        seed: int | None,
+        guidance: float | None,
+        request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio is asked for a progress bar
-    ) -> tuple[str, str, list[list[str]], str]:
-        return generate_both(loaded, folder, prompt, method, density, steps, progress)
+    ) -> Shown:
+        return run(runs, str(request.session_hash), progress, prompt, method, more, density, steps, seed, guidance)
+
+    def stop(request: gr.Request) -> None:
+        runs.stop(str(request.session_hash))
+
+    def leave(request: gr.Request) -> None:
+        runs.leave(str(request.session_hash))
 
     with gr.Blocks(title="visual-accel", analytics_enabled=False) as page:
+        kept = gr.BrowserState(None, storage_key="visual-accel")
         gr.Markdown(f"# visual-accel\nThe same video of **{loaded.name}** with dense and with sparse attention.")
-        prompt = gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], elem_id="prompt")
+        inputs = _inputs(loaded.defaults)
         with gr.Row():
-            method = gr.Dropdown(list(SPARSE_METHODS), value=DEFAULT_METHOD, label="Method")
-            density = gr.Slider(0.05, 1.0, value=0.25, step=0.05, label="Density of sparse calls")
-            default_steps = loaded.defaults["num_inference_steps"]
-            steps = gr.Slider(1, max(MOST_STEPS, default_steps), value=default_steps, step=1, label="Denoising steps")
-        button = gr.Button("Run", variant="primary", elem_id="run")
-        with gr.Row():
-            dense = gr.Video(label="Dense", elem_id="dense", autoplay=True, loop=True, interactive=False)
-            sparse = gr.Video(label="Sparse", elem_id="sparse", autoplay=True, loop=True, interactive=False)
-        numbers = gr.Dataframe(headers=["what", "value"], label="Numbers", elem_id="numbers", interactive=False)
-        picture = gr.Image(label="Report", elem_id="picture", interactive=False, buttons=["download", "fullscreen"])
-        inputs, outputs = [prompt, method, density, steps], [dense, sparse, numbers, picture]
-        triggers = [button.click, prompt.submit]
-        gr.on(triggers, run, inputs, outputs, concurrency_limit=1, show_progress_on=[dense, sparse])
-        gr.Examples([[example] for example in EXAMPLES], [prompt])
+            button = gr.Button("Run", variant="primary", elem_id="run")
+            halt = gr.Button("Stop", elem_id="stop")
+        outputs = [*_outputs(), kept]
+        triggers = [button.click, inputs[0].submit]
+        gr.on(triggers, start, inputs, outputs, concurrency_limit=1, show_progress_on=outputs[:2])
+        halt.click(stop, queue=False)
+        page.unload(leave)
+        page.load(lambda known: shown(known, runs), [kept], outputs)
+        gr.Examples([[example] for example in EXAMPLES], [inputs[0]])
     return page
+
+
+def _inputs(defaults: dict[str, Any]) -> list[Any]:
+    """Lay out what is asked for, in the order that `run` takes it."""
+    prompt = gr.Textbox(label="Prompt", placeholder=EXAMPLES[0], elem_id="prompt")
+    with gr.Row():
+        method = gr.Dropdown(list(SPARSE_METHODS), value=DEFAULT_METHOD, label="Method")
+        density = gr.Slider(0.05, 1.0, value=0.25, step=0.05, label="Density of sparse calls")
+        default_steps = defaults["num_inference_steps"]
+        steps = gr.Slider(1, max(MOST_STEPS, default_steps), value=default_steps, step=1, label="Denoising steps")
+    with gr.Accordion("More", open=False):
+        more = gr.Textbox(label="Options of the method", placeholder="dense_steps=0.2:top_p=0.8", elem_id="options")
+        with gr.Row():
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+            guidance = gr.Number(defaults["guidance_scale"], label="Guidance scale; 1 is none", elem_id="guidance")
+    return [prompt, method, more, density, steps, seed, guidance]
+
+
+def _outputs() -> list[Any]:
+    """Lay out what a run gives."""
+    with gr.Row():
+        dense = gr.Video(label="Dense", elem_id="dense", autoplay=True, loop=True, interactive=False)
+        sparse = gr.Video(label="Sparse", elem_id="sparse", autoplay=True, loop=True, interactive=False)
+    numbers = gr.Dataframe(headers=["what", "value"], label="Numbers", elem_id="numbers", interactive=False)
+    picture = gr.Image(label="Report", elem_id="picture", interactive=False, buttons=["download", "fullscreen"])
+    return [dense, sparse, numbers, picture]
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise InputError if nothing can listen there, before a model is loaded for it."""
+    try:
+        with socket.create_server((host, port)):
+            return
+    except OSError as error:
+        raise InputError(
+            f"the page cannot be served at {host} port {port}: {error.strerror or error}; give another --port or --host"
+        ) from error
 
 
 def main(
     model: Annotated[str | None, typer.Option(help="pipeline folder or id; default: the embedded shapes-wan")] = None,
-    port: Annotated[int, typer.Option(help="port of the page on this machine")] = 7860,
+    host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the page")] = 7860,
     frames: Annotated[int | None, typer.Option(help="frames of the videos; default: the model's")] = None,
     height: Annotated[int | None, typer.Option(help="height in pixels; default: the model's")] = None,
     width: Annotated[int | None, typer.Option(help="width in pixels; default: the model's")] = None,
@@ -100,6 +150,7 @@ def main(
     """Serve the page until it is interrupted."""
     given = {"num_frames": frames, "height": height, "width": width}
     try:
+        check_free(host, port)
         loaded = load_pipeline(model, device, dtype)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
@@ -107,7 +158,7 @@ def main(
     defaults = loaded.defaults | {name: value for name, value in given.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="visual-accel-page-") as folder:
         page = build_page(dataclasses.replace(loaded, defaults=defaults), Path(folder))
-        page.launch(server_name="127.0.0.1", server_port=port, share=False, ssr_mode=False)
+        page.launch(server_name=host, server_port=port, share=False, ssr_mode=False)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ def import_open3d() -> Any:
     try:
         import open3d
     except ModuleNotFoundError as error:
-        raise ImportError(
-            '.ply and .pcd need open3d, driving scenes too: pip install "visual-accel[points]"'
-        ) from error
+        raise ImportError(".ply and .pcd need open3d, driving scenes too: pip install open3d") from error
     except (ImportError, OSError) as error:
         raise ImportError(f"open3d needs libraries of the system ({error}): apt install {LIBRARIES}") from error
     return open3d

@@ -38,5 +38,9 @@ class PointCloud:
         if missing:
             at_hand = ", ".join(self.attributes) or "none"
             raise ValueError(f"the points have no {', '.join(missing)}; attributes at hand: {at_hand}")
+        for name in names:
+            if self.attributes[name].ndim > 2:
+                shape = tuple(self.attributes[name].shape)
+                raise ValueError(f"{name} must have one number or one row of them for each point, got {shape}")
         columns = (self.attributes[name].to(torch.float32) for name in names)
         return torch.cat([self.xyz, *(column[:, None] if column.ndim == 1 else column for column in columns)], 1)

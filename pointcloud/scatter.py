@@ -106,5 +106,5 @@ def _library() -> Any:
     try:
         import torch_scatter  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError('torch-scatter is not there: pip install "visual-accel[scatter]"') from error
+        raise ImportError("torch-scatter is not there: pip install torch-scatter") from error
     return torch_scatter

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from accel.attention.call import Progress
 from accel.caching.forecast import History
 from accel.models.adapters.adapter import Adapter
+from accel.naming import check_kinds
 
 State = TypeVar("State")
 
@@ -113,6 +114,7 @@ class Policy(ABC):
     """Whether decisions look at the timestep embedding."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_choice(self, (0, 1), "order")
         check_steps(self, "warmup")
 

@@ -89,19 +89,18 @@ def _shares(name: str, text: str) -> list[float]:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from accel.workbench.bench import means
 
     summary = means(rows, list(COLUMNS))
-    table = Table(
-        "method", "cache", "dense", *COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for head in ("method", "cache", "dense", *COLUMNS.values()):
+        table.add_column(head, overflow="fold")  # in 80 columns no head or name is cut
     for row in summary:
         numbers = ("-" if row[name] is None else f"{row[name]:.3g}" for name in COLUMNS)
         table.add_row(row["method"], row["cache"], f"{row['dense_share']:g}", *numbers)
-    Console().print(table)
+    options.plain_console().print(table)
 
 
 def _draw(rows: list[dict[str, Any]], plot: Path | None, block_plot: Path | None) -> None:

@@ -108,14 +108,12 @@ def _compare(
     output: Path,
     asked: dict[str, Any],
 ) -> None:
-    from rich.console import Console
-
     from accel.workbench.comparison import compare
     from accel.workbench.reporting import write_comparison
 
     comparison = compare(loaded, method, prompt, cache=cache, **asked)
     written = write_comparison(comparison, output)
-    Console().print(_report_table(comparison.report))
+    options.plain_console().print(_report_table(comparison.report))
     options.print_written(written)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.commands.options import folding_table
+from accel.commands.options import folding_table, installed_version, plain_console
 
 PACKAGES = ("visual-accel", "torch", "diffusers", "transformers", "triton")
 
@@ -10,7 +10,6 @@ PACKAGES = ("visual-accel", "torch", "diffusers", "transformers", "triton")
 def info() -> None:
     """Show devices, versions, and for every kernel backend whether it runs here and why not."""
     import torch
-    from rich.console import Console
 
     from accel.workbench.loading import embedded_folder
     from sparse_kernels import backend_reasons
@@ -19,7 +18,7 @@ def info() -> None:
     for device in _devices():
         table.add_row("device", device)
     for package in PACKAGES:
-        table.add_row(package, _version(package))
+        table.add_row(package, installed_version(package))
     for kind in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for backend, reason in backend_reasons(kind).items():
             table.add_row(f"backend {backend} on {kind}", "usable" if reason is None else f"not usable: {reason}")
@@ -27,16 +26,7 @@ def info() -> None:
         table.add_row(f"CPU kernel, {dtype}", instructions or "not available")
     present = (embedded_folder() / "model_index.json").is_file()
     table.add_row("embedded model shapes-wan", "present" if present else "missing: give --model FOLDER_OR_ID")
-    Console().print(table)
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    plain_console().print(table)
 
 
 def _devices() -> list[str]:

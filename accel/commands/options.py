@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from accel.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 Model = Annotated[str | None, typer.Option(help="pipeline folder or Hugging Face id; default: the embedded shapes-wan")]
@@ -26,12 +28,53 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn input that cannot be used into one line on stderr and exit code 2."""
+    """Turn input that cannot be used into one line on stderr and exit code 2, and each warning into one line."""
     try:
-        yield
+        with _one_line_warnings():
+            yield
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Say what is warned of once, without the file and line that a user of commands has no use for."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            typer.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def tell_version(asked: bool) -> bool:
+    """Print the version and end, if it was asked for."""
+    if asked:
+        typer.echo(f"visual-accel {installed_version('visual-accel')}")
+        raise typer.Exit()
+    return asked
+
+
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, or that it is not."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def plain_console() -> Console:
+    """Return a console that prints names as they are: no styles of [words], no pictures of :words:."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def set_threads(threads: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.plan import Plan
 from accel.attention.schedule import Phase, phase
-from accel.naming import check_least
+from accel.naming import check_kinds, check_least
 
 Own = TypeVar("Own", bound="Scheduled")
 
@@ -33,6 +33,7 @@ class Scheduled(ABC):
     dense_layers: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_shares(self, "dense_steps")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density must be above 0 and at most 1, got {self.density}")

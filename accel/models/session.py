@@ -102,7 +102,7 @@ class Session:
         call = AttentionCall(
             q_heads, k_heads, v_heads, where.layer, self.layers, geometry, progress, where.scale, dense, where.chosen
         )
-        key = where.layer, where.number, progress.branch, progress.sample, geometry
+        key = where.layer, where.number, progress.branch, progress.sample, len(q), geometry
         plan = self.method.plan(call, generation.memories[key])
         watch.lap()
         attended = attend(call, plan)

@@ -18,7 +18,7 @@ from accel.workbench.generation import (
     Generation,
     ProgressFunction,
     call_arguments,
-    generate,
+    generate_call,
     run,
     step_counter,
 )
@@ -59,7 +59,7 @@ def compare(
     report_step = step_counter(progress, 2 * call["num_inference_steps"] + WARMUP_STEPS * (1 if method is None else 2))
     warm_up(loaded, method, call, seed, report_step)
     dense, sparse = (
-        generate(loaded, prompt, way, cache=rest, progress=lambda _, message: report_step(message), **options)
+        generate_call(loaded, call, seed, way, cache=rest, progress=lambda _, message: report_step(message))
         for way, rest in ((None, None), (method, cache))
     )
     return contrast(loaded, dense, sparse)

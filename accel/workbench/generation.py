@@ -64,6 +64,19 @@ def generate(
 ) -> Generation:
     """Make one video with a method, a cache or both, or densely; seconds are of the denoising loop, not warm."""
     seed, call = call_arguments(loaded, prompt, **options)
+    return generate_call(loaded, call, seed, method, cache=cache, progress=progress)
+
+
+def generate_call(
+    loaded: LoadedPipeline,
+    call: dict[str, Any],
+    seed: int,
+    method: Method | None = None,
+    *,
+    cache: Cache | None = None,
+    progress: ProgressFunction | None = None,
+) -> Generation:
+    """Make the video of a pipeline's arguments, which `call_arguments` has checked and warned about."""
     report_step = step_counter(progress, call["num_inference_steps"])
     report = facts(loaded, method, call, seed, cache)
     disable(loaded.pipeline)
@@ -101,7 +114,7 @@ def call_arguments(
     width: int | None = None,
     guidance_scale: float | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Return the checked seed and arguments of the pipeline's call."""
+    """Return the checked seed and arguments of the pipeline's call; warns of words that the model does not know."""
     given = {
         "num_inference_steps": steps,
         "num_frames": frames,

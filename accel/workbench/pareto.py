@@ -40,7 +40,7 @@ def draw_pareto(means: Sequence[dict[str, Any]], file: Path) -> None:
     axes.plot([], [], "k^", label="without")
     line = frontier([(row["psnr_db"], row["speedup"]) for row in means])
     axes.plot(*zip(*line, strict=True), color="0.7", zorder=0)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)  # within the axes it would cover points
     axes.set_title("figures at the points: measured density of the sparse calls", fontsize=9)
     with replacing(file) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

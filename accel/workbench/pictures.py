@@ -21,6 +21,7 @@ LABEL_HEIGHT = 32
 PANEL_WIDTH = 256
 PICTURE_FRAMES = 6
 DIFFERENCE_GAIN = 4
+TITLE_WIDTH, TITLE_LINES = 68, 3  # even of letters as wide as W so many fit the page
 
 
 def to_bytes(frames: Float[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t h w 3"]:
@@ -43,7 +44,7 @@ def page(comparison: Comparison) -> FigureCanvasAgg:
     report = comparison.report
     figure = Figure(figsize=(12, 10), layout="constrained")
     figure.suptitle(
-        f"{textwrap.fill(report['prompt'], 110)}\n{report['model']}, {_way(report)}: {report['speedup']:.2f}x at "
+        f"{_title(report['prompt'])}\n{report['model']}, {_way(report)}: {report['speedup']:.2f}x at "
         f"{report['psnr_db']:.1f} dB, SSIM {report['ssim']:.3f}, "
         f"{report['dense_steps']} of {report['steps']} steps dense, {report['tokens']} tokens",
         parse_math=False,
@@ -55,6 +56,11 @@ def page(comparison: Comparison) -> FigureCanvasAgg:
     _draw_density(lower, left, comparison)
     _draw_times(right, comparison)
     return FigureCanvasAgg(figure)
+
+
+def _title(prompt: str) -> str:
+    """Return the prompt in lines that fit the page, and dots for what would leave no room for the pictures."""
+    return textwrap.fill(" ".join(prompt.split()), TITLE_WIDTH, max_lines=TITLE_LINES, placeholder=" ...")
 
 
 def _way(report: dict[str, Any]) -> str:
@@ -95,7 +101,8 @@ def _draw_density(figure: SubFigure, axes: Axes, comparison: Comparison) -> None
 
 
 def _draw_times(axes: Axes, comparison: Comparison) -> None:
-    axes.set(xlabel="layer", ylabel="seconds", title="attention time")
+    axes.set(xlabel="layer", ylabel="seconds")
+    axes.set_title("attention time", loc="left")
     layers = np.array(sorted({record.layer for record in comparison.records}))
     each = comparison.report["attention_dense_seconds"] / max(len(comparison.records), 1)
     dense = [each * sum(record.layer == layer for record in comparison.records) for layer in layers]
@@ -103,4 +110,5 @@ def _draw_times(axes: Axes, comparison: Comparison) -> None:
     axes.bar(layers - 0.2, dense, 0.4, label="dense")
     axes.bar(layers + 0.2, sparse, 0.4, label="sparse")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    # Beside the title: within the axes it would cover bars.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)

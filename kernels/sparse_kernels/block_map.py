@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sparse_kernels._checks import as_offsets, described
 
+LONGEST = 2**31 - 1  # tokens of a sequence: offsets are int32
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMap:
@@ -80,6 +82,13 @@ class BlockMap:
     ) -> BlockMap:
         """Pack a mask of equal blocks; only the last block of each axis may be shorter. ValueError as in from_dense."""
         _check_mask(mask)
+        lengths = (("query", q_length, block_q), ("key", kv_length, block_kv))
+        for present, (name, length, block) in zip(mask.shape[2:], lengths, strict=True):
+            if present != _count(length, block):
+                raise ValueError(
+                    f"the mask has {present} {name} blocks, {length} tokens in blocks of {block} are "
+                    f"{_count(length, block)}"
+                )
         return cls.from_dense(
             mask, uniform_offsets(q_length, block_q, mask.device), uniform_offsets(kv_length, block_kv, mask.device)
         )
@@ -177,10 +186,14 @@ def _check_mask(mask: Any) -> None:
 
 def uniform_offsets(length: int, block: int, device: torch.device | str = "cpu") -> Int[Tensor, " n1"]:
     """Return the boundaries of blocks of `block` tokens, the last one shorter where it must be."""
-    if block < 1 or length < 0:
-        raise ValueError(f"blocks must have 1 token or more and sequences 0 or more, got {block} and {length}")
-    count = -(-length // block)
-    return (torch.arange(count + 1, device=device, dtype=torch.int32) * block).clamp(max=length)
+    return (torch.arange(_count(length, block) + 1, device=device) * min(block, LONGEST)).clamp(max=length).int()
+
+
+def _count(length: int, block: int) -> int:
+    """Return how many blocks a sequence has."""
+    if block < 1 or not 0 <= length <= LONGEST:
+        raise ValueError(f"blocks must have 1 token or more and sequences 0 to 2^31 - 1, got {block} and {length}")
+    return -(-length // block)
 
 
 def uniform_size(offsets: Int[Tensor, "b h n1"]) -> int | None:

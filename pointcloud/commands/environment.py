@@ -42,7 +42,7 @@ def cpu_convolution(wheel: str) -> str:
     from sparse_kernels.sparse_conv import cpu
 
     if wheel not in WHEELS:
-        return 'none: pip uninstall any spconv and cumm, then pip install "visual-accel[points]"'
+        return "none: pip uninstall any spconv and cumm, then pip install spconv"
     reason = cpu.can_run(torch.zeros(1, 1))
     return f"our C++ kernel, {instruction_set(torch.float32)}" if reason is None else f"slow reference: {reason}"
 
@@ -51,7 +51,7 @@ def cuda_convolution(wheel: str) -> str:
     """Return what runs on CUDA, spconv's own kernels, or how to get them."""
     if wheel == "CUDA":
         return "spconv's own kernels"
-    return 'none: pip uninstall spconv cumm, then pip install "visual-accel[points-cu126]"'
+    return "none: pip uninstall spconv cumm, then pip install spconv-cu126"
 
 
 def _version(package: str) -> str:

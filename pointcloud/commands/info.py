@@ -15,4 +15,4 @@ def info() -> None:
         table.add_column(column, overflow="fold")
     for row in environment():
         table.add_row(*row)
-    Console(markup=False).print(table)  # [points] is no style
+    Console(markup=False, emoji=False).print(table)  # [points] is no style

@@ -33,6 +33,16 @@ def set_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
+def tell_version(asked: bool) -> bool:
+    """Print the version and end, if it was asked for."""
+    import importlib.metadata
+
+    if asked:
+        typer.echo(f"visual-accel {importlib.metadata.version('visual-accel')}")
+        raise typer.Exit()
+    return asked
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn input that cannot be used, or a missing package, into one line on stderr and exit code 2."""

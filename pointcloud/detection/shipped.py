@@ -1,4 +1,4 @@
-"""Detectors that come with the package."""
+"""The detectors that come with the package, and a scan to try them on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from pointcloud.detection.detector import Detector
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
+SAMPLE = EMBEDDED / "sample.bin"  # the cloud of make_scene(1_000_003), in KITTI's form
 
 
 def load_detector(model: str) -> Detector:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pointcloud.files.tables import single_columns
 from pointcloud.points import PointCloud
 
 # Intensity is left as it is in the file: 0 to 1 in KITTI, 0 to 255 in nuScenes.
@@ -38,7 +39,7 @@ def write_kitti(path: Path, cloud: PointCloud) -> None:
     """Write x y z intensity; ValueError without an intensity, or with an origin that float32 cannot hold."""
     if any(cloud.origin):
         raise ValueError(f"a KITTI file has no place for the origin {cloud.origin}; write .ply or .npy")
-    path.write_bytes(cloud.values(("intensity",)).cpu().numpy().astype("<f4").tobytes())
+    path.write_bytes(single_columns(cloud, ("intensity",)).cpu().numpy().astype("<f4").tobytes())
 
 
 def read_labels(path: str | Path, points: int | None = None) -> tuple[Int[Tensor, " points"], Int[Tensor, " points"]]:

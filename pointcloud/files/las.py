@@ -20,7 +20,7 @@ def read_las(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         import laspy
         import lazrs  # noqa: F401  laspy decompresses with it
     except ImportError as error:
-        raise ImportError('.las and .laz need laspy and lazrs: pip install "visual-accel[points]"') from error
+        raise ImportError(".las and .laz need laspy and lazrs: pip install laspy lazrs") from error
     _check_header(path)
     try:
         # Of its two backends the parallel one ends the process where a chunk says that it is huge.

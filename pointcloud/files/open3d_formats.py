@@ -13,6 +13,7 @@ import numpy as np
 
 from pointcloud.import_open3d import import_open3d
 
+GROUPS = ("x y z", "nx ny nz", "red green blue")
 OURS = {"colors": "color", "normals": "normal"}
 
 
@@ -23,6 +24,8 @@ def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     broken = ValueError(f"{path} cannot be read as {path.suffix}: it is cut short or of another kind")
     if path.suffix.lower() == ".pcd" and not _is_whole(path):
         raise broken
+    if path.suffix.lower() == ".ply":
+        _check_groups(path)
     try:
         with contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
             cloud = open3d.t.io.read_point_cloud(str(path))
@@ -37,6 +40,20 @@ def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         warnings.warn(f"{path}: {said}", stacklevel=4)
     xyz = columns.pop("positions")
     return xyz, {_name(name): _unit(name, column) for name, column in columns.items()}
+
+
+def _check_groups(path: Path) -> None:
+    """Raise ValueError on a PLY with some of three properties that go together: open3d makes up the others."""
+    names: set[bytes] = set()
+    with path.open("rb") as file:
+        while words := file.readline(4096).split():
+            if words[0] == b"end_header":
+                break
+            names |= {words[-1]} if words[0] == b"property" else set()
+    for group in GROUPS:
+        there = [name for name in group.split() if name.encode() in names]
+        if len(there) not in (0, 3):
+            raise ValueError(f"{path} has {', '.join(there)} alone of {group}; all three are needed")
 
 
 def _is_whole(path: Path) -> bool:

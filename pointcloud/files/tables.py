@@ -8,6 +8,8 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from pointcloud.points import PointCloud
 
@@ -30,13 +32,24 @@ def read_npy(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def write_npy(path: Path, cloud: PointCloud) -> None:
     """Write x y z and as many of `COLUMNS`, from the first, as there are: float64 with an origin, else float32."""
     names = tuple(takewhile(cloud.attributes.__contains__, COLUMNS))
-    table = cloud.values(names).cpu().numpy()
+    table = single_columns(cloud, names).cpu().numpy()
     if any(cloud.origin):
         table = table.astype(np.float64)
         table[:, :3] += cloud.origin
     whole = io.BytesIO()
     np.save(whole, table)
     path.write_bytes(whole.getbuffer())
+
+
+def single_columns(cloud: PointCloud, names: tuple[str, ...]) -> Float[Tensor, "points columns"]:
+    """Return x y z and attributes with one number a point; ValueError on others, which would move those behind them."""
+    for name in names:
+        if name in cloud.attributes and cloud.attributes[name][:1].numel() != 1:
+            shape = tuple(cloud.attributes[name].shape)
+            raise ValueError(
+                f"{name} must have one number for each point in this kind of file, got {shape}; write .ply"
+            )
+    return cloud.values(names)
 
 
 def read_xyz(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:

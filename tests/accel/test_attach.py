@@ -21,6 +21,7 @@ from accel.attention.call import AttentionCall, Geometry, Progress
 from accel.attention.execute import full_attention
 from accel.methods.registry import by_name
 from accel.models import session
+from tests.accel.calls import GRID, make_call
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 
 SPARSE = dict(density=0.3, block=16)
@@ -289,6 +290,16 @@ def test_what_no_plan_can_obey_runs_dense_and_says_so(arguments: dict[str, Any],
     with pytest.warns(UserWarning, match=reason):
         ours, stock, records = _attend(**arguments)
     assert torch.equal(ours, stock) and not records
+
+
+def test_a_batch_of_another_size_has_a_memory_of_its_own() -> None:
+    attending = session.Session(by_name("re-ttention", density=0.4, block=16, dense_steps=0.2), 1)
+    for step, batch in enumerate((2, 2, 2, 1, 1)):
+        call = make_call(step, 10, batch=batch)
+        attending.denoising.begin_call(GRID, call.progress)
+        q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
+        out = attending.attend(0, q, k, v, stock=lambda call=call: call.dense().transpose(1, 2))
+        assert out.shape == q.shape
 
 
 def test_unknown_step_runs_dense_with_one_warning() -> None:

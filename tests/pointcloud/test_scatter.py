@@ -141,7 +141,7 @@ def test_bad_input_is_refused() -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_scatter", None)
-    with pytest.raises(ImportError, match=r"pip install \"visual-accel\[scatter\]\""):
+    with pytest.raises(ImportError, match=r"pip install torch-scatter"):
         scatter(torch.zeros(2, 3), torch.tensor([0, 1]), 2, "sum", backend="torch_scatter")
 
 

@@ -38,6 +38,10 @@ def test_offsets_may_differ_from_head_to_head() -> None:
     assert block_map.to_mask().sum((-1, -2)).flatten().tolist() == expected
 
 
+def test_a_block_may_be_longer_than_any_sequence() -> None:
+    assert uniform_offsets(5, 2**40).tolist() == [0, 5]
+
+
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_wrong_types_are_refused() -> None:
     good = BlockMap.uniform(torch.ones(1, 1, 2, 2, dtype=torch.bool), 2, 2, 4, 4)
@@ -52,10 +56,18 @@ def test_wrong_types_are_refused() -> None:
 BAD_MAPS = {
     "block of 0": (
         lambda m, o: BlockMap.uniform(m, 0, 2, 4, 4),
-        "1 token or more and sequences 0 or more, got 0 and 4",
+        "1 token or more and sequences 0 to 2.31 - 1, got 0 and 4",
     ),
     "block below 0": (lambda m, o: BlockMap.uniform(m, 2, -3, 4, 4), "1 token or more .* got -3 and 4"),
-    "length below 0": (lambda m, o: BlockMap.uniform(m, 2, 2, -4, 4), "sequences 0 or more, got 2 and -4"),
+    "length below 0": (lambda m, o: BlockMap.uniform(m, 2, 2, -4, 4), "sequences 0 to 2.31 - 1, got 2 and -4"),
+    "length that int32 cannot hold": (
+        lambda m, o: BlockMap.uniform(m, 2**40, 2, 2**41, 4),
+        "sequences 0 to 2.31 - 1, got 1099511627776 and 2199023255552",
+    ),
+    "more blocks than memory": (
+        lambda m, o: BlockMap.uniform(m, 1, 2, 2**31 - 1, 4),
+        "the mask has 2 query blocks, 2147483647 tokens in blocks of 1 are 2147483647",
+    ),
     "float mask": (
         lambda m, o: BlockMap.uniform(m.float(), 2, 2, 4, 4),
         "bool tensor .* got torch.float32 .* threshold",

@@ -17,6 +17,8 @@ from sparse_kernels._checks import (
     shared_offsets,
 )
 
+LONGEST_STRIDE = 4096  # published ones are 4 to 64; a sequence is filled up to whole strides
+
 
 @torch.no_grad()
 def block_mass(
@@ -71,10 +73,15 @@ def antidiagonal_scores(
     ValueError on shapes or types that do not fit, a block that is no multiple of stride, and when `backend` cannot run.
     """
     _check(q, k)
-    if stride < 1 or block < 1 or block % stride:
-        raise ValueError(f"block must be a multiple of stride, both at least 1, got block {block} and stride {stride}")
+    if not 1 <= stride <= LONGEST_STRIDE or block < 1 or block % stride:
+        raise ValueError(
+            f"block must be a multiple of stride, both at least 1 and stride at most {LONGEST_STRIDE}, "
+            f"got block {block} and stride {stride}"
+        )
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(f"causal needs q and k of one length, got {q.shape[2]} and {k.shape[2]}")
+    # A block that is longer than all tokens holds them all, and needs no more room than they do.
+    block = min(block, -(-max(q.shape[2], k.shape[2]) // stride) * stride)
     module = choose("block_scores", "block scores run", backend, q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return module.antidiagonal_scores(q, k, block, stride, scale, causal)

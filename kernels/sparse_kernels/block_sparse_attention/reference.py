@@ -28,8 +28,9 @@ def check_map(
         if order is not None:
             check_permutes(name, order)
     counts, room, blocks = block_map.counts, block_map.indices.shape[-1], block_map.kv_offsets.shape[-1] - 1
-    if ((counts < 0) | (counts > room)).any():
-        raise ValueError(f"counts must lie between 0 and indices.shape[-1] = {room}, got {counts.aminmax()}")
+    wrong = (counts < 0) | (counts > room)
+    if wrong.any():
+        raise ValueError(f"counts must lie between 0 and indices.shape[-1] = {room}, got {int(counts[wrong][0])}")
     listed = torch.arange(room, device=counts.device) < counts[..., None]
     if (listed & ((block_map.indices < 0) | (block_map.indices >= blocks))).any():
         raise ValueError(f"indices must name key blocks 0 to {blocks - 1}, got others")

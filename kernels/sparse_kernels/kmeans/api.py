@@ -48,8 +48,8 @@ def _check(x: Tensor, centroids: Tensor, iterations: int, tolerance: float, prec
             "x and centroids must agree on batch, heads and head_dim, "
             f"got {tuple(x.shape)} and {tuple(centroids.shape)}"
         )
-    if iterations < 0:
-        raise ValueError(f"iterations must be 0 or more, got {iterations}")
+    if not 0 <= iterations < 2**31:
+        raise ValueError(f"iterations must be 0 or more and below 2^31, got {iterations}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more, got {tolerance}")
     if precision not in ("float32", "bfloat16"):

@@ -47,14 +47,17 @@ def _check(features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | Non
             f"features must be (rows, channels) with the {inputs} input rows of the map, got {described(features)}"
         )
     check_types((*DTYPES, torch.float64), features=features, weight=weight)
-    check_devices(features=features, weight=weight, kernel_map=kernel_map.forward)
+    check_devices(features=features, weight=weight, forward=kernel_map.forward, backward=kernel_map.backward)
     if tuple(weight.shape[1:]) != (*kernel_map.kernel, features.shape[1]) or 0 in weight.shape:
         raise ValueError(
             f"weight must be (out channels, *{kernel_map.kernel}, {features.shape[1]} in channels), "
             f"got {tuple(weight.shape)}"
         )
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-        raise ValueError(f"bias must be ({weight.shape[0]},) in {weight.dtype}, got {tuple(bias.shape)} {bias.dtype}")
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
+        raise ValueError(f"bias must be ({weight.shape[0]},) in {weight.dtype}, got {described(bias)}")
+    check_devices(features=features, bias=bias)
 
 
 @torch.library.custom_op(

@@ -10,7 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparse_kernels import _extension
-from sparse_kernels.sparse_conv.coordinates import check_coordinates, check_places, linear_keys, per_axis, slots
+from sparse_kernels.sparse_conv.coordinates import (
+    check_coordinates,
+    check_places,
+    kernel_sizes,
+    linear_keys,
+    per_axis,
+    slots,
+)
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 
 Size = int | Sequence[int]
@@ -26,7 +33,7 @@ def submanifold_map(
     and rows with equal coordinates.
     """
     shape = check_coordinates(coordinates, shape)
-    kernel, dilation = per_axis("kernel", kernel, len(shape), 1), per_axis("dilation", dilation, len(shape), 1)
+    kernel, dilation = kernel_sizes(kernel, len(shape)), per_axis("dilation", dilation, len(shape), 1)
     if not all(size % 2 for size in kernel):
         raise ValueError(
             f"kernel must be odd on every axis of a submanifold convolution, got {kernel}; "
@@ -99,8 +106,8 @@ def transposed_map(
 
 
 def _settings(axes: int, kernel: Size, stride: Size, padding: Size, dilation: Size) -> list[tuple[int, ...]]:
-    named = (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
-    return [per_axis(name, value, axes, least) for name, value, least in named]
+    named = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
+    return [kernel_sizes(kernel, axes), *(per_axis(name, value, axes, least) for name, value, least in named)]
 
 
 def _check_out_shape(out_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:

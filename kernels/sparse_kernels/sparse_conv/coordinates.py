@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_kernels._checks import described
 
 LARGEST = 2**31  # of one axis, and of the number of rows
+MOST_SLOTS = 2**15  # of a kernel: 31 on each of three axes; a map has a row for each
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tuple[int, ...]:
@@ -21,6 +22,14 @@ def per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tu
     if len(values) != axes or min(values) < least:
         raise ValueError(f"{name} must be one integer of at least {least}, or {axes} of them, got {value}")
     return values
+
+
+def kernel_sizes(kernel: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Return the kernel's size on each axis; ValueError below 1, or with more slots than a map could hold rows for."""
+    sizes = per_axis("kernel", kernel, axes, 1)
+    if math.prod(sizes) > MOST_SLOTS:
+        raise ValueError(f"kernel has {math.prod(sizes)} slots, got {kernel}; at most {MOST_SLOTS} are accepted")
+    return sizes
 
 
 def check_coordinates(coordinates: Int[Tensor, "n columns"], shape: Sequence[int]) -> tuple[int, ...]:

@@ -31,6 +31,9 @@ class KernelMap:
 
     def __post_init__(self) -> None:
         slots = math.prod(self.kernel)
+        for name in ("coordinates", "input_coordinates"):
+            if not isinstance(places := getattr(self, name), Tensor) or places.ndim != 2:
+                raise ValueError(f"{name} must be a tensor (rows, batch and axes), got {described(places)}")
         for name, places in (("forward", self.coordinates), ("backward", self.input_coordinates)):
             field = getattr(self, name)
             if not isinstance(field, Tensor) or field.dtype != torch.int32 or field.shape != (slots, len(places)):

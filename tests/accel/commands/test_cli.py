@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -14,7 +15,11 @@ from click.testing import Result
 from diffusers import WanTransformer3DModel
 from typer.testing import CliRunner
 
+from accel.caching.registry import POLICIES
 from accel.cli import app
+from accel.commands import bench
+from accel.methods.registry import METHODS
+from accel.naming import fields_of
 from accel.workbench import loading
 from tests.tiny_wan import save_tiny
 
@@ -146,6 +151,49 @@ def test_info_names_backends_versions_and_model():
     assert result.exit_code == 0, result.output
     for word in ("device", "torch", torch.__version__, "backend reference on cpu", "CPU kernel", "embedded model"):
         assert word in result.stdout
+
+
+def test_the_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout == f"visual-accel {importlib.metadata.version('visual-accel')}\n"
+
+
+def test_methods_and_caches_are_listed_with_their_options():
+    result = CliRunner().invoke(app, ["methods"])
+    assert result.exit_code == 0, result.output
+    for name, kind in {**METHODS, **POLICIES}.items():
+        assert any(line.split(": ")[0].split(" (")[0].endswith(f" {name}") for line in result.stdout.splitlines())
+        assert all(f"{option}=" in result.stdout for option in fields_of(kind))
+    assert "diffusers.FirstBlockCache" in result.stdout
+
+
+@pytest.mark.filterwarnings("always")
+def test_unknown_words_are_named_once_and_without_a_place_in_our_code(model: str, tmp_path: Path):
+    arguments = ["generate", "a pink cat", "--model", model, "--compare", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "pink" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning: the model does not know the words pink, cat")
+    assert ".py" not in result.stderr
+
+
+def test_names_are_printed_as_they_are(model: str, tmp_path: Path):
+    folder = tmp_path / ":warning: [red]"
+    shutil.copytree(model, folder)
+    result = run("--model", str(folder), "--compare", "--output", str(tmp_path / ":warning: out"))
+    assert result.exit_code == 0, result.output
+    printed = "".join(line.strip("│ \n") for line in result.stdout.splitlines())
+    assert ":warning: [red]" in printed and ":warning: out" in printed
+
+
+def test_no_head_of_a_benchmark_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {name: 0.123456 for name in bench.COLUMNS} | {"density_asked": 0.3, "dense_share": 0.2}
+    bench._print([row | {"method": "re-ttention:base=adaspa", "cache": "dual-block:threshold=0.1"}])
+    printed = capsys.readouterr().out
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
+    columns = [line.ljust(80) for line in printed.splitlines()]
+    assert "".join("".join(columns).split()).count("0.123") == len(bench.COLUMNS)
 
 
 def test_help_imports_nothing_heavy():

@@ -17,6 +17,7 @@ from accel.models.records import CallRecord
 from accel.workbench import reporting
 from accel.workbench.comparison import Comparison
 from accel.workbench.generation import Generation
+from accel.workbench.pictures import page
 from accel.workbench.reporting import write_comparison, write_generation
 
 NAMES = {"dense.mp4", "sparse.mp4", "side_by_side.mp4", "report.json", "report.png"}
@@ -72,6 +73,24 @@ def test_json_is_strict_also_for_identical_videos(tmp_path: Path):
 
 def test_prompt_with_dollar_signs_is_no_mathematics(tmp_path: Path):
     assert write_comparison(comparison("$x_ costs $"), tmp_path)
+
+
+@pytest.mark.parametrize("prompt", ["a red circle and " * 60, "W" * 900, "a\nb\n" * 30])
+def test_no_prompt_runs_across_the_page_or_takes_it_all(prompt: str):
+    canvas = page(comparison(prompt))
+    canvas.draw()
+    title = canvas.figure._suptitle.get_window_extent()
+    width, height = canvas.get_width_height()
+    assert title.x0 >= 0 and title.x1 <= width and title.height < 0.15 * height
+
+
+def test_no_legend_covers_a_bar():
+    canvas = page(comparison())
+    canvas.draw()
+    times = next(axes for part in canvas.figure.subfigs for axes in part.axes if axes.get_legend())
+    legend = times.get_legend().get_window_extent()
+    assert not any(legend.overlaps(bar.get_window_extent()) for bar in times.patches) and len(times.patches) == 4
+    assert not legend.overlaps(times._left_title.get_window_extent())
 
 
 def test_failure_leaves_older_files_and_no_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 
@@ -12,6 +13,11 @@ from typer.testing import CliRunner
 from pointcloud.cli import app
 from pointcloud.commands import environment
 from sparse_kernels.sparse_conv import cpu
+
+
+def test_the_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout == f"visual-accel {importlib.metadata.version('visual-accel')}\n"
 
 
 def test_the_command_prints_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +35,8 @@ def test_the_command_prints_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     ("wheel", "said"),
     [
         ("CUDA", "spconv's own kernels"),
-        ("CPU-only", 'none: pip uninstall spconv cumm, then pip install "visual-accel[points-cu126]"'),
-        ("not installed", 'none: pip uninstall spconv cumm, then pip install "visual-accel[points-cu126]"'),
+        ("CPU-only", "none: pip uninstall spconv cumm, then pip install spconv-cu126"),
+        ("not installed", "none: pip uninstall spconv cumm, then pip install spconv-cu126"),
     ],
 )
 def test_a_cuda_device_without_its_wheel_is_told_what_to_install(
@@ -44,7 +50,7 @@ def test_a_cuda_device_without_its_wheel_is_told_what_to_install(
 def test_the_cpu_without_a_compiler_or_spconv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "can_run", lambda x: "no C++ compiler was found")
     assert environment.cpu_convolution("CPU-only") == "slow reference: no C++ compiler was found"
-    assert 'pip install "visual-accel[points]"' in environment.cpu_convolution("not installed")
+    assert "pip install spconv" in environment.cpu_convolution("not installed")
 
 
 def test_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:

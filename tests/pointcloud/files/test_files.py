@@ -375,7 +375,7 @@ def test_missing_packages_are_named(tmp_path: Path, suffix: str, module: str, mo
         pytest.importorskip("laspy")
     (tmp_path / f"a{suffix}").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"need.* pip install \"visual-accel\[points\]\""):
+    with pytest.raises(ImportError, match=r"need.* pip install (open3d|laspy lazrs)$"):
         read_points(tmp_path / f"a{suffix}")
 
 
@@ -387,3 +387,50 @@ def test_missing_system_libraries_are_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "open3d", raising=False)
     with pytest.raises(ImportError, match=r"libusb-1.0.so.0.*apt install libusb-1.0-0 libgl1 libegl1 libx11-6"):
         read_points(tmp_path / "a.ply")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("suffix", "attributes", "message"),
+    [
+        (
+            ".npy",
+            {"intensity": torch.ones(5, 2)},
+            "intensity must have one number for each point .* got .5, 2.; write .ply",
+        ),
+        (
+            ".bin",
+            {"intensity": torch.ones(5, 2)},
+            "intensity must have one number for each point .* got .5, 2.; write .ply",
+        ),
+        (".ply", {"red": torch.ones(5)}, "keeps red for color; rename that attribute"),
+        (".ply", {"phase": torch.ones(5, dtype=torch.complex64)}, "takes real numbers .* got phase torch.complex64"),
+        (".ply", {"nothing": torch.ones(5, 0)}, "takes real numbers .* got nothing torch.float32 .5, 0."),
+    ],
+)
+def test_attributes_that_a_file_cannot_hold(
+    tmp_path: Path, suffix: str, attributes: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_points(tmp_path / f"cloud{suffix}", PointCloud(torch.zeros(5, 3), attributes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("color", [torch.arange(15, dtype=torch.uint8).view(5, 3) * 17, torch.rand(5, 3).bfloat16()])
+def test_colours_of_every_type_are_kept(tmp_path: Path, color: torch.Tensor) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    write_points(tmp_path / "cloud.ply", PointCloud(torch.zeros(5, 3), {"color": color}))
+    found = read_points(tmp_path / "cloud.ply").attributes["color"]
+    expected = color.float() / (255 if color.dtype == torch.uint8 else 1)
+    assert (found - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_ply_with_one_colour_alone_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    properties = "".join(
+        f"property {kind} {name}\n" for kind, name in zip(["float"] * 3 + ["uchar"], "xyzr", strict=True)
+    )
+    header = f"ply\nformat ascii 1.0\nelement vertex 2\n{properties.replace('uchar r', 'uchar red')}end_header\n"
+    (tmp_path / "cloud.ply").write_text(header + "1 2 3 4\n5 6 7 8\n")
+    with pytest.raises(ValueError, match="has red alone of red green blue; all three are needed"):
+        read_points(tmp_path / "cloud.ply")

@@ -197,6 +197,12 @@ def test_antidiagonals_of_bfloat16_are_near_those_of_its_values() -> None:
     assert torch.allclose(scores.sum(-1), exact.sum(-1), atol=1e-4)
 
 
+def test_a_block_longer_than_all_tokens_is_one_block() -> None:
+    case = make_case(8)
+    scores = antidiagonal_scores(case.q, case.k, 2**40, 8)
+    assert torch.equal(scores, antidiagonal_scores(case.q, case.k, 152, 8)) and scores.shape == (2, 4, 1, 1)
+
+
 def test_antidiagonals_in_several_pieces() -> None:
     case = make_case(9, (2400, 600), 8)
     whole = antidiagonal_scores(case.q, case.k, 12, 2)
@@ -260,6 +266,8 @@ def test_bad_antidiagonals_and_means_are_named() -> None:
     case = make_case(11)
     with pytest.raises(ValueError, match="block must be a multiple of stride"):
         antidiagonal_scores(case.q, case.k, 64, 12)
+    with pytest.raises(ValueError, match="stride at most 4096, got block 8192 and stride 8192"):
+        antidiagonal_scores(case.q, case.k, 8192, 8192)
     with pytest.raises(ValueError, match="causal needs q and k of one length, got 131 and 150"):
         antidiagonal_scores(case.q, case.k, 64, 8, causal=True)
     with pytest.raises(ValueError, match="offsets must rise from 0 to the sequence length 131"):

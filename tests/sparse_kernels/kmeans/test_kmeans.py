@@ -198,7 +198,7 @@ def test_bad_input_is_named() -> None:
         ((x, start[..., :8]), {}, "agree on batch, heads and head_dim"),
         ((x.double(), start), {}, "x must be one of float32, bfloat16, float16, got torch.float64"),
         ((x, start.to("meta")), {}, "centroids is on meta, x on cpu"),
-        ((x, start), {"iterations": -1}, "iterations must be 0 or more, got -1"),
+        ((x, start), {"iterations": -1}, "iterations must be 0 or more and below 2.31, got -1"),
         ((x, start), {"tolerance": -1.0}, "tolerance must be 0 or more"),
         ((x, start), {"precision": "int8"}, "precision must be float32 or bfloat16, got 'int8'"),
         ((x, start), {"backend": "tpu"}, "unknown backend 'tpu'; accepted: cpu, triton, reference"),

@@ -9,7 +9,17 @@ import torch
 
 from sparse_kernels import _extension
 from sparse_kernels._backends import load_backend
-from sparse_kernels.sparse_conv import KernelMap, api, build, cpu, reference, sparse_conv, strided_map, submanifold_map
+from sparse_kernels.sparse_conv import (
+    KernelMap,
+    api,
+    build,
+    cpu,
+    reference,
+    sparse_conv,
+    strided_map,
+    submanifold_map,
+    transposed_map,
+)
 from sparse_kernels.sparse_conv.coordinates import check_coordinates
 from tests.sparse_kernels.processors import available
 from tests.sparse_kernels.sparse_conv.scenes import draw_case
@@ -200,6 +210,9 @@ def test_clear_errors() -> None:
         submanifold_map(_line(1), (5,), 2)
     with pytest.raises(ValueError, match="too small"):
         strided_map(_line(1), (5,), 7)
+    for build_map in (submanifold_map, strided_map, transposed_map):
+        with pytest.raises(ValueError, match="kernel has 2147483649 slots, .* at most 32768"):
+            build_map(_line(1), (5,), 2**31 + 1)
     kernel_map = submanifold_map(_line(1, 2), (5,), 3)
     for features, weight, message in (
         (torch.zeros(3, 4), torch.zeros(5, 3, 4), "2 input rows"),
@@ -216,6 +229,8 @@ def test_clear_errors() -> None:
         sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, backend="triton")
     with pytest.raises(ValueError, match="bias must be"):
         sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, torch.zeros(4))
+    with pytest.raises(ValueError, match="bias must be .* got list"):
+        sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, [0.0] * 5)  # type: ignore[arg-type]
     assert isinstance(kernel_map, KernelMap)
 
 
@@ -227,6 +242,11 @@ def test_maps_made_by_hand_are_checked(backend: str) -> None:
         dataclasses.replace(good, forward=good.forward.long())
     with pytest.raises(ValueError, match="backward must be torch.int32 .3, 3. .* got torch.int32 .3, 2."):
         dataclasses.replace(good, backward=good.backward[:, 1:])
+    with pytest.raises(ValueError, match="input_coordinates must be a tensor .* got NoneType"):
+        dataclasses.replace(good, input_coordinates=None)
+    elsewhere = dataclasses.replace(good, backward=good.backward.to("meta"))
+    with pytest.raises(ValueError, match="backward is on meta, features on cpu"):
+        sparse_conv(torch.ones(3, 4), torch.ones(5, 3, 4), elsewhere, backend=backend)
     x, weight = torch.ones(3, 4, requires_grad=True), torch.ones(5, 3, 4, requires_grad=True)
     for row in (3, 2**31 - 1):
         wrong = good.forward.clone()

@@ -1,0 +1,75 @@
+"""The runs of the page: stopped by those who started them, and found again by their folder."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from accel.errors import InputError
+from accel.methods.registry import from_text
+from accel.workbench.comparison import Comparison, compare
+from accel.workbench.generation import CallOptions
+from accel.workbench.loading import LoadedPipeline
+from accel.workbench.reporting import write_comparison
+
+
+class Stopped(Exception):
+    """A run was stopped, or nobody is there to see it."""
+
+
+class Runs:
+    """Comparisons of one pipeline, written below `folder`; each belongs to the session of a browser's tab."""
+
+    def __init__(self, loaded: LoadedPipeline, folder: Path):
+        self.loaded = loaded
+        self.folder = folder
+        self._stops: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._left: set[str] = set()
+
+    def make(
+        self,
+        session: str,
+        prompt: str,
+        method: str,
+        density: float | None,
+        options: CallOptions,
+        progress: Callable[[float, str], object],
+    ) -> tuple[Comparison, Path]:
+        """Return what two generations gave, and the folder of its files.
+
+        `method` is a name with options, as NAME:OPTION=VALUE. InputError or ValueError on bad input, Stopped after
+        `stop` or `leave` of this session: at the next step.
+        """
+        if not prompt.strip():
+            raise InputError("The prompt is empty; say what the video shows.")
+        if session in self._left:  # while it waited for others
+            raise Stopped
+        stop = self._stops[session] = threading.Event()
+
+        def report(share: float, message: str) -> None:
+            if stop.is_set():
+                raise Stopped
+            progress(share, message)
+
+        chosen = from_text(method, **({} if density is None else {"density": density}))
+        comparison = compare(self.loaded, chosen, prompt.strip(), progress=report, **options)
+        written = Path(tempfile.mkdtemp(dir=self.folder))
+        write_comparison(comparison, written)
+        return comparison, written
+
+    def stop(self, session: str) -> None:
+        """End what this session runs, at its next step."""
+        self._stops[session].set()
+
+    def leave(self, session: str) -> None:
+        """End what this session runs, and whatever of it still waits."""
+        self._left.add(session)
+        self.stop(session)
+
+    def find(self, name: str) -> Path | None:
+        """Return the folder of that name with a result of this server, None for any other word of a browser."""
+        known = {path.name: path for path in self.folder.iterdir() if (path / "report.json").is_file()}
+        return known.get(name)

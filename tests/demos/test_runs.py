@@ -1,0 +1,91 @@
+"""What the page does without a browser: stopping, waiting, finding results again, and where it listens."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from accel.errors import InputError
+from accel.workbench.loading import load_pipeline
+from demos.app import NOTHING, check_free, shown
+from demos.runs import Runs, Stopped
+
+PROMPT, METHOD = "a red circle moves left", "adaspa:block=16:dense_steps=0.3"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(load_pipeline(str(tiny_model), "cpu", "float32"), tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_takes_seed_guidance_and_options_of_the_method(runs: Runs) -> None:
+    options = {"steps": 2, "seed": 7, "guidance_scale": 2.0}
+    comparison, folder = runs.make("tab", PROMPT, METHOD, 0.5, options, lambda share, message: None)
+    report = comparison.report
+    assert report["seed"] == 7 and report["guidance_scale"] == 2.0 and report["steps"] == 2
+    assert report["method_options"] | {"block": 16, "dense_steps": 0.3, "density": 0.5} == report["method_options"]
+    kept = {"folder": folder.name, "rows": [["speed-up", "2.00x"]]}
+    assert shown(kept, runs) == (
+        str(folder / "dense.mp4"), str(folder / "sparse.mp4"), kept["rows"], str(folder / "report.png"), kept
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [None, "x", {"rows": []}, {"folder": "../..", "rows": []}, {"folder": "gone"}])
+def test_what_a_browser_kept_of_another_server_shows_nothing(runs: Runs, kept: object) -> None:
+    assert shown(kept, runs) == NOTHING  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", ["stop", "leave"])
+def test_a_run_ends_at_its_next_step(runs: Runs, end: str) -> None:
+    steps: list[str] = []
+
+    def progress(share: float, message: str) -> None:
+        steps.append(message)
+        getattr(runs, end)("other")
+        if len(steps) == 2:
+            getattr(runs, end)(f"tab-{end}")
+
+    before = set(runs.folder.iterdir())
+    with pytest.raises(Stopped):
+        runs.make(f"tab-{end}", PROMPT, METHOD, None, {"steps": 3}, progress)
+    assert len(steps) == 2 and set(runs.folder.iterdir()) == before
+
+
+def test_a_stopped_tab_may_run_again_and_one_that_is_closed_does_not(runs: Runs) -> None:
+    runs.stop("again")
+    assert runs.make("again", PROMPT, METHOD, None, {"steps": 1}, lambda share, message: None)
+    waiting = threading.Event()
+    runs.leave("closed")
+    with pytest.raises(Stopped):
+        runs.make("closed", PROMPT, METHOD, None, {"steps": 1}, lambda share, message: waiting.set())
+    assert not waiting.is_set()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "method", "message"),
+    [
+        (" ", METHOD, "The prompt is empty"),
+        (PROMPT, "adaspa:blok=3", "has no option blok"),
+        (PROMPT, "a:b", "no option"),
+    ],
+)
+def test_bad_input_is_one_sentence(runs: Runs, prompt: str, method: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        runs.make("tab", prompt, method, None, {}, lambda share, message: None)
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot be served at 127.0.0.1 port {port}: Address already in use"):
+            check_free("127.0.0.1", port)
+        command = [sys.executable, "-m", "demos.app", "--port", str(port), "--device", "cpu"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: the page cannot")
+    check_free("127.0.0.1", port)
