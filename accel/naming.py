@@ -53,7 +53,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind in (int, float) and isinstance(value, Real):
         fits = isinstance(value, Integral) if kind is int else math.isfinite(value)
         return fits and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return isinstance(value, typing.get_origin(kind) or kind)
 
 
 def _words(kind: Any) -> str:

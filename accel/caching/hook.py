@@ -69,9 +69,8 @@ class LinearHook(ModelHook):
 def install_cache(transformer: nn.Module, resting: Resting) -> None:
     """Put the hooks on a transformer that carries none of ours."""
     adapter = resting.adapter
-    assert adapter.blocks is not None
     hooks: list[tuple[nn.Module, ModelHook]] = [(transformer, ForwardHook(resting))]
-    if resting.units is not None:
+    if resting.units is not None and adapter.blocks is not None:
         for index, block in enumerate(adapter.blocks(transformer)):
             hooks.append((block, BlockHook(resting, index)))
             if resting.policy.narrows and adapter.mlp is not None:

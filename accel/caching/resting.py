@@ -49,19 +49,20 @@ class Resting:
 
     def __init__(self, policy: Policy, transformer: nn.Module, adapter: Adapter, denoising: Denoising):
         check_alone(transformer)
-        if adapter.blocks is None or adapter.latents is None:
-            raise InputError(f"{type(transformer).__name__} has no block stack that accel knows; leave the cache out")
+        name = type(transformer).__name__
+        if adapter.latents is None:
+            raise InputError(f"{name} has no latents that accel knows how to compare; leave the cache out")
         if policy.by_time and adapter.time_embedding is None:
-            raise InputError(
-                f"{type(transformer).__name__} has no timestep embedding that accel knows; leave routers out"
-            )
+            raise InputError(f"{name} has no timestep embedding that accel knows; leave routers out")
+        self.depth = len(adapter.modules(transformer) if adapter.blocks is None else adapter.blocks(transformer))
+        self.units = policy.units(self.depth)
+        if self.units is not None and adapter.blocks is None:
+            raise InputError(f"{name} has no block stack that accel knows; take the cache easy, which needs none")
         self.policy, self.adapter, self.denoising = policy, adapter, denoising
         policy.check(transformer, adapter)
         if policy.narrows:
             check_elastic(transformer, adapter)
         self.weights = BorrowedWeights(policy.weights, transformer)
-        self.depth = len(adapter.blocks(transformer))
-        self.units = policy.units(self.depth)
         self._unit_of = {index: unit for unit in self.units or () for index in unit}
         self._threads = threading.local()
         self._warned: set[str] = set()
@@ -125,7 +126,12 @@ class Resting:
             return _like(self._threads.output, self._rest(generation, call, decision))
         output = stock(*args, **kwargs)
         self._threads.output = type(output)
-        self._keep(generation, call, output[0])
+        if len(output) > 1:
+            self._warn_once(f"the transformer gives {len(output)} outputs")
+        elif output[0].shape != latents.shape:
+            self._warn_once(f"the output is {tuple(output[0].shape)}, and the latents are {tuple(latents.shape)}")
+        else:
+            self._keep(generation, call, output[0])
         return output
 
     def note_time(self, output: Any) -> None:

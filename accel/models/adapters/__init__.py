@@ -33,6 +33,7 @@ ADAPTERS = (
     cogvideox.COGVIDEOX,
     cogvideox.EASYANIMATE,
     ltx.LTX,
+    ltx.LTX_2,
     mochi.MOCHI,
     mochi.ALLEGRO,
     mochi.LATTE,

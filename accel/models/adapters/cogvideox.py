@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import from_latents
+from accel.models.adapters.readers import denoised, from_latents
 
 COGVIDEOX = Adapter(
     ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"),
@@ -11,6 +11,7 @@ COGVIDEOX = Adapter(
     from_latents("btchw", rest="before"),
     dispatched=False,
     stays="rows of text",
+    latents=denoised(2),
 )
 EASYANIMATE = Adapter(
     ("EasyAnimateTransformer3DModel",),
@@ -18,4 +19,5 @@ EASYANIMATE = Adapter(
     from_latents(rest="before"),
     dispatched=False,
     stays="rows of text",
+    latents=denoised(),
 )

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import from_latents
+from accel.models.adapters.readers import denoised, from_latents
 
-COSMOS = Adapter(("CosmosTransformer3DModel",), r"transformer_blocks\.\d+\.attn1", from_latents(), dispatched=False)
+COSMOS = Adapter(
+    ("CosmosTransformer3DModel",),
+    r"transformer_blocks\.\d+\.attn1",
+    from_latents(),
+    dispatched=False,
+    latents=denoised(),
+)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import from_latents
+from accel.models.adapters.readers import denoised, from_latents
 
 HELIOS = Adapter(
     ("HeliosTransformer3DModel",),
     r"blocks\.\d+\.attn1",
     from_latents(rest="before"),
     stays="attention to text; rows of history",
+    latents=denoised(),
 )

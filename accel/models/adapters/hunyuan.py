@@ -8,7 +8,7 @@ from typing import Any
 
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import argument, from_latents
+from accel.models.adapters.readers import argument, denoised, from_latents
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 # Latent frames, rows and columns that make one token of Framepack's histories (its code, clean_x_embedder).
@@ -30,17 +30,30 @@ def framepack(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 HUNYUAN_VIDEO = Adapter(
-    ("HunyuanVideoTransformer3DModel",), BOTH_STREAMS, from_latents(rest="after"), stays="rows of text"
+    ("HunyuanVideoTransformer3DModel",),
+    BOTH_STREAMS,
+    from_latents(rest="after"),
+    stays="rows of text",
+    latents=denoised(),
 )
 HUNYUAN_VIDEO_15 = Adapter(
     ("HunyuanVideo15Transformer3DModel",),
     r"transformer_blocks\.\d+\.attn",
     from_latents(rest="after"),
     stays="rows of text",
+    latents=denoised(),
 )
 FRAMEPACK = Adapter(
-    ("HunyuanVideoFramepackTransformer3DModel",), BOTH_STREAMS, framepack, stays="rows of text and history"
+    ("HunyuanVideoFramepackTransformer3DModel",),
+    BOTH_STREAMS,
+    framepack,
+    stays="rows of text and history",
+    latents=denoised(),
 )
 HUNYUAN_IMAGE = Adapter(
-    ("HunyuanImageTransformer2DModel",), BOTH_STREAMS, from_latents("bchw", rest="after"), stays="rows of text"
+    ("HunyuanImageTransformer2DModel",),
+    BOTH_STREAMS,
+    from_latents("bchw", rest="after"),
+    stays="rows of text",
+    latents=denoised(),
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import argument, from_latents
+from accel.models.adapters.readers import argument, denoised, from_latents
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 
@@ -41,6 +41,11 @@ def qwen(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geo
     return Geometry(*first[0], after=others, rest="before")
 
 
+def qwen_latents(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return all that is given: its packed channels are those of the output; the configuration counts others."""
+    return argument(transformer, args, kwargs, "hidden_states")
+
+
 def z_image(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
     """Return the grid of the pictures, where all have the same size; what fills them up is other rows."""
     pictures = argument(transformer, args, kwargs, "x")
@@ -57,12 +62,14 @@ FLUX = Adapter(
     BOTH_STREAMS,
     flux,
     stays="rows of text and of reference pictures",
+    latents=denoised(2),
 )
 QWEN_IMAGE = Adapter(
     ("QwenImageTransformer2DModel",),
     r"transformer_blocks\.\d+\.attn",
     qwen,
     stays="rows of text and of pictures that are edited",
+    latents=qwen_latents,
 )
 SD3 = Adapter(
     ("SD3Transformer2DModel",),
@@ -70,5 +77,6 @@ SD3 = Adapter(
     from_latents("bchw", rest="after"),
     dispatched=False,
     stays="rows of text",
+    latents=denoised(),
 )
 Z_IMAGE = Adapter(("ZImageTransformer2DModel",), r"layers\.\d+\.attention", z_image, timestep="t", stays="rows of text")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import from_sizes
+from accel.models.adapters.readers import denoised, from_sizes
 
-LTX = Adapter(
-    ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel"),
-    r"transformer_blocks\.\d+\.attn1",
-    from_sizes(),
-    stays="attention to text; all attention of audio",
+BLOCKS = r"transformer_blocks\.\d+\.attn1"
+
+LTX = Adapter(("LTXVideoTransformer3DModel",), BLOCKS, from_sizes(), latents=denoised(2))
+LTX_2 = Adapter(
+    ("LTX2VideoTransformer3DModel",), BLOCKS, from_sizes(), stays="attention to text; all attention of audio"
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import from_latents
+from accel.models.adapters.readers import denoised, from_latents
 
 BLOCKS = r"transformer_blocks\.\d+\.attn1"
 
@@ -20,9 +20,18 @@ def single_frames(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 # One call a sample, with its valid text after the video.
 MOCHI = Adapter(
-    ("MochiTransformer3DModel",), BLOCKS, from_latents(rest="after"), dispatched=False, stays="rows of text"
+    ("MochiTransformer3DModel",),
+    BLOCKS,
+    from_latents(rest="after"),
+    dispatched=False,
+    stays="rows of text",
+    latents=denoised(),
 )
-ALLEGRO = Adapter(("AllegroTransformer3DModel",), BLOCKS, from_latents(), dispatched=False)
+ALLEGRO = Adapter(("AllegroTransformer3DModel",), BLOCKS, from_latents(), dispatched=False, latents=denoised())
 LATTE = Adapter(
-    ("LatteTransformer3DModel",), BLOCKS, single_frames, dispatched=False, stays="attention to text and over time"
+    ("LatteTransformer3DModel",),
+    BLOCKS,
+    single_frames,
+    dispatched=False,
+    stays="attention to text and over time",
 )

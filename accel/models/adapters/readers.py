@@ -44,6 +44,20 @@ def from_latents(axes: str = "bcthw", name: str = "hidden_states", rest: str | N
     return read
 
 
+def denoised(channels: int = 1) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]:
+    """Return a reader of what is denoised: the first of the given channels, as many as come out.
+
+    `channels` is the axis where they stand.
+    """
+
+    def read(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        given = argument(transformer, args, kwargs, "hidden_states")
+        made = getattr(transformer.config, "out_channels", None)
+        return given.narrow(channels, 0, min(made or given.shape[channels], given.shape[channels]))
+
+    return read
+
+
 def from_sizes(rest: str | None = None) -> Read:
     """Return a reader of the arguments num_frames, height and width, which count tokens of a packed sequence."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel.models.adapters.adapter import Adapter, Size
-from accel.models.adapters.readers import from_latents
+from accel.models.adapters.readers import denoised, from_latents
 
 # WanPipeline.check_inputs asks for multiples of 16 even where VAE and patch would need less.
 PIPELINE_MULTIPLE = 16
@@ -78,5 +78,6 @@ WAN_RELATED = Adapter(
     ),
     r"(vace_blocks|blocks)\.\d+\.attn1",
     from_latents(),
+    latents=denoised(),
 )
-ANYFLOW = Adapter(("AnyFlowTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents("btchw"))
+ANYFLOW = Adapter(("AnyFlowTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents("btchw"), latents=denoised(2))

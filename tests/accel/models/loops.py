@@ -36,10 +36,12 @@ class Loop:
         first = float(inputs[self.timestep].max())
         steps = [first * (STEPS - step) / STEPS for step in range(STEPS)]
         self.scheduler.timesteps = torch.tensor(steps)
-        outputs = []
+        outputs, latents = [], inputs.get("hidden_states")
         with torch.no_grad():
-            for step in steps:
+            for number, step in enumerate(steps):
                 inputs[self.timestep] = torch.full_like(inputs[self.timestep], step)
+                if isinstance(latents, Tensor):
+                    inputs["hidden_states"] = latents * (1 - 0.1 * number)
                 output = self.transformer(**inputs, return_dict=False)[0]
                 outputs.append(output[0] if isinstance(output, (list, tuple)) else output)
         return outputs

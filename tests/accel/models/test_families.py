@@ -11,7 +11,7 @@ import torch
 
 import accel
 from accel.methods.registry import METHODS
-from accel.models.adapters import adapter_for, supported_classes
+from accel.models.adapters import ADAPTERS, adapter_for, supported_classes
 from accel.models.adapters.left_dense import REASONS
 from tests.accel.models.loops import STEPS, Loop, difference, processors, without_torchvision
 from tests.accel.models.tiny_models import TINY, self_attention
@@ -19,6 +19,13 @@ from tests.accel.models.tiny_models import TINY, self_attention
 FULL = dict(block=16)
 SPARSE = dict(density=0.4, dense_steps=0.25, query_clusters=4, key_clusters=8)
 FAMILIES = [name for name, tiny in TINY.items() if tiny.cls in supported_classes()]
+
+
+def has_latents(name: str) -> bool:
+    """Whether the family tells what it denoises, which caches of whole calls need."""
+    return any(TINY[name].cls in adapter.classes and adapter.latents is not None for adapter in ADAPTERS)
+
+
 MASKED = "skyreels-v2-causal"  # its mask says more than what is padding
 KNOWN_DENSE = [name for name, tiny in TINY.items() if tiny.cls in REASONS and name != "wan-animate-2"]
 
@@ -153,3 +160,32 @@ def test_an_unknown_class_names_the_nearest() -> None:
     accel.disable(unknown)  # nothing is attached, and nothing happens
     with pytest.raises(ValueError, match="wraps a compiled transformer"):
         accel.enable(torch.compile(Loop("wan-2.1").transformer), "svg-ear")
+
+
+CACHED = [name for name in FAMILIES if has_latents(name)]
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_whole_calls_rest_in_every_family_with_one_output(name: str) -> None:
+    loop = Loop(name)
+    stock = loop()
+    with accel.enabled(loop, None, cache="easy:threshold=0:warmup=1"):
+        assert difference(loop(), stock) == 0
+    with accel.enabled(loop, None, cache="easy:threshold=9:warmup=1") as handle:
+        first = loop()
+        kinds = [record.kind for record in handle.blocks()]
+        second = loop()
+    assert kinds == ["computed", "computed", "reused", "computed"] and handle.memory_bytes() == 0
+    assert 0 < difference(first, stock) < 0.5 and difference(second, first) == 0 == difference(loop(), stock)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(CACHED)))
+def test_other_families_take_no_cache(name: str) -> None:
+    with pytest.raises(ValueError, match="has no latents that accel knows how to compare; leave the cache out"):
+        accel.enable(Loop(name), None, cache="easy")
+
+
+@pytest.mark.parametrize("name", ["hunyuan-video", "ltx", "flux"])
+def test_caches_of_blocks_are_for_models_whose_blocks_are_known(name: str) -> None:
+    with pytest.raises(ValueError, match="no block stack that accel knows; take the cache easy"):
+        accel.enable(Loop(name), None, cache="dual-block")
