@@ -35,12 +35,13 @@ def run(runs: Runs, session: str, progress: gr.Progress, prompt: str, *settings:
     """Return dense video, sparse video, table rows, picture, and what the browser keeps; gr.Error on bad input."""
     method, more, density, steps, seed, guidance = settings
     options: CallOptions = {"steps": int(steps), "seed": int(seed or 0), "guidance_scale": guidance}
-    text = f"{method}:{more.strip()}" if more.strip() else method
+    more = (more or "").strip()  # a field that was never opened has no text
+    text = f"{method}:{more}" if more else method
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             comparison, written = runs.make(
-                session, prompt, text, density, options, lambda share, message: progress(share, desc=message)
+                session, prompt or "", text, density, options, lambda share, message: progress(share, desc=message)
             )
     except Stopped:
         gr.Info("Stopped.")

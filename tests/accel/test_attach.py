@@ -298,7 +298,7 @@ def test_a_batch_of_another_size_has_a_memory_of_its_own() -> None:
         call = make_call(step, 10, batch=batch)
         attending.denoising.begin_call(GRID, call.progress)
         q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
-        out = attending.attend(0, q, k, v, stock=lambda call=call: call.dense().transpose(1, 2))
+        out = attending.attend(0, q, k, v, stock=lambda *given, call=call: call.dense().transpose(1, 2))
         assert out.shape == q.shape
 
 

@@ -39,7 +39,7 @@ def call_files(number: int) -> str:
             if generator.random() < 0.1:
                 read_labels(path, generator.choice((None, len(cloud))))
         except (ValueError, ImportError) as error:
-            text = str(error)
+            text = str(error).replace(folder, "FOLDER")
             assert text and "\n" not in text, f"not one line: {text!r}"
             return f"{path.suffix}: {text}"
     return f"{path.suffix}: done"
