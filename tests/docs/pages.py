@@ -99,7 +99,8 @@ def named_files(page: Path) -> Iterator[str]:
 
     A name in capitals stands for the reader's own: what is above it is yielded.
     """
-    tops = {path.name for path in ROOT.iterdir()}
+    made = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}  # by commands, `out` among them
+    tops = {path.name for path in ROOT.iterdir()} - made
     for code in INLINE.findall(prose(page)):
         path = re.sub(r"/[A-Z]{3,}.*", "", code.rstrip("/"))
         is_path = re.fullmatch(r"[\w.*/{},-]+", path) and ("/" in code or re.search(r"\.(py|md|toml|json|cpp)$", code))
