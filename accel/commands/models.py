@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from accel.commands.options import folding_table
+from accel.commands.options import folding_table, plain_console
 
 
 def models() -> None:
     """Show every transformer class of diffusers that accel knows, what is sparse and what stays dense."""
-    from rich.console import Console
-
     from accel.models.adapters import ADAPTERS
 
     table = folding_table("class", "sparse", "stays dense", "in the command line")
@@ -17,4 +15,4 @@ def models() -> None:
         stays = adapter.stays if adapter.reason is None else adapter.reason
         for name in adapter.classes:
             table.add_row(name, sparse, stays, "yes" if adapter.sizes else "no")
-    Console().print(table)
+    plain_console().print(table)

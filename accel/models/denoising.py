@@ -23,7 +23,7 @@ class Generation:
         self.branches: set[str] = set()  # seen in this step
         self.records = Records()
         self.blocks: list[BlockRecord] = []
-        self.mask: tuple[Tensor, Tensor | None] | None = None  # read last, and which rows it leaves valid
+        self.mask: tuple[Tensor, bool, list[slice | Tensor] | None] | None = None  # read last, and what it says
         self.memories: dict[Hashable, LayerMemory] = defaultdict(LayerMemory)
         self.peak_memory_bytes = 0
         self.finished = False

@@ -10,6 +10,7 @@ from torch import Tensor
 
 MASKED = -1e4  # what is added to logits of padding, or less
 Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
+Rows = slice | Tensor
 
 
 def valid_rows(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b s"] | None:
@@ -46,25 +47,34 @@ def _as_pairs(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b q k"] | 
     return mask[:, 0].expand(batch, -1, -1)
 
 
+def rows_by_sample(valid: Bool[Tensor, "b s"]) -> list[Rows] | None:
+    """Return the valid rows of each sample, once where all have the same, None where nothing is padding.
+
+    Waits for the device, so that the calls of all layers need not.
+    """
+    if bool(valid.all()):
+        return None
+    alike = bool((valid == valid[:1]).all())
+    return [_rows(each) for each in valid[: 1 if alike else len(valid)]]
+
+
 def without_padding(
     attend: Attend, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h2 d"], v: Float[Tensor, "b s h2 d"],
-    valid: Bool[Tensor, "b s"],
+    samples: list[Rows],
 ) -> Float[Tensor, "b s h d"]:  # fmt: skip
-    """Return what `attend` gives on the valid rows, zero in the others; sample by sample where those differ.
+    """Return what `attend` gives on the rows of `rows_by_sample`, zero in the others.
 
     `attend` is also told the sample, or None where all of the batch is computed at once.
     """
-    if bool(valid.all()):
-        return attend(q, k, v, None)
     out = q.new_zeros(q.shape)
-    alike = bool((valid == valid[:1]).all())
-    for row in range(1 if alike else len(valid)):
-        own, rows = slice(None) if alike else slice(row, row + 1), _rows(valid[row])
+    alike = len(samples) < len(q) or len(q) == 1
+    for row, rows in enumerate(samples):
+        own = slice(None) if alike else slice(row, row + 1)
         out[own, rows] = attend(q[own, rows], k[own, rows], v[own, rows], None if alike else row)
     return out
 
 
-def _rows(valid: Bool[Tensor, " s"]) -> slice | Tensor:
+def _rows(valid: Bool[Tensor, " s"]) -> Rows:
     """Return the valid rows, as a slice where they are the first ones: that copies nothing."""
     count = int(valid.sum())
     return slice(count) if bool(valid[:count].all()) else valid.nonzero().flatten()

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall
 from accel.attention.execute import attend, full_attention
 from accel.methods.method import Method
 from accel.models.denoising import Denoising
-from accel.models.padding import valid_rows, without_padding
+from accel.models.padding import Rows, rows_by_sample, valid_rows, without_padding
 from accel.models.stopwatch import Stopwatch
 from sparse_kernels import outruns_sdpa
 
@@ -67,16 +67,18 @@ class Session:
         call. An `obstacle` is a reason to run dense.
         """
         obstacle = obstacle or self._obstacle(q, k)
-        valid = None if mask is None or obstacle is not None else self._valid_rows(mask, q)
-        if mask is not None and obstacle is None and valid is None:
-            obstacle = "the model passes an attention mask that says more than what is padding beside the video"
+        samples = None
+        if mask is not None and obstacle is None:
+            is_padding, samples = self._read(mask, q)
+            if not is_padding:
+                obstacle = "the model passes an attention mask that says more than what is padding beside the video"
         if obstacle is not None:
             self.warn_once(obstacle)
             return stock(q, k, v, mask)
         where = _Where(layer, number, q.shape[-1] ** -0.5 if scale is None else scale, chosen, stock)
-        if valid is None:
+        if samples is None:
             return self._attend(where, q, k, v, None)
-        return without_padding(partial(self._attend, where), q, k, v, valid)
+        return without_padding(partial(self._attend, where), q, k, v, samples)
 
     def _attend(
         self, where: _Where, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h2 d"], v: Float[Tensor, "b s h2 d"],
@@ -109,15 +111,19 @@ class Session:
         generation.records.add(call, attended, watch)
         return attended.out.transpose(1, 2)
 
-    def _valid_rows(self, mask: Tensor, q: Float[Tensor, "b s h d"]) -> Bool[Tensor, "b s"] | None:
-        """Return which rows are no padding, None if some of the video is; a mask that layers share is read once."""
+    def _read(self, mask: Tensor, q: Float[Tensor, "b s h d"]) -> tuple[bool, list[Rows] | None]:
+        """Return whether a mask says only what is padding beside the video, and the rows that are none.
+
+        One that all layers share is read once.
+        """
         generation, (batch, tokens) = self.denoising.current, q.shape[:2]
         if generation.mask is None or generation.mask[0] is not mask:
             valid, geometry = valid_rows(mask, batch, tokens), generation.geometry
-            if valid is not None and geometry is not None and not valid[:, geometry.filled_to(tokens).video].all():
-                valid = None
-            generation.mask = mask, valid
-        return generation.mask[1]
+            assert geometry is not None
+            is_padding = valid is not None and bool(valid[:, geometry.filled_to(tokens).video].all())
+            samples = rows_by_sample(valid) if valid is not None and is_padding else None
+            generation.mask = mask, is_padding, samples
+        return generation.mask[1:]
 
     def _obstacle(self, q: Tensor, k: Tensor) -> str | None:
         """Return why this call cannot be sparse, or None."""

@@ -30,11 +30,11 @@ def patch_of(config: Any) -> tuple[int, int, int]:
     return (1, *patch) if len(patch) == 2 else tuple(patch)
 
 
-def from_latents(axes: str = "bcthw", name: str = "hidden_states", rest: str | None = None) -> Read:
+def from_latents(axes: str = "bcthw", rest: str | None = None) -> Read:
     """Return a reader of latents with these axes; a picture without t is a video of one frame."""
 
     def read(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
-        latents = argument(transformer, args, kwargs, name)
+        latents = argument(transformer, args, kwargs, "hidden_states")
         if not isinstance(latents, Tensor) or latents.ndim != len(axes):
             return None
         sizes = dict(zip(axes, latents.shape, strict=True))
@@ -58,11 +58,11 @@ def denoised(channels: int = 1) -> Callable[[Any, tuple[Any, ...], dict[str, Any
     return read
 
 
-def from_sizes(rest: str | None = None) -> Read:
+def from_sizes() -> Read:
     """Return a reader of the arguments num_frames, height and width, which count tokens of a packed sequence."""
 
     def read(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
         sizes = [argument(transformer, args, kwargs, name) for name in ("num_frames", "height", "width")]
-        return Geometry(*sizes, rest=rest) if all(isinstance(size, int) for size in sizes) else None
+        return Geometry(*sizes) if all(isinstance(size, int) for size in sizes) else None
 
     return read
