@@ -64,7 +64,8 @@ class Block(nn.Module):
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         """Return the potential after both steps."""
-        x = x.replace_feature(x.features + self.first(x).features)
+        first = self.first(x)  # it knows the neighbours of voxels, which all three convolutions share
+        x = first.replace_feature(x.features + first.features)
         return x.replace_feature(x.features + self.third(self.second(x)).features)
 
 

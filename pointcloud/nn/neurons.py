@@ -102,12 +102,10 @@ class IntegerLIF(nn.Module):
         Each of them gets its share of the integer's gradient, so that training goes on as with integers.
         """
         potential = self._potential(current, membrane)
-        left, steps = potential.detach() + 0.5, []
-        for _ in range(self.levels):
-            spikes = (left >= 1).to(left.dtype)
-            left = left - spikes
-            steps.append(_StraightThrough.apply(spikes, potential, self.levels, 1 / self.levels))
-        steps = torch.stack(steps)
+        thresholds = torch.arange(1, self.levels + 1, device=potential.device).view(-1, *[1] * potential.ndim)
+        steps = (potential.detach() + 0.5 >= thresholds).to(potential.dtype)  # a reset takes 1 off, exactly
+        if potential.requires_grad:
+            steps = _StraightThrough.apply(steps, potential.expand_as(steps), self.levels, 1 / self.levels)
         return steps, potential - steps.sum(0)
 
     def _potential(self, current: Tensor, membrane: Tensor | None) -> Tensor:
