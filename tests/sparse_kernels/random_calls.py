@@ -26,8 +26,17 @@ from sparse_kernels import (
     merge_centroids,
     pooled,
 )
+from sparse_kernels.points import (
+    ball_query,
+    farthest_point_sampling,
+    group,
+    k_nearest_neighbors,
+    three_nearest_interpolation,
+)
 from sparse_kernels.sparse_conv import KernelMap, sparse_conv, strided_map, submanifold_map, transposed_map
+from sparse_kernels.spike_conv import spike_conv
 from tests.sparse_kernels.cases import make_case
+from tests.sparse_kernels.points import clouds
 from tests.sparse_kernels.sparse_conv.scenes import draw_case
 
 Arguments = dict[str, Any]
@@ -283,6 +292,44 @@ def _convolution(generator: random.Random) -> Arguments:
     return {"features": x, "weight": weight, "kernel_map": case.map(), "bias": torch.zeros(len(weight), dtype=dtype)}
 
 
+def _spikes(generator: random.Random) -> Arguments:
+    case = _convolution(generator)
+    features = case.pop("features")
+    fired = torch.rand(generator.randint(1, 3), *features.shape) < generator.random()
+    return case | {"spikes": fired.to(features.dtype) if generator.random() < 0.7 else fired[0]}
+
+
+def _clouds(generator: random.Random) -> Arguments:
+    # Distances are compared bit for bit elsewhere; where squares lose bits or overflow, a sum of them is not.
+    drawn = clouds.draw(6 * generator.randrange(2**20) + generator.randrange(4), largest=60)
+    return vars(drawn).copy()
+
+
+def _neighbors(generator: random.Random) -> Arguments:
+    return _clouds(generator) | {"k": generator.choice((1, 3, 20))}
+
+
+def _ball(generator: random.Random) -> Arguments:
+    return _neighbors(generator) | {"radius": generator.choice((0.3, 2.0))}
+
+
+def _sampling(generator: random.Random) -> Arguments:
+    drawn = _clouds(generator)
+    return {"points": drawn["points"], "offsets": drawn["offsets"], "count": generator.choice((1, 5, 40))}
+
+
+def _groups(generator: random.Random) -> Arguments:
+    drawn = _clouds(generator)
+    points, centers = drawn["points"], drawn["queries"]
+    index = torch.randint(-1, max(len(points), 1), (len(centers), 4)).clamp(max=len(points) - 1)
+    return {"points": points, "centers": centers, "index": index, "features": torch.randn(len(points), 3)}
+
+
+def _interpolation(generator: random.Random) -> Arguments:
+    drawn = _clouds(generator)
+    return drawn | {"features": torch.randn(len(drawn["points"]), 5)}
+
+
 def _places(generator: random.Random, kind: str) -> Arguments:
     case = next(case for case in map(draw_case, iter(lambda: generator.randrange(2**30), None)) if case.kind == kind)
     kernel = tuple(case.weight.shape[1:-1])
@@ -326,6 +373,12 @@ CALLS: tuple[tuple[Callable[..., Any], Callable[[random.Random], Arguments]], ..
     (centroid_log_error, _centroid_error),
     (merge_centroids, _merge),
     (sparse_conv, _convolution),
+    (spike_conv, _spikes),
+    (farthest_point_sampling, _sampling),
+    (k_nearest_neighbors, _neighbors),
+    (ball_query, _ball),
+    (group, _groups),
+    (three_nearest_interpolation, _interpolation),
     (submanifold_map, lambda generator: _places(generator, "submanifold")),
     (strided_map, lambda generator: _places(generator, "strided")),
     (transposed_map, lambda generator: _places(generator, "transposed")),

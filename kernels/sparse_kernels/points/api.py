@@ -14,6 +14,8 @@ from sparse_kernels._checks import check_devices, described
 from sparse_kernels.points.clouds import can_be_read, check_clouds, check_queries
 from sparse_kernels.points.neighbors import Neighbors
 
+MOST = 2**24  # picks or neighbours: their number is that of the result's columns, whatever the clouds hold
+
 
 @torch.no_grad()
 def farthest_point_sampling(
@@ -87,8 +89,8 @@ def ball_query(
 
 
 def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name} must be 1 or more, got {count}")
+    if not 1 <= count <= MOST:
+        raise ValueError(f"{name} must be from 1 to {MOST}, got {count}")
 
 
 def _starts(starts: Any, points: Tensor, offsets: Tensor) -> Int64[Tensor, " b"]:

@@ -34,6 +34,7 @@ def group(
     check_types(TYPES, points=points, centers=centers, **({} if features is None else {"features": features}))
     if points.ndim != 2 or centers.ndim != 2 or points.shape[1] != centers.shape[1]:
         raise ValueError(f"points and centers must share their axes, got {described(points)} and {described(centers)}")
+    check_devices(points=points, centers=centers)
     whole = _check_index(index, len(centers), points)
     grouped = _take(points, index) - centers[:, None]
     if features is not None:
@@ -79,7 +80,7 @@ def _take(x: Float[Tensor, "n c"], index: Int64[Tensor, "m k"]) -> Float[Tensor,
     """Return rows by index, any row for -1, zeros where there are none at all."""
     if len(x) == 0:
         return x.new_zeros(*index.shape, x.shape[1])
-    return x.index_select(0, index.clamp(min=0).flatten()).view(*index.shape, -1)
+    return x.index_select(0, index.clamp(min=0).flatten()).view(*index.shape, x.shape[1])
 
 
 def _check_index(index: Any, rows: int, points: Tensor) -> bool:

@@ -61,6 +61,7 @@ def test_nothing_at_all() -> None:
     none, offsets = torch.zeros(0, 3), torch.tensor([0, 0])
     index = k_nearest_neighbors(none, offsets, torch.zeros(2, 3), torch.tensor([0, 2]), 3).index
     assert group(none, torch.zeros(2, 3), index, torch.zeros(0, 4)).shape == (2, 3, 7)
+    assert group(torch.zeros(5, 3), none, index[:0]).shape == (0, 3, 3)
     assert three_nearest_interpolation(torch.zeros(0, 4), none, offsets, none, offsets).shape == (0, 4)
 
 
@@ -71,6 +72,7 @@ def test_bad_input_is_named() -> None:
     for run, message in (
         (lambda: group(points, points[:, :2], index), "points and centers must share their axes"),
         (lambda: group(points, points.double(), index), "points, centers must share one of float32, .*convert"),
+        (lambda: group(points, points.to("meta"), index), "centers is on meta, points on cpu"),
         (lambda: group(points, points, index[:3]), "index must be int64 of shape .4, neighbours., .* .3, 2."),
         (lambda: group(points, points, index.int()), "index must be int64 .* got torch.int32"),
         (lambda: group(points, points, index + 4), "index must name rows 0 to 3, or -1 for none; it has 4 to 4"),

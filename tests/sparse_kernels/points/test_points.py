@@ -215,14 +215,15 @@ def test_what_are_no_clouds_is_named(name: str) -> None:
 def test_other_bad_input_is_named() -> None:
     good = POINTS, OFFSETS
     for run, message in (
-        (lambda: farthest_point_sampling(*good, 0), "count must be 1 or more, got 0"),
+        (lambda: farthest_point_sampling(*good, 0), "count must be from 1 to 16777216, got 0"),
         (lambda: farthest_point_sampling(*good, 1, starts=torch.tensor([0])), "starts must be .* one place for each"),
         (lambda: farthest_point_sampling(*good, 1, starts=torch.tensor([2, 0])), "that of cloud 0 with 2 points is 2"),
         (
             lambda: farthest_point_sampling(*good, 1, starts=torch.tensor([0, -1])),
             "that of cloud 1 with 3 points is -1",
         ),
-        (lambda: k_nearest_neighbors(*good, *good, 0), "k must be 1 or more, got 0"),
+        (lambda: k_nearest_neighbors(*good, *good, 0), "k must be from 1 to 16777216, got 0"),
+        (lambda: k_nearest_neighbors(*good, *good, 2**40), "k must be from 1 to 16777216, got 1099511627776"),
         (
             lambda: k_nearest_neighbors(*good, POINTS[:, :2], OFFSETS, 2),
             "got 2 coordinates and 2 clouds for points with 3",

@@ -114,7 +114,7 @@ def test_bool_spikes_take_the_type_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=built), pytest.param(None, marks=built)])
-@pytest.mark.parametrize("wrong", [0.5, -1.0, 2.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("wrong", [0.5, -1.0, 2.0, 1e-40, float("nan"), float("inf")])
 def test_what_is_no_spike_is_refused(
     wrong: float, backend: str | None, unchecked_shapes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,8 @@ struct Lists {
   Lists(const Accumulator& kernel, const Spikes& x) : chunks((x.rows + CHUNK - 1) / CHUNK), rows(x.rows) {
     const int64_t count = x.rows, room = x.channels + UNROLL;
     std::atomic<bool> binary{true};
-    share_out(static_cast<int64_t>(chunks.size()), 0, [&](int64_t item, char*) {
+    // Tiny numbers stay: they are no spikes, and are to be refused as other numbers are.
+    share_out<TinyStays>(static_cast<int64_t>(chunks.size()), 0, [&](int64_t item, char*) {
       const int64_t first = item * CHUNK, last = std::min(count, first + CHUNK);
       uint16_t* channels = (chunks[item].channels = std::make_unique_for_overwrite<uint16_t[]>((last - first) * room + SLACK)).get();
       float* counts = nullptr;
