@@ -6,7 +6,7 @@ from typing import Any
 
 import spconv.pytorch as spconv
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from spconv.pytorch.conv import SparseConvolution, _apply_act
 from spconv.pytorch.core import IndiceData, SparseConvTensor
 from torch import Tensor
@@ -86,7 +86,7 @@ def takes_steps(layer: Any, features: Tensor) -> bool:
     return isinstance(layer, CPUConvolution) and not features.is_cuda and not layer.conv1x1
 
 
-def with_steps(x: SparseConvTensor, steps: Float[Tensor, "steps rows channels"]) -> SparseConvTensor:
+def with_steps(x: SparseConvTensor, steps: Shaped[Tensor, "steps rows channels"]) -> SparseConvTensor:
     """Return the tensor with steps of spikes for features, which `replace_feature` does not take."""
     out = x.replace_feature(steps[0])
     out._features = steps
@@ -96,7 +96,7 @@ def with_steps(x: SparseConvTensor, steps: Float[Tensor, "steps rows channels"])
 def _one_type(weight: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """Return both in autocast's type where it is on, else in the weights' own."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-    return weight.to(dtype), features.to(dtype)
+    return weight.to(dtype), features if features.dtype == torch.bool else features.to(dtype)
 
 
 def indice_data(made: KernelMap, layer: Any, submanifold: bool) -> IndiceData:

@@ -39,9 +39,11 @@ class SpikingLayer(nn.Module):
         if not self.unrolled or isinstance(self.neuron, Rectified):
             counts, after = self.neuron(features, membrane)
             return self.layer(_with_features(current, counts)), after
-        steps, after = self.neuron.spikes(features, membrane)
         if isinstance(current, SparseConvTensor) and takes_steps(self.layer, features):
+            send = self.neuron.spikes if features.requires_grad and torch.is_grad_enabled() else self.neuron.fired
+            steps, after = send(features, membrane)
             return self.layer(with_steps(current, steps)), after
+        steps, after = self.neuron.spikes(features, membrane)
         out = self.layer(_with_features(current, steps[0]))
         total, without_bias = _features(out), _zero_biases(self.layer)
         for spikes in steps[1:]:

@@ -38,8 +38,10 @@ def sparse_conv(
     return out if bias is None else out + bias
 
 
-def check_convolution(features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | None) -> None:
-    """Refuse rows, weights and a bias that do not fit the map or each other."""
+def check_convolution(
+    features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | None, types: bool = True
+) -> None:
+    """Refuse rows, weights and a bias that do not fit the map or each other; `types` unless features are of another."""
     if not isinstance(kernel_map, KernelMap):
         raise ValueError(f"kernel_map must be a KernelMap, as submanifold_map makes one, got {described(kernel_map)}")
     inputs = kernel_map.backward.shape[1]
@@ -47,7 +49,7 @@ def check_convolution(features: Tensor, weight: Tensor, kernel_map: Any, bias: T
         raise ValueError(
             f"features must be (rows, channels) with the {inputs} input rows of the map, got {described(features)}"
         )
-    check_types((*DTYPES, torch.float64), features=features, weight=weight)
+    check_types((*DTYPES, torch.float64), **({"features": features} if types else {}), weight=weight)
     check_devices(features=features, weight=weight, forward=kernel_map.forward, backward=kernel_map.backward)
     if tuple(weight.shape[1:]) != (*kernel_map.kernel, features.shape[1]) or 0 in weight.shape:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sparse_kernels._backends import choose, load_backend
@@ -39,7 +39,7 @@ def spike_conv(
     slots = weight.flatten(1, -2).permute(1, 2, 0)
     out = _events(spikes, slots, kernel_map, backend)
     if out is None:
-        counts = spikes.sum(0)
+        counts = spikes.sum(0, dtype=weight.dtype)
         out = convolve(counts, slots, kernel_map.forward, kernel_map.backward, _dense_backend(counts))
     return out if bias is None else out + bias
 
@@ -49,16 +49,20 @@ def _events(spikes: Tensor, slots: Tensor, kernel_map: KernelMap, backend: str |
     if backend is None:
         backend = "triton" if spikes.is_cuda else "cpu"
         # A graph must not depend on the firing rate of one call.
-        if spikes.is_meta or torch.compiler.is_compiling() or load_backend("spike_conv", backend).can_run(spikes):
+        if (
+            spikes.is_meta
+            or torch.compiler.is_compiling()
+            or load_backend("spike_conv", backend).can_run(spikes, slots)
+        ):
             return None
-        if _share(spikes) > break_even(*slots.shape, spikes.dtype, spikes.device.type, torch.get_num_threads()):
+        if _share(spikes) > break_even(*slots.shape, slots.dtype, spikes.device.type, torch.get_num_threads()):
             return None
-    chosen = choose("spike_conv", "event-driven convolution runs", backend, spikes).__name__
+    chosen = choose("spike_conv", "event-driven convolution runs", backend, spikes, slots).__name__
     return accumulate(spikes, slots, kernel_map.forward, kernel_map.backward, chosen.rpartition(".")[2])
 
 
 @torch.no_grad()
-def _share(spikes: Float[Tensor, "steps inputs c_in"]) -> float:
+def _share(spikes: Shaped[Tensor, "steps inputs c_in"]) -> float:
     """Return which share of the channels fired, of some rows: to count all would take as long as to list them."""
     some = spikes[:, :: max(1, spikes.shape[1] // COUNTED_ROWS)]
     return some.any(0).float().mean().item() if some.numel() else 0.0
@@ -68,16 +72,15 @@ def _dense_backend(x: Tensor) -> str:
     return "reference" if x.is_cuda or x.dtype == torch.float64 else "cpu"
 
 
-def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Float[Tensor, "steps inputs c_in"]:
-    """Return the spikes as steps of the weights' type."""
+def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Shaped[Tensor, "steps inputs c_in"]:
+    """Return the spikes as steps, bool or in the type of the weights."""
     if not isinstance(spikes, Tensor) or spikes.ndim not in (2, 3) or (spikes.ndim == 3 and not len(spikes)):
         raise ValueError(f"spikes must be (rows, channels) or (steps, rows, channels), got {described(spikes)}")
-    if spikes.dtype == torch.bool and isinstance(weight, Tensor):
-        spikes = spikes.to(weight.dtype)
-    check_types((*DTYPES, torch.float64), spikes=spikes, weight=weight)
+    if spikes.dtype != torch.bool:
+        check_types((*DTYPES, torch.float64), spikes=spikes, weight=weight)
     check_devices(spikes=spikes, weight=weight)
     spikes = spikes if spikes.ndim == 3 else spikes[None]
-    check_convolution(spikes[0], weight, kernel_map, bias)
+    check_convolution(spikes[0], weight, kernel_map, bias, types=spikes.dtype != torch.bool)
     if spikes.shape[2] > MOST_CHANNELS:
         raise ValueError(f"spikes must have at most {MOST_CHANNELS} channels, got {spikes.shape[2]}")
     return spikes
@@ -95,7 +98,7 @@ def accumulate(spikes: Tensor, weight: Tensor, forward: Tensor, backward: Tensor
 
 @accumulate.register_fake
 def _(spikes: Tensor, weight: Tensor, forward: Tensor, backward: Tensor, backend: str) -> Tensor:
-    return spikes.new_empty(forward.shape[1], weight.shape[2])
+    return weight.new_empty(forward.shape[1], weight.shape[2])
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, str], output: Tensor) -> None:
@@ -109,7 +112,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:  # every step feeds the same sum
         back = convolve(gradient, weight.transpose(1, 2), backward, forward, backend).expand(len(spikes), -1, -1)
     if ctx.needs_input_grad[1]:
-        to_weight = convolve_weight(spikes.sum(0), gradient, forward, backward, backend)
+        to_weight = convolve_weight(spikes.sum(0, dtype=weight.dtype), gradient, forward, backward, backend)
     return back, to_weight, None, None, None
 
 

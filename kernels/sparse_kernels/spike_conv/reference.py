@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
-def can_run(spikes: Tensor) -> str | None:
+def can_run(spikes: Tensor, weight: Tensor) -> str | None:
     """Return None: the reference runs everything."""
     return None
 
 
 def accumulate(
-    spikes: Float[Tensor, "steps n c_in"], weight: Float[Tensor, "slots c_in c_out"], kernel_map: Int[Tensor, "slots m"]
+    spikes: Shaped[Tensor, "steps n c_in"],
+    weight: Float[Tensor, "slots c_in c_out"],
+    kernel_map: Int[Tensor, "slots m"],
 ) -> Float[Tensor, "m c_out"]:
     """Add, for every pair of rows and every channel that fired in a step, that channel's row of weights."""
     if not ((spikes == 0) | (spikes == 1)).all():
@@ -27,4 +29,4 @@ def accumulate(
             there = (rows >= 0).nonzero().flatten()
             pairs, channels = step[rows[there]].nonzero(as_tuple=True)
             out.index_add_(0, there[pairs], wide[slot][channels])
-    return out.to(spikes.dtype)
+    return out.to(weight.dtype)

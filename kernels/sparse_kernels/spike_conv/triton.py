@@ -6,7 +6,7 @@ fired are read. Whether spikes are 0 or 1 is not looked at: that would wait for 
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sparse_kernels._checks import DTYPES
@@ -16,12 +16,12 @@ CHANNELS_IN, CHANNELS_OUT = 16, 128  # of one block
 OPTIONS = compiler_options(num_warps=4)
 
 
-def can_run(spikes: Tensor) -> str | None:
+def can_run(spikes: Tensor, weight: Tensor) -> str | None:
     """Return why the Triton kernel cannot take these spikes, or None."""
     if triton is None:
         return "triton is not installed (pip install triton)"
-    if spikes.dtype not in DTYPES:
-        return f"the Triton kernel takes float32, bfloat16 or float16, spikes are {spikes.dtype}"
+    if weight.dtype not in DTYPES:
+        return f"the Triton kernel takes float32, bfloat16 or float16, weights are {weight.dtype}"
     if isinstance(accumulate_kernel, triton.JITFunction) and not spikes.is_cuda:  # else it is interpreted
         return f"the Triton kernel needs CUDA tensors, spikes are on {spikes.device}"
     return None
@@ -56,9 +56,12 @@ def accumulate_kernel(
 
 
 def accumulate(
-    spikes: Float[Tensor, "steps n c_in"], weight: Float[Tensor, "slots c_in c_out"], kernel_map: Int[Tensor, "slots m"]
+    spikes: Shaped[Tensor, "steps n c_in"],
+    weight: Float[Tensor, "slots c_in c_out"],
+    kernel_map: Int[Tensor, "slots m"],
 ) -> Float[Tensor, "m c_out"]:
     """Return the outputs; sums are in float32."""
+    spikes = spikes.to(weight.dtype)
     spikes = spikes if spikes.stride(2) == 1 else spikes.contiguous()
     weight, kernel_map = weight.contiguous(), kernel_map.contiguous()
     (steps, rows, channels_in), (slots, outputs) = spikes.shape, kernel_map.shape

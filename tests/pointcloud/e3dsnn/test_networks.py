@@ -74,7 +74,7 @@ def test_integers_and_binary_spikes_give_the_same_logits(config: E3DSNNConfig) -
     assert (integers - spiking).abs().max() < 1e-10 and integers.std() > 1e-6
     assert len(seen) >= sum(isinstance(module, SpikingLayer) for module in network.modules())
     assert all(((spikes == 0) | (spikes == 1)).all() for spikes in seen)
-    rates = [spikes.mean().item() for spikes in seen]
+    rates = [spikes.double().mean().item() for spikes in seen]
     assert sum(rates) / len(rates) > 0.02 and max(rates) < 0.95
 
 

@@ -106,11 +106,18 @@ def test_operator_and_graph() -> None:
     assert torch.equal(compiled(spikes), spike_conv(spikes, weight, kernel_map, backend="cpu"))
 
 
-def test_bool_spikes_take_the_type_of_the_weights() -> None:
-    spikes, weight, kernel_map = draw(2)
-    out = spike_conv(spikes.bool(), weight, kernel_map, backend="reference")
-    assert out.dtype == weight.dtype
-    torch.testing.assert_close(out, spike_conv(spikes, weight, kernel_map, backend="reference"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_bool_spikes_give_the_same_in_the_type_of_the_weights(dtype: torch.dtype) -> None:
+    spikes, weight, kernel_map = draw(2, dtype)
+    for backend in ("reference", None, *(["cpu"] if dtype != torch.float64 and _extension.load() is None else [])):
+        out = spike_conv(spikes.bool(), weight, kernel_map, backend=backend)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out, spike_conv(spikes, weight, kernel_map, backend=backend))
+    leaf = weight.clone().requires_grad_()
+    spike_conv(spikes.bool(), leaf, kernel_map).sum().backward()
+    other = weight.clone().requires_grad_()
+    spike_conv(spikes, other, kernel_map).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=built), pytest.param(None, marks=built)])

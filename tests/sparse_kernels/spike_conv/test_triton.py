@@ -45,10 +45,11 @@ def test_interpreter(failures: dict[str, str | None], name: str) -> None:
 
 
 def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "CUDA" in (backend.can_run(torch.zeros(1, 4, 3)) or "")
-    assert "float64" in (backend.can_run(torch.zeros(1, 4, 3, dtype=torch.float64)) or "")
+    given = torch.zeros(1, 4, 3), torch.zeros(27, 3, 5)
+    assert "CUDA" in (backend.can_run(*given) or "")
+    assert "float64" in (backend.can_run(given[0], given[1].double()) or "")
     monkeypatch.setattr(backend, "triton", None)
-    assert "not installed" in (backend.can_run(torch.zeros(1, 4, 3)) or "")
+    assert "not installed" in (backend.can_run(*given) or "")
 
 
 @pytest.mark.slow

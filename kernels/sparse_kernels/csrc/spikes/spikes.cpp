@@ -40,9 +40,10 @@ struct Spikes {
 
   explicit Spikes(const Tensor& x)
       : data(static_cast<const char*>(x.data_ptr())), rows(x.size(1)), steps(static_cast<int32_t>(x.size(0))),
-        channels(static_cast<int32_t>(x.size(2))), element(element_of(x)) {
-    row_bytes = x.stride(1) * static_cast<int64_t>(element_bytes(element));
-    step_bytes = x.stride(0) * static_cast<int64_t>(element_bytes(element));
+        channels(static_cast<int32_t>(x.size(2))), element(x.scalar_type() == ScalarType::Bool ? BYTE : element_of(x)) {
+    const int64_t bytes = element == BYTE ? 1 : static_cast<int64_t>(element_bytes(element));
+    row_bytes = x.stride(1) * bytes;
+    step_bytes = x.stride(0) * bytes;
   }
 
   ListJob row(int64_t row, uint16_t* fired = nullptr, float* counts = nullptr) const {
@@ -117,15 +118,16 @@ std::vector<float> pack_weights(const Accumulator& kernel, const Tensor& weight)
   return packed;
 }
 
-// x (steps n c_in), weight (slots c_in c_out) in float32, map (slots m) -> (m c_out)
+// x (steps n c_in), weight (slots c_in c_out) in float32, map (slots m) -> (m c_out) in the type of x, float32 for bool
 Tensor spike_conv(Tensor x, Tensor weight, Tensor map, std::string instructions) {
   const Accumulator& kernel = choose_accumulator(instructions);
   const Spikes spikes(x);
   const Lists lists(kernel, spikes);
   const int64_t rows = map.size(1), width = weight.size(2);
   const std::vector<float> packed = pack_weights(kernel, weight);
-  Tensor out = torch::stable::new_empty(x, {rows, width});
-  const int64_t row_bytes = width * static_cast<int64_t>(element_bytes(spikes.element));
+  const Element element = spikes.element == BYTE ? FLOAT32 : spikes.element;
+  Tensor out = torch::stable::new_empty(element == FLOAT32 ? weight : x, {rows, width});
+  const int64_t row_bytes = width * static_cast<int64_t>(element_bytes(element));
   const int64_t map_stride = map.stride(0);
   const int32_t* named_rows = static_cast<const int32_t*>(map.data_ptr());
   char* results = static_cast<char*>(out.data_ptr());
@@ -138,7 +140,7 @@ Tensor spike_conv(Tensor x, Tensor weight, Tensor map, std::string instructions)
     if (!kernel.accumulate({lists.rows.data(), spikes.rows, spikes.steps > 1, depth, static_cast<int32_t>(width),
                             packed.data(), slots, named_rows + first, map_stride,
                             static_cast<int32_t>(std::min(tall, rows - first)),
-                            results + first * row_bytes, spikes.element, scratch}))
+                            results + first * row_bytes, element, scratch}))
       named = false;
   });
   check(named, "the kernel map must name input rows 0 to ", spikes.rows - 1, ", or -1 for none; it names others");

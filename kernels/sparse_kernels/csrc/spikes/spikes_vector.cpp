@@ -34,6 +34,12 @@ static inline uint32_t differs(vf x, vf y) {
 
 static inline vf load_channels(const char* row, int32_t first, int32_t count, Element element) {
   if (element == FLOAT32 && count >= LANES) return load(reinterpret_cast<const float*>(row) + first);
+  if (element == BYTE) {
+    typedef uint8_t bytes __attribute__((vector_size(LANES)));
+    bytes some{};
+    memcpy(&some, row + first, count < LANES ? count : LANES);
+    return __builtin_convertvector(some, vf);
+  }
   float some[LANES] = {};
   for (int32_t i = 0; i < count && i < LANES; i++) some[i] = read_element(row, first + i, element);
   return load(some);
