@@ -118,8 +118,9 @@ class IntegerLIF(nn.Module):
     def _fired(self, potential: Float[Tensor, "*shape"]) -> Bool[Tensor, " levels *shape"]:
         """Return in which steps a spike leaves; a reset takes 1 off, exactly, so that none has to wait for another."""
         steps = torch.empty(self.levels, *potential.shape, dtype=torch.bool, device=potential.device)
+        left = potential.detach() + 0.5
         for level, step in enumerate(steps):
-            torch.ge(potential.detach() + 0.5, level + 1, out=step)
+            torch.ge(left, level + 1, out=step)
         return steps
 
     def _potential(self, current: Tensor, membrane: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from sparse_kernels.sparse_conv.kernel_map import KernelMap
 from sparse_kernels.spike_conv.choice import break_even
 
 MOST_CHANNELS = 65_534  # they are listed in 16 bits
-COUNTED_ROWS = 256
+COUNTED_ROWS = 64
 
 
 def spike_conv(
