@@ -45,7 +45,8 @@ ARROWS = {
 HEAVY = {
     "diffusers": ("accel.caching.hook", "accel.models", "accel.workbench", "demos", "benchmarks"),
     "PIL": ("accel.workbench", "demos"),
-    "imageio": ("accel.workbench", "demos"),
+    "imageio": ("accel.workbench", "pointcloud.events", "demos"),
+    "imageio_ffmpeg": ("accel.workbench", "pointcloud.events", "demos"),
     "matplotlib": ("accel.workbench", "pointcloud", "demos", "benchmarks"),
     "gradio": ("demos",),
     "spconv": ("pointcloud", "benchmarks"),
