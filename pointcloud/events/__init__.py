@@ -1,0 +1,1 @@
+"""Events of cameras that send changes of brightness."""
