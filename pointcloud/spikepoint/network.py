@@ -34,6 +34,10 @@ class Coding(nn.Module):
             return rate_code(values, self.steps, generator)
         return (latency_code if self.kind == "latency" else direct_code)(values, self.steps)
 
+    def coding_work(self, values: Tensor, coded: Tensor) -> tuple[float, float]:
+        """Return additions and multiplications: a comparison for each spike that may be, a product for each latency."""
+        return (float(coded.numel()) if self.kind == "rate" else 0.0), float(values.numel() * (self.kind == "latency"))
+
 
 class SpikePoint(nn.Module):
     """SpikePoint (Ren et al., ICLR 2024, arXiv 2310.07189), built from the paper; it has no public code.
