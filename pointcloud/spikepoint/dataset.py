@@ -32,9 +32,7 @@ class MovingPatterns(IterableDataset[LabelledCloud]):
     share of windows, as was published, would test on what training has seen. ValueError if a range leaves its split.
     """
 
-    def __init__(
-        self, split: Literal["training", "evaluation"], count: int, first: int = 0, points: int = 256
-    ) -> None:
+    def __init__(self, split: Literal["training", "evaluation"], count: int, first: int = 0, points: int = 256) -> None:
         if split not in ("training", "evaluation"):
             raise ValueError(f"split is {split!r}; accepted: 'training', 'evaluation'")
         if first < 0 or count < 0 or first + count > EVALUATION_START:

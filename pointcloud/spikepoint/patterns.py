@@ -12,7 +12,7 @@ from torch import Tensor
 from pointcloud.events.record import Events
 
 CLASSES = ("left", "right", "up", "down", "expanding", "contracting", "clockwise", "counterclockwise")
-SIZE, SECONDS, INSTANTS, OUTLINE = 64, 1.0, 200, 240  # pixels on a side; no point crosses a pixel between two instants
+SIZE, SECONDS, INSTANTS, OUTLINE = 64, 1.0, 128, 160  # pixels on a side; no point crosses a pixel between two instants
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,12 @@ def make_recording(seed: int) -> Recording:
     inside = ((places >= 0) & (places < SIZE)).all(1)
     key = (instant[inside] * SIZE + places[inside, 1]) * SIZE + places[inside, 0]
     key, first = _unique(key)
-    noise = int(len(key) * 0.2 * torch.rand((), generator=generator))
+    noise = int(len(key) * 0.25 * torch.rand((), generator=generator))
     t = (key // SIZE**2 + torch.rand(len(key), generator=generator)) / INSTANTS
     t = (torch.cat([t, torch.rand(noise, generator=generator)]) * SECONDS * 1e6).long()
-    x, y = (torch.cat([at, torch.randint(SIZE, (noise,), generator=generator)]) for at in (key % SIZE, key // SIZE % SIZE))
+    x, y = (
+        torch.cat([at, torch.randint(SIZE, (noise,), generator=generator)]) for at in (key % SIZE, key // SIZE % SIZE)
+    )
     polarity = torch.cat([brighter[inside][first], torch.rand(noise, generator=generator) < 0.5])
     order = t.argsort(stable=True)
     return Recording(Events(t[order], x[order].int(), y[order].int(), polarity[order], SIZE, SIZE), label)

@@ -32,7 +32,7 @@ def voting_loss(votes: Float[Tensor, "steps batch classes"], labels: Int64[Tenso
     return (votes - functional.one_hot(labels, votes.shape[-1])).square().mean()
 
 
-def half_cosine(step: int, steps: int, warmup: int = 100) -> float:
+def half_cosine(step: int, steps: int, warmup: int = 50) -> float:
     """Return the share of the learning rate: up over `warmup` steps, then down to 0 by a cosine."""
     return min(step / warmup, 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
 
@@ -90,9 +90,9 @@ class Trainer:
 def train(
     output: Path,
     config: SpikePointConfig,
-    steps: int = 3000,
-    batch: int = 48,
-    learning_rate: float = 3e-3,
+    steps: int = 2000,
+    batch: int = 24,
+    learning_rate: float = 4e-3,
     *,
     seed: int = 0,
     workers: int = 1,
