@@ -13,9 +13,9 @@ from pointcloud.commands.options import Device, Threads, find_device, one_line_e
 def train_events(
     output: Annotated[Path, typer.Option(help="folder of checkpoint and weights; a run goes on where one stopped")],
     size: Annotated[str, typer.Option(help="tiny, or as published small or large")] = "tiny",
-    steps: Annotated[int, typer.Option(min=1, help="steps in all")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="steps in all")] = 2500,
     batch: Annotated[int, typer.Option(min=3, help="windows a step, three from each recording")] = 24,
-    learning_rate: Annotated[float, typer.Option(min=0, help="at its peak")] = 4e-3,
+    learning_rate: Annotated[float, typer.Option(min=0, help="at its peak")] = 3e-3,
     coding: Annotated[str | None, typer.Option(help="rate, latency or direct; default: that of the size")] = None,
     spiking: Annotated[bool, typer.Option(help="spikes, or ReLU in the same shape")] = True,
     seed: Annotated[int, typer.Option(min=0, help="of weights and of spikes")] = 0,

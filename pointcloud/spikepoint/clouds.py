@@ -16,13 +16,13 @@ def sample_cloud(events: Events, count: int, generator: torch.Generator | None =
     polarity is left out (SpikePoint, section 3.1). No event is drawn twice where there are enough; where there are
     fewer, each is there equally often, up to one. ValueError on a window without events.
     """
-    events_here = len(events.t)
+    events_here = len(events)
     if events_here == 0:
         raise ValueError("the window holds no events, so that there is nothing to draw from: leave it out")
     whole, rest = divmod(count, events_here)
     drawn = torch.randperm(events_here, generator=generator)[:rest]
     rows = torch.cat([torch.arange(events_here).repeat(whole), drawn]).sort().values
     t = events.t.cpu()
-    time = (t[rows] - t[0]).double() / max(int(t[-1] - t[0]), 1)
+    time = (t[rows] - t[0]).double() / max(events.duration, 1)
     x, y = events.x.cpu()[rows] / events.width, events.y.cpu()[rows] / events.height
     return torch.stack([x.float(), y.float(), time.float()], 1)

@@ -89,5 +89,5 @@ def tiny(classes: Sequence[str], **changes: Any) -> SpikePointConfig:
 
     Its input is coded directly: in four steps a rate could tell five values apart, and that by chance.
     """
-    sizes = {"widths": (16, 32, 64, 128), "points": 256, "groups": 64, "neighbors": 8, "steps": 4, "coding": "direct"}
+    sizes = {"widths": (32, 64, 64, 128), "points": 256, "groups": 64, "neighbors": 8, "steps": 4, "coding": "direct"}
     return SpikePointConfig(tuple(classes), **{**sizes, **changes})

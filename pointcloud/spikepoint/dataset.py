@@ -48,20 +48,10 @@ class MovingPatterns(IterableDataset[LabelledCloud]):
                 yield LabelledCloud(sample_cloud(window, self.points, generator), recording.label, seed)
 
 
-def windows(events: Events, length: int = 500_000, step: int = 250_000) -> list[Events]:
-    """Return windows of `length` microseconds, one each `step`, as far as events go; empty ones are left out.
+def windows(events: Events, length: int = 500_000, step: int = 250_000, end: int = 1_000_000) -> list[Events]:
+    """Return all windows of `length` microseconds, one each `step` from 0 on, that end by `end`.
 
-    The lengths are those of SpikePoint for DVS128 Gesture.
+    The lengths are those of SpikePoint for DVS128 Gesture. Unlike `Events.windows`, which begins at the first event and
+    ends at the last, this gives the same number for each recording of the same time.
     """
-    if not len(events.t):
-        return []
-    first, last = int(events.t[0]), int(events.t[-1])
-    count = max(round((last - first - length) / step), 0) + 1  # the last one may end a little after the last event
-    begins = first + step * torch.arange(count)
-    rows = zip(*(torch.searchsorted(events.t, at).tolist() for at in (begins, begins + length)), strict=True)
-    parts = [
-        (events.t[low:high], events.x[low:high], events.y[low:high], events.polarity[low:high])
-        for low, high in rows
-        if high > low
-    ]
-    return [Events(*part, events.width, events.height) for part in parts]
+    return [events.between(start, start + length) for start in range(0, end - length + 1, step)]

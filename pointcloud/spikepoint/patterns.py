@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pointcloud.events.record import Events
+from pointcloud.events.record import Events, sorted_events
 
 CLASSES = ("left", "right", "up", "down", "expanding", "contracting", "clockwise", "counterclockwise")
 SIZE, SECONDS, INSTANTS, OUTLINE = 64, 1.0, 128, 160  # pixels on a side; no point crosses a pixel between two instants
@@ -27,7 +27,7 @@ def make_recording(seed: int) -> Recording:
     """Return the recording of a number: one second, 64 x 64 pixels, motions in turn, all else at random.
 
     Patterns are filled polygons, ellipses and bars of any size, place, direction and speed, brighter than what is
-    behind them; all drift and turn a little besides, and up to a fifth of the events are noise.
+    behind them; all drift and turn a little besides, and up to one in twenty events is noise.
     """
     generator = torch.Generator().manual_seed(seed)
     label = seed % len(CLASSES)
@@ -39,15 +39,14 @@ def make_recording(seed: int) -> Recording:
     inside = ((places >= 0) & (places < SIZE)).all(1)
     key = (instant[inside] * SIZE + places[inside, 1]) * SIZE + places[inside, 0]
     key, first = _unique(key)
-    noise = int(len(key) * 0.25 * torch.rand((), generator=generator))
+    noise = int(len(key) * 0.05 * torch.rand((), generator=generator))
     t = (key // SIZE**2 + torch.rand(len(key), generator=generator)) / INSTANTS
     t = (torch.cat([t, torch.rand(noise, generator=generator)]) * SECONDS * 1e6).long()
     x, y = (
         torch.cat([at, torch.randint(SIZE, (noise,), generator=generator)]) for at in (key % SIZE, key // SIZE % SIZE)
     )
     polarity = torch.cat([brighter[inside][first], torch.rand(noise, generator=generator) < 0.5])
-    order = t.argsort(stable=True)
-    return Recording(Events(t[order], x[order].int(), y[order].int(), polarity[order], SIZE, SIZE), label)
+    return Recording(sorted_events(t, x.int(), y.int(), polarity, SIZE, SIZE), label)
 
 
 def make_outline(generator: torch.Generator, turning: bool) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:

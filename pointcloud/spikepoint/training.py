@@ -90,9 +90,9 @@ class Trainer:
 def train(
     output: Path,
     config: SpikePointConfig,
-    steps: int = 2000,
+    steps: int = 2500,
     batch: int = 24,
-    learning_rate: float = 4e-3,
+    learning_rate: float = 3e-3,
     *,
     seed: int = 0,
     workers: int = 1,

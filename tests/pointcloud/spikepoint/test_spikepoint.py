@@ -33,7 +33,15 @@ CLASSES = ("left", "right", "up")
 def tiny_network(**changes: object) -> SpikePoint:
     """Return a small network with norms that let neurons fire."""
     torch.manual_seed(0)
-    sizes = {"widths": (8, 12, 16, 20), "points": 40, "groups": 10, "neighbors": 6, "steps": 5, "votes": 3}
+    sizes = {
+        "widths": (8, 12, 16, 20),
+        "points": 40,
+        "groups": 10,
+        "neighbors": 6,
+        "steps": 5,
+        "votes": 3,
+        "coding": "rate",
+    }
     network = SpikePoint(tiny(CLASSES, **{**sizes, **changes}))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -153,7 +161,7 @@ def test_windows_of_any_size_become_clouds_of_one_size(count: int) -> None:
     [
         (lambda: sample_cloud(window(0), 64), "the window holds no events"),
         (lambda: group_clouds(cloud(points=5), 4, 8), "clouds of 5 points cannot make 4 groups of 8 neighbours"),
-        (lambda: tiny(CLASSES, points=8), "8 points are too few for 64 groups of 16 neighbours; give 64"),
+        (lambda: tiny(CLASSES, points=8), "8 points are too few for 64 groups of 8 neighbours; give 64"),
         (lambda: tiny(("a", "a")), "different names"),
         (lambda: tiny(CLASSES, coding="phase"), "coding is 'phase'; accepted: rate, latency, direct"),
         (lambda: tiny(CLASSES, widths=(1, 2, 3, 4)), "widths must be four numbers"),
