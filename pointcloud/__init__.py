@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pointcloud.metering import energy
     from pointcloud.nn.convert import convert
 
-__all__ = ["convert"]
+__all__ = ["convert", "energy"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from pointcloud.nn.convert import convert
 
         return convert
+    if name == "energy":
+        from pointcloud.metering import energy
+
+        return energy
     raise AttributeError(f"module 'pointcloud' has no attribute {name!r}")

@@ -8,14 +8,16 @@ import typer
 
 from pointcloud.commands.detect import detect
 from pointcloud.commands.evaluate_detect import evaluate_detect
+from pointcloud.commands.evaluate_events import evaluate_events
 from pointcloud.commands.info import info
 from pointcloud.commands.options import tell_version
 from pointcloud.commands.sample import sample
 from pointcloud.commands.train_detect import train_detect
+from pointcloud.commands.train_events import train_events
 
 app = typer.Typer(help="Sparse 3D networks on point clouds.", no_args_is_help=True, pretty_exceptions_show_locals=False)
-train = typer.Typer(help="Train a network on scenes made on the fly.", no_args_is_help=True)
-evaluate = typer.Typer(help="Measure a network on scenes it was not trained on.", no_args_is_help=True)
+train = typer.Typer(help="Train a network on what is made on the fly.", no_args_is_help=True)
+evaluate = typer.Typer(help="Measure a network on what it was not trained on.", no_args_is_help=True)
 
 
 @app.callback()
@@ -28,17 +30,12 @@ def _common(
     pass
 
 
-@train.callback()
-@evaluate.callback()
-def _group() -> None:
-    # With a callback, a group of one command is still called by the command's name.
-    pass
-
-
 app.command()(detect)
 app.command()(sample)
 app.command()(info)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 train.command("detect")(train_detect)
+train.command("events")(train_events)
 evaluate.command("detect")(evaluate_detect)
+evaluate.command("events")(evaluate_events)

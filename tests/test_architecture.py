@@ -16,6 +16,7 @@ HOMES = {"accel": ROOT, "pointcloud": ROOT, "sparse_kernels": ROOT / "kernels", 
 ARROWS = {
     "sparse_kernels": (),
     "pointcloud": ("sparse_kernels",),
+    "pointcloud.metering": ("pointcloud.nn", "sparse_kernels"),
     "benchmarks": ("accel", "pointcloud", "sparse_kernels", "demos"),
     "demos": ("accel", "pointcloud", "sparse_kernels"),
     "accel.errors": (),

@@ -1,0 +1,33 @@
+"""The command `evaluate events`: a network's accuracy on recordings that it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+
+
+def evaluate_events(
+    model: Annotated[str, typer.Argument(help="name of a shipped model, or a .safetensors file")] = "spikepoint-tiny",
+    output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("evaluation"),
+    recordings: Annotated[int, typer.Option(min=1, help="how many evaluation recordings")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="of the spikes that rate coding draws")] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Print the accuracy of each class; write it as JSON with the confusion of classes as PNG."""
+    with one_line_errors():
+        from pointcloud.spikepoint.evaluation import evaluate, write_results
+        from pointcloud.spikepoint.shipped import load_events_network
+
+        set_threads(threads)
+        place = find_device(device)
+        result = evaluate(load_events_network(model).to(place), recordings, seed, lambda line: print(line, flush=True))
+        for name, recall in result.recalls.items():
+            typer.echo(f"{name}: {recall:.1%} found")
+        typer.echo(f"all: {result.accuracy:.1%} right, {result.nanojoules:,.0f} nJ a window")
+        for file in write_results(result, output, model=model, recordings=recordings, seed=seed):
+            typer.echo(f"wrote {file}")

@@ -1,0 +1,125 @@
+"""Training a SpikePoint on an endless stream of recordings of moving patterns."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from pointcloud.files import replacing
+from pointcloud.spikepoint.config import SpikePointConfig
+from pointcloud.spikepoint.dataset import LabelledCloud, MovingPatterns
+from pointcloud.spikepoint.network import SpikePoint
+
+Batch = tuple[Float32[Tensor, "batch points 3"], Int64[Tensor, " batch"]]
+
+
+def collate(clouds: list[LabelledCloud]) -> Batch:
+    """Return clouds of one size and their labels as tensors."""
+    return torch.stack([cloud.points for cloud in clouds]), torch.tensor([cloud.label for cloud in clouds])
+
+
+def voting_loss(votes: Float[Tensor, "steps batch classes"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Return the squared distance to one-hot labels, a mean over steps and classes (SpikePoint, section 4)."""
+    return (votes - functional.one_hot(labels, votes.shape[-1])).square().mean()
+
+
+def half_cosine(step: int, steps: int, warmup: int = 50) -> float:
+    """Return the share of the learning rate: up over `warmup` steps, then down to 0 by a cosine."""
+    return min(step / warmup, 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+class Trainer:
+    """A network, its optimizer, and how many steps they have made; `seed` is that of weights and spikes."""
+
+    def __init__(self, config: SpikePointConfig, seed: int = 0, device: str = "cpu") -> None:
+        torch.manual_seed(seed)
+        self.network = SpikePoint(config).to(device).train()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), 0.0)
+        self.seed, self.device, self.done = seed, device, 0
+
+    def step(self, batch: Batch, learning_rate: float) -> dict[str, float]:
+        """Make one step, return loss and accuracy; ValueError, before weights change, if the loss is not finite."""
+        clouds, labels = (part.to(self.device) for part in batch)
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.done)
+        votes = self.network(clouds, generator)
+        loss = voting_loss(votes, labels)
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} at step {self.done + 1}; start again at a lower learning rate")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.done += 1
+        return {"loss": loss.item(), "accuracy": (votes.mean(0).argmax(1) == labels).double().mean().item()}
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoint.pt`, to go on from, and `events.safetensors`, to use, each replaced at once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"step": self.done, "seed": self.seed, "config": self.network.config.to_json()}
+        parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save({**state, **parts}, whole)
+        with replacing(folder / "checkpoint.pt") as temporary:
+            temporary.write_bytes(whole.getbuffer())
+        self.network.save(folder / "events.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration or seed."""
+        path = folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if (state["config"], state["seed"]) != (self.network.config.to_json(), self.seed):
+            raise ValueError(f"{path} is of another configuration or seed; give another output folder")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = state["step"]
+
+
+def train(
+    output: Path,
+    config: SpikePointConfig,
+    steps: int = 2500,
+    batch: int = 24,
+    learning_rate: float = 3e-3,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    device: str = "cpu",
+    every: int = 50,
+    report: Callable[[str], None] = print,
+) -> SpikePoint:
+    """Train and return a network; the same call goes on from the last of the checkpoints, one every 200 steps.
+
+    Every recording is new and gives three windows, so that `batch` is a multiple of 3; none is kept. Adam and a cosine
+    as published; losses and accuracies are means over the last `every` steps. ValueError on another `batch`.
+    """
+    if batch % 3:
+        raise ValueError(f"batch must be a multiple of 3, the windows of a recording, got {batch}")
+    trainer = Trainer(config, seed, device)
+    trainer.resume(output)
+    each = batch // 3
+    recordings = MovingPatterns("training", max(steps - trainer.done, 0) * each, trainer.done * each, config.points)
+    batches: Iterable[Batch] = DataLoader(recordings, batch, num_workers=workers, collate_fn=collate)
+    start, recent = time.perf_counter(), []
+    for made in batches:
+        recent.append(trainer.step(made, learning_rate * half_cosine(trainer.done, steps)))
+        if trainer.done % every == 0:
+            means = {name: sum(values[name] for values in recent) / len(recent) for name in recent[0]}
+            said = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+            report(f"step {trainer.done} {said} {time.perf_counter() - start:.0f} s")
+            recent.clear()
+        if trainer.done % 200 == 0 or trainer.done == steps:
+            trainer.save(output)
+    return trainer.network.eval()
