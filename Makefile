@@ -16,8 +16,9 @@ CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
 demo: .venv/installed compiler
 	$(BIN)/accel generate "$(PROMPT)" --compare --output $(OUTPUT)
 
+# One process a core with one thread each takes half as long as one process: few tests use a second core.
 test: .venv/installed-dev system-packages lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 fuzz: .venv/installed-dev
 	$(BIN)/python -m tests.fuzz

@@ -2,15 +2,15 @@
 
 import typer
 
-from benchmarks import attention, dsvt, kmeans, points, scores, sparse_conv
+from benchmarks import attention, dsvt, kmeans, points, scores, sparse_conv, spike_conv
 
 
 def main() -> None:
     """Run every benchmark in its quick form on the CPU, some minutes on two cores; each alone has more options.
 
-    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv` and `.dsvt`.
+    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv`, `.spike_conv`, `.dsvt`.
     """
-    for benchmark in (attention, kmeans, scores, points, sparse_conv, dsvt):
+    for benchmark in (attention, kmeans, scores, points, sparse_conv, spike_conv, dsvt):
         typer.echo(benchmark.__doc__)
         benchmark.main(quick=True)
 

@@ -22,7 +22,13 @@ BFLOAT16 = [*AVX512, "-mavx512bf16"]
 AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", f"-I{SOURCES}"]
 # folder -> what its kernels are called
-KINDS = {"attention": "kernel", "reduce": "reducer", "convolve": "convolver", "points": "searcher"}
+KINDS = {
+    "attention": "kernel",
+    "reduce": "reducer",
+    "convolve": "convolver",
+    "points": "searcher",
+    "spikes": "accumulator",
+}
 # Distances between points have the same bits everywhere, and a fused multiply-add rounds once instead of twice.
 FLAGS = {"points": ["-ffp-contract=off"]}
 Units = dict[str, tuple[str, list[str]]]  # object file -> (source, flags)

@@ -19,7 +19,7 @@ from pointcloud.nn.convolution import (
     SubMConv3d,
     SubMConv4d,
 )
-from pointcloud.nn.neurons import LIF, PLIF, IntegerLIF
+from pointcloud.nn.neurons import LIF, PLIF, IntegerLIF, Rectified
 from pointcloud.nn.pooling import (
     SparseAvgPool1d,
     SparseAvgPool2d,
@@ -38,6 +38,7 @@ __all__ = [
     "LIF",
     "PLIF",
     "IntegerLIF",
+    "Rectified",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",

@@ -6,11 +6,13 @@ from typing import Any
 
 import spconv.pytorch as spconv
 import torch
+from jaxtyping import Float
 from spconv.pytorch.conv import SparseConvolution, _apply_act
 from spconv.pytorch.core import IndiceData, SparseConvTensor
 from torch import Tensor
 
 from sparse_kernels.sparse_conv import KernelMap, sparse_conv, strided_map, submanifold_map, transposed_map
+from sparse_kernels.spike_conv import spike_conv
 
 
 class CPUConvolution(SparseConvolution):
@@ -21,17 +23,24 @@ class CPUConvolution(SparseConvolution):
     """
 
     def forward(self, input: SparseConvTensor, add_input: SparseConvTensor | None = None) -> SparseConvTensor:
-        """Return the convolved tensor; `add_input` is added before the activation, as spconv does in inference."""
+        """Return the convolved tensor; `add_input` is added before the activation, as spconv does in inference.
+
+        Features of `with_steps` are steps of spikes, whose outputs are added up: where `takes_steps` says so.
+        """
         # A 1x1 convolution is one matrix product in spconv too; quantised tensors have CUDA kernels only.
         if input.features.is_cuda or input.is_quantized or self.conv1x1:
             return super().forward(input, add_input)
-        if input.features.shape[1] != self.in_channels:
-            raise ValueError(f"features have {input.features.shape[1]} channels, this layer takes {self.in_channels}")
+        features = input.features
+        if features.shape[-1] != self.in_channels:
+            raise ValueError(f"features have {features.shape[-1]} channels, this layer takes {self.in_channels}")
+        if features.ndim == 3:  # which spconv does not copy
+            input = input.replace_feature(features[0])
         out = input.shadow_copy()
         out.indice_dict = dict(input.indice_dict)
         kernel_map = self._kernel_map(input, out.indice_dict)
-        weight, features = _one_type(self.weight, input.features)
-        features = sparse_conv(features, weight, kernel_map, None if self.bias is None else self.bias.to(weight.dtype))
+        weight, features = _one_type(self.weight, features)
+        convolve = sparse_conv if features.ndim == 2 else spike_conv
+        features = convolve(features, weight, kernel_map, None if self.bias is None else self.bias.to(weight.dtype))
         if add_input is not None:
             features = features + add_input.features
         out = out.replace_feature(_apply_act(features, self.act_type, self.act_alpha, self.act_beta))
@@ -70,6 +79,18 @@ class CPUConvolution(SparseConvolution):
         most = self.get_max_num_voxels()
         if most is not None:
             most.clamp_(min=len(kernel_map.coordinates))
+
+
+def takes_steps(layer: Any, features: Tensor) -> bool:
+    """Return whether a layer adds up steps of spikes in one event-driven call."""
+    return isinstance(layer, CPUConvolution) and not features.is_cuda and not layer.conv1x1
+
+
+def with_steps(x: SparseConvTensor, steps: Float[Tensor, "steps rows channels"]) -> SparseConvTensor:
+    """Return the tensor with steps of spikes for features, which `replace_feature` does not take."""
+    out = x.replace_feature(steps[0])
+    out._features = steps
+    return out
 
 
 def _one_type(weight: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

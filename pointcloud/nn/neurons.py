@@ -114,6 +114,14 @@ class IntegerLIF(nn.Module):
         return current if membrane is None else self.decay * membrane + current
 
 
+class Rectified(nn.Module):
+    """What the same network without spikes has in place of a neuron: ReLU, and no state."""
+
+    def forward(self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None) -> Step:
+        """Return the rectified current, and the current for a potential, which the next step does not see."""
+        return torch.relu(current), current
+
+
 def spike_and_reset(
     potential: Float[Tensor, "*shape"], threshold: float, reset: str, surrogate: Surrogate, detach_reset: bool
 ) -> Step:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from spconv.pytorch.core import SparseConvTensor
 from torch import Tensor, nn
 
-from pointcloud.nn.neurons import IntegerLIF
+from pointcloud.nn.convolution import takes_steps, with_steps
+from pointcloud.nn.neurons import IntegerLIF, Rectified
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -18,10 +19,12 @@ class SpikingLayer(nn.Module):
     """A neuron, and the linear layer that reads its spikes: a linear map or a convolution, dense or of spconv.
 
     The layer must be linear but for parameters named `bias`, which count once. It gets integers, or after `unroll` the
-    spikes of 0 and 1 that add up to them, each in a call of its own, and what it makes of them is added up.
+    spikes of 0 and 1 that add up to them, and what it makes of them is added up: convolutions of ours add up a step's
+    spikes in one event-driven call, other layers get each in a call of its own. With `Rectified` for a neuron nothing
+    spikes.
     """
 
-    def __init__(self, neuron: IntegerLIF, layer: nn.Module) -> None:
+    def __init__(self, neuron: IntegerLIF | Rectified, layer: nn.Module) -> None:
         super().__init__()
         self.neuron, self.layer, self.unrolled = neuron, layer, False
 
@@ -33,10 +36,12 @@ class SpikingLayer(nn.Module):
         Of a SparseConvTensor the features are the current.
         """
         features = _features(current)
-        if not self.unrolled:
+        if not self.unrolled or isinstance(self.neuron, Rectified):
             counts, after = self.neuron(features, membrane)
             return self.layer(_with_features(current, counts)), after
         steps, after = self.neuron.spikes(features, membrane)
+        if isinstance(current, SparseConvTensor) and takes_steps(self.layer, features):
+            return self.layer(with_steps(current, steps)), after
         out = self.layer(_with_features(current, steps[0]))
         total, without_bias = _features(out), _zero_biases(self.layer)
         for spikes in steps[1:]:
@@ -51,11 +56,13 @@ def unroll(network: Network, unrolled: bool = True) -> Network:
 
     A step of the network becomes `levels` steps of each neuron, T steps T x levels; outputs, states and gradients stay
     the same to rounding. Done in place and returned: parameters, hooks and names stay. ValueError if the network has no
-    SpikingLayer.
+    SpikingLayer with neurons that spike.
     """
     layers = [module for module in network.modules() if isinstance(module, SpikingLayer)]
-    if not layers:
-        raise ValueError(f"{type(network).__name__} has no SpikingLayer to unroll; put neurons and layers into them")
+    if not any(isinstance(layer.neuron, IntegerLIF) for layer in layers):
+        raise ValueError(
+            f"{type(network).__name__} has no SpikingLayer to unroll, with an IntegerLIF for a neuron; put those there"
+        )
     for layer in layers:
         layer.unrolled = unrolled
     return network

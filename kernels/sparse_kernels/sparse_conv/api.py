@@ -29,7 +29,7 @@ def sparse_conv(
     differ only in the map. The same bits come out for every number of threads. Backends: cpu (C++; float32, bfloat16,
     float16, sums in float32), reference (torch; also float64 and CUDA). ValueError on shapes or types that do not fit.
     """
-    _check(features, weight, kernel_map, bias)
+    check_convolution(features, weight, kernel_map, bias)
     if backend is None and (features.is_cuda or features.dtype == torch.float64):
         backend = "reference"
     chosen = choose("sparse_conv", "sparse convolution runs", backend, features, accepted=BACKENDS, level=3)
@@ -38,7 +38,8 @@ def sparse_conv(
     return out if bias is None else out + bias
 
 
-def _check(features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | None) -> None:
+def check_convolution(features: Tensor, weight: Tensor, kernel_map: Any, bias: Tensor | None) -> None:
+    """Refuse rows, weights and a bias that do not fit the map or each other."""
     if not isinstance(kernel_map, KernelMap):
         raise ValueError(f"kernel_map must be a KernelMap, as submanifold_map makes one, got {described(kernel_map)}")
     inputs = kernel_map.backward.shape[1]

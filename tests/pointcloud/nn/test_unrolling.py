@@ -77,7 +77,7 @@ def make(kind: str) -> tuple[nn.Module, Any, int]:
     if kind == "dense":
         return Residual().double(), torch.randn(5, 4, 3, 9, dtype=torch.float64), 5 * (4 + 3)
     scene = make_scene()
-    return Sparse().double(), scene.replace_feature(scene.features.double()), 3 * 4
+    return Sparse().double(), scene.replace_feature(scene.features.double()), 3
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])

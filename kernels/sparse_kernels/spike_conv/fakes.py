@@ -1,0 +1,11 @@
+"""What the C++ operator returns for tensors without data: shapes and types."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("sparse_kernels::spike_conv_cpu")
+def _(spikes: Tensor, weight: Tensor, kernel_map: Tensor, instructions: str) -> Tensor:
+    return spikes.new_empty(kernel_map.shape[1], weight.shape[2])

@@ -1,0 +1,151 @@
+"""Event-driven convolution against its definition and the dense one, for every kind, backend and instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparse_kernels import _extension
+from sparse_kernels.sparse_conv import KernelMap, sparse_conv, submanifold_map
+from sparse_kernels.spike_conv import api, break_even, cpu, reference, spike_conv
+from tests.sparse_kernels.processors import available
+from tests.sparse_kernels.sparse_conv.scenes import draw_case
+
+CASES = 150
+RATES = 0.0, 0.05, 0.3, 1.0
+built = pytest.mark.skipif(_extension.load() is not None, reason="the C++ kernel is not built")
+
+
+def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, KernelMap]:
+    """Return spikes (steps rows channels), weights and a map."""
+    case, generator = draw_case(seed), torch.Generator().manual_seed(seed)
+    steps = 1 + seed % 3
+    draws = torch.rand(steps, *case.features.shape, generator=generator)
+    return (draws < RATES[seed % 4]).to(dtype), case.weight.to(dtype), case.map()
+
+
+def test_reference_equals_the_dense_convolution_of_the_sum() -> None:
+    for seed in range(CASES):
+        spikes, weight, kernel_map = draw(seed)
+        out = spike_conv(spikes, weight, kernel_map, backend="reference")
+        torch.testing.assert_close(out, sparse_conv(spikes.sum(0), weight, kernel_map), rtol=0, atol=1e-11)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512"])
+def test_cpu_equals_the_reference_on_every_instruction_set(instructions: str, dtype: torch.dtype) -> None:
+    for seed in range(0, CASES, 3):
+        spikes, weight, kernel_map = draw(seed, dtype)
+        slots = weight.flatten(1, -2).permute(1, 2, 0)
+        with available(instructions):
+            out = cpu.accumulate(spikes, slots, kernel_map.forward, instructions)
+        expected = reference.accumulate(spikes.double(), slots.double(), kernel_map.forward)
+        scale = expected.abs().amax().item() if expected.numel() else 0.0
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=16 * scale * torch.finfo(dtype).eps + 1e-5)
+
+
+@built
+def test_bits_do_not_depend_on_the_number_of_threads_or_the_layout() -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(30, (5000, 3), generator=generator).unique(dim=0)
+    kernel_map = submanifold_map(torch.nn.functional.pad(places, (1, 0)).int(), (30, 30, 30), 3)
+    spikes = (torch.rand(2, len(places), 40, generator=generator) < 0.2).float()
+    weight = torch.randn(72, 3, 3, 3, 40, generator=generator)
+    before, results = torch.get_num_threads(), []
+    for threads, given in ((1, spikes), (2, spikes), (5, spikes.mT.contiguous().mT)):
+        torch.set_num_threads(threads)
+        results.append(spike_conv(given, weight, kernel_map, backend="cpu"))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    expected = sparse_conv(spikes.sum(0).double(), weight.double(), kernel_map)
+    torch.testing.assert_close(results[0].double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@built
+@pytest.mark.parametrize("limit", [0.0, 0.1, 1.0])
+def test_the_choice_changes_the_time_and_not_the_result(limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulate, ran = api.accumulate, []
+    monkeypatch.setattr(api, "break_even", lambda *_: limit)
+    monkeypatch.setattr(api, "accumulate", lambda *given: ran.append(given) or accumulate(*given))
+    for seed in (1, 2, 3, 6):
+        spikes, weight, kernel_map = draw(seed, torch.float32)
+        bias = torch.randn(len(weight))
+        out = spike_conv(spikes, weight, kernel_map, bias)
+        torch.testing.assert_close(out, sparse_conv(spikes.sum(0), weight, kernel_map, bias), rtol=1e-5, atol=1e-4)
+        assert bool(ran) == (spikes.any(0).float().mean() <= limit)
+        ran.clear()
+
+
+@built
+def test_the_break_even_is_a_rate() -> None:
+    assert 0 <= break_even(27, 32, 32, torch.float32, "cpu", torch.get_num_threads()) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=built)])
+def test_gradients_are_those_of_the_dense_convolution(dtype: torch.dtype) -> None:
+    for seed in (1, 2, 5, 10):
+        spikes, weight, kernel_map = draw(seed, dtype)
+        backend, grads = "reference" if dtype == torch.float64 else "cpu", []
+        for events in (True, False):
+            x, w = spikes.clone().requires_grad_(), weight.clone().requires_grad_()
+            made = spike_conv(x, w, kernel_map, backend=backend) if events else sparse_conv(x.sum(0), w, kernel_map)
+            made.square().sum().backward()
+            grads.append((x.grad, w.grad))
+        torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-3)
+
+
+@built
+def test_operator_and_graph() -> None:
+    spikes, weight, kernel_map = draw(1, torch.float32)
+    slots, maps = weight.flatten(1, -2).permute(1, 2, 0), (kernel_map.forward, kernel_map.backward)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(api.accumulate, (spikes, slots, *maps, "cpu"), test_utils=tests)
+    compiled = torch.compile(lambda x: api.accumulate(x, slots, *maps, "cpu"), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(spikes), spike_conv(spikes, weight, kernel_map, backend="cpu"))
+
+
+def test_bool_spikes_take_the_type_of_the_weights() -> None:
+    spikes, weight, kernel_map = draw(2)
+    out = spike_conv(spikes.bool(), weight, kernel_map, backend="reference")
+    assert out.dtype == weight.dtype
+    torch.testing.assert_close(out, spike_conv(spikes, weight, kernel_map, backend="reference"))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=built), pytest.param(None, marks=built)])
+@pytest.mark.parametrize("wrong", [0.5, -1.0, 2.0, float("nan"), float("inf")])
+def test_what_is_no_spike_is_refused(
+    wrong: float, backend: str | None, unchecked_shapes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "break_even", lambda *_: 1.0)
+    spikes, weight, kernel_map = draw(1, torch.float32)
+    spikes[0, -1, -1] = wrong
+    with pytest.raises(ValueError, match="spikes must be 0 or 1"):
+        spike_conv(spikes, weight, kernel_map, backend=backend)
+
+
+def test_what_does_not_fit_is_refused(unchecked_shapes: None) -> None:
+    spikes, weight, kernel_map = draw(1, torch.float32)
+    for given, words in (
+        ((spikes[0, 0], weight, kernel_map), r"spikes must be \(rows, channels\) or \(steps"),
+        ((spikes[:0], weight, kernel_map), "spikes must be"),
+        ((spikes.int(), weight, kernel_map), "must share one of"),
+        ((spikes[:, :-1], weight, kernel_map), "input rows of the map"),
+        ((spikes[..., :-1], weight, kernel_map), "weight must be"),
+        ((spikes, weight, kernel_map.forward), "kernel_map must be a KernelMap"),
+        ((spikes, weight, kernel_map, weight), "bias must be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            spike_conv(*given)
+    with pytest.raises(ValueError, match="unknown backend"):
+        spike_conv(spikes, weight, kernel_map, backend="fast")
+
+
+@built
+def test_a_map_that_names_other_rows_is_refused() -> None:
+    spikes, weight, kernel_map = draw(1, torch.float32)
+    kernel_map.forward[0, 0] = spikes.shape[1]
+    for backend in ("cpu", "reference"):
+        with pytest.raises(ValueError, match="must name input rows"):
+            spike_conv(spikes, weight, kernel_map, backend=backend)
