@@ -1,4 +1,4 @@
-"""The command line: `pointcloud detect`, `sample`, `train`, `evaluate` and `info`, what this machine can run."""
+"""The command line: `pointcloud detect`, `classify`, `segment`, `sample`, `train`, `evaluate` and `info`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Annotated
 import typer
 
 from pointcloud.commands.detect import detect
+from pointcloud.commands.evaluate_clouds import evaluate_segments, evaluate_shapes
 from pointcloud.commands.evaluate_detect import evaluate_detect
 from pointcloud.commands.info import info
 from pointcloud.commands.options import tell_version
+from pointcloud.commands.predict import classify, segment
 from pointcloud.commands.sample import sample
+from pointcloud.commands.train_clouds import train_segments, train_shapes
 from pointcloud.commands.train_detect import train_detect
 
 app = typer.Typer(help="Sparse 3D networks on point clouds.", no_args_is_help=True, pretty_exceptions_show_locals=False)
-train = typer.Typer(help="Train a network on scenes made on the fly.", no_args_is_help=True)
-evaluate = typer.Typer(help="Measure a network on scenes it was not trained on.", no_args_is_help=True)
+train = typer.Typer(help="Train a network on scenes or clouds made on the fly.", no_args_is_help=True)
+evaluate = typer.Typer(help="Measure a network on scenes or clouds it was not trained on.", no_args_is_help=True)
 
 
 @app.callback()
@@ -28,17 +31,16 @@ def _common(
     pass
 
 
-@train.callback()
-@evaluate.callback()
-def _group() -> None:
-    # With a callback, a group of one command is still called by the command's name.
-    pass
-
-
 app.command()(detect)
+app.command()(classify)
+app.command()(segment)
 app.command()(sample)
 app.command()(info)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 train.command("detect")(train_detect)
 evaluate.command("detect")(evaluate_detect)
+train.command("shapes")(train_shapes)
+train.command("segments")(train_segments)
+evaluate.command("shapes")(evaluate_shapes)
+evaluate.command("segments")(evaluate_segments)

@@ -58,6 +58,4 @@ class ModelConfig:
 
 # Small enough to be trained on two CPU cores.
 SHAPES_TINY = ModelConfig(SHAPES, E3DSNNConfig(VALUES, len(SHAPES), 16, (32, 64, 96), (1, 1, 1)))
-SEGMENTS_TINY = ModelConfig(
-    PARTS, E3DSNNConfig(VALUES, len(PARTS), 16, (32, 64, 96), (1, 1, 1), decoder=(32, 48, 64))
-)
+SEGMENTS_TINY = ModelConfig(PARTS, E3DSNNConfig(VALUES, len(PARTS), 16, (32, 64, 96), (1, 1, 1), decoder=(32, 48, 64)))
