@@ -1,4 +1,4 @@
-"""The command line: `pointcloud detect`, `sample`, `train`, `evaluate` and `info`, what this machine can run."""
+"""The command line: `pointcloud detect`, `classify`, `segment`, `sample`, `train`, `evaluate` and `info`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from pointcloud.commands.detect import detect
+from pointcloud.commands.evaluate_clouds import evaluate_segments, evaluate_shapes
 from pointcloud.commands.evaluate_detect import evaluate_detect
 from pointcloud.commands.evaluate_events import evaluate_events
 from pointcloud.commands.info import info
 from pointcloud.commands.options import tell_version
+from pointcloud.commands.predict import classify, segment
 from pointcloud.commands.sample import sample
+from pointcloud.commands.train_clouds import train_segments, train_shapes
 from pointcloud.commands.train_detect import train_detect
 from pointcloud.commands.train_events import train_events
 
@@ -31,6 +34,8 @@ def _common(
 
 
 app.command()(detect)
+app.command()(classify)
+app.command()(segment)
 app.command()(sample)
 app.command()(info)
 app.add_typer(train, name="train")
@@ -39,3 +44,7 @@ train.command("detect")(train_detect)
 train.command("events")(train_events)
 evaluate.command("detect")(evaluate_detect)
 evaluate.command("events")(evaluate_events)
+train.command("shapes")(train_shapes)
+train.command("segments")(train_segments)
+evaluate.command("shapes")(evaluate_shapes)
+evaluate.command("segments")(evaluate_segments)

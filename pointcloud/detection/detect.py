@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from pointcloud.boxes import Detections
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.inputs import Inputs
 from pointcloud.detection.pictures import colored, draw
+from pointcloud.detection.records import earlier_record, line_about, say, state_of, write_json
 from pointcloud.detection.scans import SUMMARY, Scan, find_scans
 from pointcloud.detection.summary import STAGES, Summary
 from pointcloud.files import SUFFIXES, read_points, replacing, write_points
@@ -52,37 +52,17 @@ def detect_files(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for scan in progress.track(find_scans(paths, output), total, description="scans"):
             try:
-                asked = facts | _state(scan)
-                earlier = _earlier(scan, asked, pictures)
+                asked = facts | state_of(scan)
+                earlier = earlier_record(scan, asked, pictures)
                 record = earlier or _detect(scan, detector, inputs, asked | {"versions": versions}, pictures)
                 for note in summary.add(record, new=earlier is None):
-                    _say(console, f"warning: {scan.source}: {note} (other such files are counted)")
+                    say(console, f"warning: {scan.source}: {note} (other such files are counted)")
             except Exception as error:  # whatever a file has done to a reader, the others are not to suffer
-                summary.failed[str(scan.source)] = line = _line(scan, error)
-                _say(console, f"failed: {line}")
+                summary.failed[str(scan.source)] = line = line_about(scan, error)
+                say(console, f"failed: {line}")
     summary.elapsed = time.perf_counter() - start
-    _write_json(output / f"{SUMMARY}.json", {**facts, "versions": versions, **summary.report()})
+    write_json(output / f"{SUMMARY}.json", {**facts, "versions": versions, **summary.report()})
     return summary
-
-
-def _state(scan: Scan) -> dict[str, Any]:
-    """Return what tells a file from another that takes its place, whichever is the older one."""
-    about = scan.source.stat()
-    return {"file": str(scan.source), "bytes": about.st_size, "modified": about.st_mtime_ns}
-
-
-def _earlier(scan: Scan, asked: dict[str, Any], pictures: bool) -> dict[str, Any] | None:
-    """Return the record of an earlier run that was asked the same; ValueError if another file has its place."""
-    try:
-        record = json.loads(scan.output(".json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    if record.get("file") != asked["file"]:
-        raise ValueError(
-            f"{scan.output('.json')} is about {record.get('file')}, not {scan.source}; give another output folder"
-        )
-    whole = scan.output(".ply").is_file() and (scan.output(".png").is_file() or not pictures)
-    return record if whole and record.items() >= asked.items() else None
 
 
 def _detect(scan: Scan, detector: Detector, inputs: Inputs, asked: dict[str, Any], pictures: bool) -> dict[str, Any]:
@@ -102,7 +82,7 @@ def _detect(scan: Scan, detector: Detector, inputs: Inputs, asked: dict[str, Any
     seconds = {stage: round(end - start, 6) for stage, start, end in zip(STAGES, times, times[1:], strict=False)}
     record = {"points": len(cloud), "origin": cloud.origin, "seconds": seconds, "notes": notes}
     record = asked | record | {"detections": _rows(found, classes)}
-    _write_json(scan.output(".json"), record)
+    write_json(scan.output(".json"), record)
     return record
 
 
@@ -114,19 +94,3 @@ def _rows(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
         | {name: round(value, 4) for name, value in zip(FIELDS, box, strict=True)}
         for box, score, label in zip(boxes, scores, labels, strict=True)
     ]
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def _line(scan: Scan, error: Exception) -> str:
-    """Return one line that names the file and what is wrong."""
-    lines = str(error).splitlines() or ["failed"]
-    message = lines[0] if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {lines[0]}"
-    return message if str(scan.source) in message else f"{scan.source}: {message}"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

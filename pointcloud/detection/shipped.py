@@ -12,7 +12,7 @@ SAMPLE = EMBEDDED / "sample.bin"  # the cloud of make_scene(1_000_003), in KITTI
 
 def load_detector(model: str) -> Detector:
     """Return a detector by its name or the path of its file; ValueError if there is no such model."""
-    shipped = {file.stem: file for file in sorted(EMBEDDED.glob("*.safetensors"))}
+    shipped = {file.stem: file for file in sorted(EMBEDDED.glob("dsvt-*.safetensors"))}
     file = shipped.get(model, Path(model))
     if not file.is_file():
         raise ValueError(f"unknown model {model!r}; shipped: {', '.join(shipped) or 'none'}; or give a file's path")

@@ -1,0 +1,128 @@
+"""Training a network from clouds to logits on an endless stream of shapes or segments."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pointcloud.classification.config import ModelConfig
+from pointcloud.classification.model import CloudModel
+from pointcloud.detection.training import one_cycle
+from pointcloud.files import replacing
+from pointcloud.shapes import Sample, ShapeClouds
+
+
+class Batch(NamedTuple):
+    """Points of all clouds with their cloud, and the class of each cloud or of each point."""
+
+    xyz: Float[Tensor, "points 3"]
+    batch: Int[Tensor, " points"]
+    labels: Int[Tensor, " rows"]
+    size: int
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Return samples as a batch; those with the attribute `label` have one class a point."""
+    lengths = torch.tensor([len(sample.cloud) for sample in samples])
+    batch = torch.arange(len(samples)).repeat_interleave(lengths)
+    if "label" in samples[0].cloud.attributes:
+        labels = torch.cat([sample.cloud.attributes["label"] for sample in samples])
+    else:
+        labels = torch.tensor([sample.label for sample in samples])
+    return Batch(torch.cat([sample.cloud.xyz for sample in samples]), batch, labels, len(samples))
+
+
+class Trainer:
+    """A model, its optimizer, and how many steps they have made."""
+
+    def __init__(self, config: ModelConfig, device: str = "cpu", seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.model = CloudModel(config).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.0, (0.9, 0.99), weight_decay=0.05)
+        self.device, self.seed, self.done = device, seed, 0
+
+    def step(self, batch: Batch, learning_rate: float, most_gradient: float = 10.0) -> tuple[float, float]:
+        """Make one step; return loss and accuracy. ValueError, before weights change, if the loss is not finite."""
+        labels = batch.labels.to(self.device)
+        logits = self.model(batch.xyz.to(self.device), batch.batch.to(self.device), batch.size)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} at step {self.done + 1}; start again at a lower learning rate")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), most_gradient)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.done += 1
+        return loss.item(), (logits.argmax(1) == labels).float().mean().item()
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoint.pt`, to go on from, and `model.safetensors`, to use, each replaced at once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"step": self.done, "seed": self.seed, "config": self.model.config.to_json()}
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save({**state, **parts}, whole)
+        with replacing(folder / "checkpoint.pt") as temporary:
+            temporary.write_bytes(whole.getbuffer())
+        self.model.save(folder / "model.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another model or seed."""
+        path = folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state.get("config") != self.model.config.to_json() or state.get("seed") != self.seed:
+            raise ValueError(f"{path} is of another network, other classes or another seed; give another output folder")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = state["step"]
+
+
+def train(
+    output: Path,
+    config: ModelConfig,
+    steps: int = 1500,
+    batch: int = 32,
+    learning_rate: float = 3e-3,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    device: str = "cpu",
+    every: int = 20,
+    report: Callable[[str], None] = print,
+) -> CloudModel:
+    """Train and return a model; the same call goes on from the last of the checkpoints, one every 100 steps.
+
+    Every cloud is new, and that of a step is the same however often a run was stopped; every seed has clouds of its
+    own. AdamW, one cycle and clipping; loss and accuracy are reported as means over `every` steps.
+    """
+    trainer = Trainer(config, device, seed)
+    trainer.resume(output)
+    left, first = max(steps - trainer.done, 0), (seed * 1_000_000 + trainer.done * batch)
+    batches: Iterable[Batch] = DataLoader(
+        ShapeClouds("segments" if config.task == "segments" else "shapes", "training", left * batch, first),
+        batch,
+        num_workers=workers,
+        collate_fn=collate,
+    )
+    start, recent = time.perf_counter(), []
+    for made in batches:
+        recent.append(trainer.step(made, learning_rate * one_cycle(trainer.done, steps)))
+        if trainer.done % every == 0:
+            loss, accuracy = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+            report(f"step {trainer.done} loss {loss:.4f} accuracy {accuracy:.3f} {time.perf_counter() - start:.0f} s")
+            recent.clear()
+        if trainer.done % 100 == 0 or trainer.done == steps:
+            trainer.save(output)
+    return trainer.model.eval()
