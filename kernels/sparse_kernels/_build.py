@@ -134,9 +134,17 @@ def _vector(name: str, lanes: int, rows: int, test: str, *flags: str, folders: t
 
 
 def _narrow(name: str, test: str, *flags: str) -> Units:
-    """Return the attention kernel of one instruction set that multiplies bf16 or int8."""
-    common = [f'-DNAME="{name}"', f"-DKERNEL=kernel_{name}", f"-DCAN_RUN={test}", *flags]
-    return {f"narrow_{name}": ("attention/attention_narrow.cpp", common)}
+    """Return the kernels of one instruction set that multiply bf16 or int8."""
+    # Convolution has bf16 in AMX tiles here; in AVX-512 registers it is a part of the vector kernels.
+    folders = ("attention",) if "-DINT8" in flags or name == "avx512_bf16" else ("attention", "convolve")
+    common = [f'-DNAME="{name}"', f"-DCAN_RUN={test}", *flags]
+    return {
+        f"{folder}_narrow_{name}": (
+            f"{folder}/{folder}_narrow.cpp",
+            [f"-DKERNEL={KINDS[folder]}_{name}", *common],
+        )
+        for folder in folders
+    }
 
 
 def _compile(compiler: str, units: Units, folder: Path, extra: tuple[str, ...]) -> Path:

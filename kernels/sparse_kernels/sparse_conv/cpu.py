@@ -1,4 +1,4 @@
-"""The C++ kernel: gather, product and sum fused for a tile of output rows, on AVX-512, AVX2 or SSE."""
+"""The C++ kernel: gather, product and sum fused for a tile of output rows, on AMX, AVX-512, AVX2 or SSE."""
 
 from __future__ import annotations
 
@@ -20,19 +20,32 @@ def can_run(x: Tensor) -> str | None:
 
 def convolve(
     x: Float[Tensor, "n c_in"],
-    weight: Float[Tensor, "slots c_in c_out"],
+    weight: Float[Tensor, "slots c_group c_out"],
     kernel_map: Int[Tensor, "slots m"],
+    groups: int = 1,
     instructions: str = "",
 ) -> Float[Tensor, "m c_out"]:
     """Return the outputs; sums are in float32. `instructions` forces an instruction set, for tests."""
-    return torch.ops.sparse_kernels.sparse_conv_cpu(rows(x), weight.float(), rows(kernel_map), instructions)
+    ops = torch.ops.sparse_kernels
+    if _is_depthwise(x, groups):
+        return ops.sparse_conv_depthwise_cpu(rows(x), rows(weight[:, 0].float()), rows(kernel_map), instructions)
+    return ops.sparse_conv_cpu(rows(x), weight, rows(kernel_map), groups, instructions)
 
 
 def weight_gradient(
     x: Float[Tensor, "n c_in"],
     gradient: Float[Tensor, "m c_out"],
     kernel_map: Int[Tensor, "slots m"],
+    groups: int = 1,
     instructions: str = "",
-) -> Float[Tensor, "slots c_in c_out"]:
+) -> Float[Tensor, "slots c_group c_out"]:
     """Return the gradient of the weights in float32."""
-    return torch.ops.sparse_kernels.sparse_conv_weight_cpu(rows(x), rows(gradient), rows(kernel_map), instructions)
+    ops, inputs = torch.ops.sparse_kernels, (rows(x), rows(gradient), rows(kernel_map))
+    if _is_depthwise(x, groups):
+        return ops.sparse_conv_depthwise_weight_cpu(*inputs, instructions)[:, None]
+    return ops.sparse_conv_weight_cpu(*inputs, groups, instructions)
+
+
+def _is_depthwise(x: Float[Tensor, "n c_in"], groups: int) -> bool:
+    """Return whether every channel is a group, whose products are better made channel by channel."""
+    return groups == x.shape[1] > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ class Case:
     shape: tuple[int, ...]
     coordinates: Tensor
     features: Tensor
-    weight: Tensor  # (out, kernel, in)
+    weight: Tensor  # (out, kernel, in a group)
+    groups: int = 1
 
     def map(self) -> KernelMap:
         build = {"submanifold": submanifold_map, "strided": strided_map, "transposed": transposed_map}[self.kind]
@@ -38,10 +40,12 @@ class Case:
         axes = len(self.shape)
         weight = weight.movedim(-1, 1)
         if self.kind == "transposed":
-            out = TRANSPOSED[axes - 1](grid, weight.transpose(0, 1), **self.options)
+            weight = weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+            out = TRANSPOSED[axes - 1](grid, weight, groups=self.groups, **self.options)
         else:
             same = {"padding": tuple(size // 2 * self.options["dilation"] for size in weight.shape[2:])}
-            out = CONVOLUTIONS[axes - 1](grid, weight, **self.options, **(same if self.kind == "submanifold" else {}))
+            same = same if self.kind == "submanifold" else {}
+            out = CONVOLUTIONS[axes - 1](grid, weight, groups=self.groups, **self.options, **same)
         assert tuple(out.shape[2:]) == kernel_map.shape
         return out.movedim(1, -1)[tuple(kernel_map.coordinates.long().T)]
 
@@ -61,3 +65,15 @@ def draw_case(seed: int) -> Case:
     features = torch.randn(len(places), channels[0], dtype=torch.float64, generator=numbers)
     weight = torch.randn(channels[1], *kernel, channels[0], dtype=torch.float64, generator=numbers)
     return Case(kind, options, shape, places, features, weight)
+
+
+def draw_grouped_case(seed: int) -> Case:
+    """Return a random case in groups, every third one depthwise."""
+    generator, numbers = random.Random(seed), torch.Generator().manual_seed(seed)
+    case = draw_case(seed)
+    groups = generator.randint(2, 20)
+    each = (1 if seed % 3 == 0 else generator.randint(1, 20)), generator.randint(1, 20)
+    kernel = case.weight.shape[1:-1]
+    features = torch.randn(len(case.features), groups * each[0], dtype=torch.float64, generator=numbers)
+    weight = torch.randn(groups * each[1], *kernel, each[0], dtype=torch.float64, generator=numbers)
+    return dataclasses.replace(case, features=features, weight=weight, groups=groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ from sparse_kernels.sparse_conv import (
 )
 from sparse_kernels.sparse_conv.coordinates import check_coordinates
 from tests.sparse_kernels.processors import available
-from tests.sparse_kernels.sparse_conv.scenes import draw_case
+from tests.sparse_kernels.sparse_conv.scenes import Case, draw_case, draw_grouped_case
 
 CASES = 500
+NARROW = ("avx512_bf16", "amx", "amx_emulated")  # what these multiply is bf16
 built = pytest.mark.skipif(_extension.load() is not None, reason="the C++ kernel is not built")
 
 
@@ -36,14 +38,22 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
-def test_float64_equals_dense_with_gradients() -> None:
-    for seed in range(CASES):
-        case = draw_case(seed)
+def cases(draw: Callable[[int], Case]) -> Iterator[tuple[int, Case]]:
+    """Numbered random cases; of those in groups fewer will do."""
+    return ((seed, draw(seed)) for seed in range(CASES if draw is draw_case else CASES // 3))
+
+
+@pytest.mark.parametrize("draw", [draw_case, draw_grouped_case])
+def test_float64_equals_dense_with_gradients(draw: Callable[[int], Case]) -> None:
+    for seed, case in cases(draw):
         kernel_map = case.map()
         results = []
         for dense in (False, True):
             x, weight = case.features.clone().requires_grad_(), case.weight.clone().requires_grad_()
-            out = case.dense(x, weight, kernel_map) if dense else sparse_conv(x, weight, kernel_map)
+            if dense:
+                out = case.dense(x, weight, kernel_map)
+            else:
+                out = sparse_conv(x, weight, kernel_map, groups=case.groups)
             generator = torch.Generator().manual_seed(seed)
             out.backward(torch.randn(out.shape, dtype=out.dtype, generator=generator))
             results.append((out, x.grad, weight.grad))
@@ -54,22 +64,22 @@ def test_float64_equals_dense_with_gradients() -> None:
 
 
 @built
-def test_cpu_equals_float64_with_any_number_of_threads(threads: int) -> None:
-    for seed in range(CASES):
-        case = draw_case(seed)
+@pytest.mark.parametrize("draw", [draw_case, draw_grouped_case])
+def test_cpu_equals_float64_with_any_number_of_threads(threads: int, draw: Callable[[int], Case]) -> None:
+    for seed, case in cases(draw):
         kernel_map, x, weight = case.map(), case.features.float(), case.weight.float().flatten(1, -2).permute(1, 2, 0)
         gradient = torch.randn(
             kernel_map.forward.shape[1], weight.shape[2], generator=torch.Generator().manual_seed(seed)
         )
         for run, arguments in (
             ("convolve", (x, weight, kernel_map.forward)),
-            ("convolve", (gradient, weight.transpose(1, 2), kernel_map.backward)),
+            ("convolve", (gradient, api.turned(weight, case.groups), kernel_map.backward)),
             ("weight_gradient", (x, gradient, kernel_map.forward)),
         ):
-            ours = getattr(cpu, run)(*arguments)
-            again = getattr(cpu, run)(*arguments)
+            ours = getattr(cpu, run)(*arguments, case.groups)
+            again = getattr(cpu, run)(*arguments, case.groups)
             wide = [argument.double() if argument.is_floating_point() else argument for argument in arguments]
-            expected = getattr(reference, run)(*wide)
+            expected = getattr(reference, run)(*wide, case.groups)
             assert torch.equal(ours, again)
             assert ours.numel() == 0 or (ours - expected).abs().amax() < 3e-6 * expected.abs().amax() + 1e-6, (
                 seed,
@@ -78,57 +88,92 @@ def test_cpu_equals_float64_with_any_number_of_threads(threads: int) -> None:
 
 
 @built
-def test_bits_do_not_depend_on_threads() -> None:
-    case = draw_case(11)
-    x, weight = torch.randn(len(case.features), 33), torch.randn(27, 33, 50)
+@pytest.mark.parametrize("groups", [1, 3, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_threads(dtype: torch.dtype, groups: int) -> None:
+    x, weight = torch.randn(300, 33).to(dtype), torch.randn(27, 33 // groups, 66).to(dtype)
     kernel_map = torch.randint(-1, len(x), (27, 3000)).int()
-    gradient = torch.randn(3000, 50)
+    gradient = torch.randn(3000, 66).to(dtype)
     results, before = [], torch.get_num_threads()
     for count in (1, 2, 3, 8):
         torch.set_num_threads(count)
-        results.append((cpu.convolve(x, weight, kernel_map), cpu.weight_gradient(x, gradient, kernel_map)))
+        results.append(
+            (cpu.convolve(x, weight, kernel_map, groups), cpu.weight_gradient(x, gradient, kernel_map, groups))
+        )
     torch.set_num_threads(before)
     for out, to_weight in results[1:]:
         assert torch.equal(out, results[0][0]) and torch.equal(to_weight, results[0][1])
 
 
 @built
-@pytest.mark.parametrize("instructions", ("portable", "avx2", "avx512", "avx512_bf16"))
+@pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512", *NARROW])
 @pytest.mark.parametrize("dtype", cpu.DTYPES)
-def test_instruction_sets_and_types(instructions: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("channels_in", "channels_out", "groups"), [(23, 70, 1), (80, 40, 2), (24, 72, 24), (48, 16, 16)]
+)
+def test_instruction_sets_and_types(
+    instructions: str, dtype: torch.dtype, channels_in: int, channels_out: int, groups: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(700, 23, generator=generator).to(dtype)
-    weight = torch.randn(9, 23, 70, generator=generator).to(dtype)
-    kernel_map = torch.randint(-1, 700, (9, 600), generator=generator).int()
-    gradient = torch.randn(600, 70, generator=generator).to(dtype)
+    x = torch.randn(700, channels_in, generator=generator).to(dtype)
+    weight = torch.randn(9, channels_in // groups, channels_out, generator=generator).to(dtype)
+    kernel_map = torch.randint(-700, 700, (9, 600), generator=generator).clamp(min=-1).int()
+    gradient = torch.randn(600, channels_out, generator=generator).to(dtype)
+    if instructions in NARROW and (dtype != torch.bfloat16 or groups == channels_in):
+        with pytest.raises(ValueError, match="must be bfloat16|is not available|unknown instruction set"):
+            cpu.convolve(x, weight, kernel_map, groups, instructions)
+        return
     with available(instructions):
-        out = cpu.convolve(x, weight, kernel_map, instructions)
-    expected = reference.convolve(x.double(), weight.double(), kernel_map)
+        out = cpu.convolve(x, weight, kernel_map, groups, instructions)
+    expected = reference.convolve(x.double(), weight.double(), kernel_map, groups)
     plain = (expected.to(dtype) - expected).abs().amax()
     assert out.dtype == dtype and (out - expected).abs().amax() < 1.1 * plain + 3e-5
-    if instructions == "avx512_bf16":
-        return  # gradients of weights have float32 kernels only
-    ours = cpu.weight_gradient(x, gradient, kernel_map, instructions)
-    expected = reference.weight_gradient(x.double(), gradient.double(), kernel_map)
+    ours = cpu.weight_gradient(x, gradient, kernel_map, groups, instructions)
+    expected = reference.weight_gradient(x.double(), gradient.double(), kernel_map, groups)
     assert (ours - expected).abs().amax() < 3e-6 * expected.abs().amax()
 
 
-def test_gradients_of_every_order() -> None:
+@built
+@pytest.mark.parametrize("instructions", ["", "portable", *NARROW])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_what_is_not_finite_stays_in_its_row_and_group(instructions: str, groups: int) -> None:
+    if groups == 6 and instructions in NARROW:
+        return  # depthwise: there is no such kernel
+    x, weight = torch.ones(40, 6).bfloat16(), torch.ones(3, 6 // groups, 12).bfloat16()
+    x[7, 0] = float("inf")
+    kernel_map = torch.arange(40).int().repeat(3, 1)
+    with available(instructions):
+        out = cpu.convolve(x, weight, kernel_map, groups, instructions)
+    assert (out[7, : 12 // groups] == float("inf")).all()
+    assert out[:7].isfinite().all() and out[8:].isfinite().all() and out[7, 12 // groups :].isfinite().all()
+    kernel_map[:, 7] = -1  # the row is in no pair
+    to_weight = cpu.weight_gradient(x, torch.ones(40, 12).bfloat16(), kernel_map, groups, instructions)
+    assert (to_weight == 39).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_every_order(groups: int) -> None:
     case = draw_case(5)
     kernel_map = case.map()
-    x, weight = case.features[:, :3].clone().requires_grad_(), case.weight[:4, ..., :3].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda *leaves: sparse_conv(*leaves, kernel_map), (x, weight))
-    assert torch.autograd.gradgradcheck(lambda *leaves: sparse_conv(*leaves, kernel_map), (x, weight))
+    x = case.features[:, :4].clone().requires_grad_()
+    weight = case.weight[:4, ..., : 4 // groups].clone().requires_grad_()
+
+    def run(*leaves: torch.Tensor) -> torch.Tensor:
+        return sparse_conv(*leaves, kernel_map, groups=groups)
+
+    assert torch.autograd.gradcheck(run, (x, weight))
+    assert torch.autograd.gradgradcheck(run, (x, weight))
 
 
 @built
-def test_operators_pass_opcheck() -> None:
-    case = draw_case(2)
+@pytest.mark.parametrize("draw", [draw_case, draw_grouped_case])
+def test_operators_pass_opcheck(draw: Callable[[int], Case]) -> None:
+    case = draw(2)
     kernel_map, weight = case.map(), case.weight.float().flatten(1, -2).permute(1, 2, 0)
     x, maps = case.features.float().requires_grad_(), (kernel_map.forward, kernel_map.backward)
-    torch.library.opcheck(api.convolve, (x, weight.requires_grad_(), *maps, "cpu"))
+    torch.library.opcheck(api.convolve, (x, weight.requires_grad_(), *maps, "cpu", case.groups))
     gradient = torch.randn(maps[0].shape[1], weight.shape[2])
-    torch.library.opcheck(api.convolve_weight, (x, gradient, *maps, "cpu"))
+    torch.library.opcheck(api.convolve_weight, (x, gradient, *maps, "cpu", case.groups))
 
 
 def test_inverse_leads_back() -> None:
@@ -225,6 +270,13 @@ def test_clear_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sparse_conv(features, weight, kernel_map)
+    for groups in (0, -1, 3, 2.0, True, "2"):
+        with pytest.raises(ValueError, match="groups must be a whole number that divides the 4 in .* the 5 out .* got"):
+            sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, groups=groups)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="groups must .* 4 in channels and the 6 out channels, got 4"):
+        sparse_conv(torch.zeros(2, 4), torch.zeros(6, 3, 1), kernel_map, groups=4)
+    with pytest.raises(ValueError, match="weight must be .* 2 in channels a group, with 2 groups"):
+        sparse_conv(torch.zeros(2, 4), torch.zeros(6, 3, 4), kernel_map, groups=2)
     with pytest.raises(ValueError, match="unknown backend 'triton'"):
         sparse_conv(torch.zeros(2, 4), torch.zeros(5, 3, 4), kernel_map, backend="triton")
     with pytest.raises(ValueError, match="bias must be"):

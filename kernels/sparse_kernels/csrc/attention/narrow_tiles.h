@@ -1,6 +1,6 @@
 // The two products of attention_narrow.cpp in AMX tiles, 32 rows by 32 columns at a time.
 #pragma once
-#include "attention/amx_tiles.h"
+#include "common/amx_tiles.h"
 
 static constexpr size_t SPARE_BYTES = 0;
 static inline int32_t padded_rows(int32_t rows) { return (rows + 31) / 32 * 32; }

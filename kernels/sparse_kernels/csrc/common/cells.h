@@ -38,6 +38,27 @@ static inline __attribute__((always_inline)) void multiply_cells(
     }
   }
 }
+
+// A cell of two rows instead of two channels: what is multiplied where rows are summed over.
+static constexpr int32_t CELL_ROWS = 2;
+
+// Channel by channel the cells of two rows, of which -1 is all zeros; filled with zeros up to `width`.
+static inline void read_rows_as_cells(
+    const Rows& rows, const int64_t (&row)[CELL_ROWS], int32_t depth, int32_t width, float* to) {
+  const uint16_t* data = static_cast<const uint16_t*>(rows.data);
+  const uint16_t* low = data + (row[0] < 0 ? 0 : row_offset(rows, row[0]));
+  const uint16_t* high = data + (row[1] < 0 ? 0 : row_offset(rows, row[1]));
+  uint32_t* cells = reinterpret_cast<uint32_t*>(to);
+  const uint32_t low_there = row[0] < 0 ? 0 : 0xffffu, high_there = row[1] < 0 ? 0 : 0xffff0000u;
+  for (int32_t x = 0; x < depth; x++) cells[x] = (low[x] & low_there) | (static_cast<uint32_t>(high[x]) << 16 & high_there);
+  for (int32_t x = depth; x < width; x++) cells[x] = 0;
+}
+
+static inline vf broadcast_cell(const float* cell) { return (vf)_mm512_set1_ps(*cell); }
+
+static inline vf multiply_cell(vf sum, vf a, vf b) {
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
 #else
 static inline int32_t cells(int32_t depth) { return depth; }
 
@@ -54,4 +75,15 @@ static inline __attribute__((always_inline)) void multiply_cells(
     vf (&acc)[R][V], const float* rows, int32_t count, const float* packed) {
   multiply<R>(acc, rows, count, packed, PANEL, count);
 }
+
+static constexpr int32_t CELL_ROWS = 1;
+
+static inline void read_rows_as_cells(
+    const Rows& rows, const int64_t (&row)[CELL_ROWS], int32_t depth, int32_t width, float* to) {
+  read_row(rows, row[0], depth, width, 1.0f, to);
+}
+
+static inline vf broadcast_cell(const float* cell) { return broadcast(*cell); }
+
+static inline vf multiply_cell(vf sum, vf a, vf b) { return sum + a * b; }
 #endif

@@ -2,12 +2,23 @@
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
 #include "common/cells.h"
 #include "convolve/convolve.h"
+#include "convolve/depthwise.h"
+#include "convolve/places.h"
+
+static constexpr int32_t GRADIENT_CHANNELS = 48;
+static constexpr int32_t GRADIENT_PAIRS = 128;  // multiplied at once: they stay in the first cache levels
+
+static size_t packed_floats(int32_t depth) { return static_cast<size_t>(cells(depth)) * PANEL; }
 
 static void pack(const WeightJob& job) {
-  for (int32_t i = 0; i < cells(job.depth); i++)
-    for (int32_t j = 0; j < PANEL; j++)
-      job.packed[static_cast<int64_t>(i) * PANEL + j] =
-          j < job.valid ? column_cell(job.weight + j * job.stride_out, job.stride_in, i, job.depth) : 0.0f;
+  const int32_t count = cells(job.depth);
+  for (int32_t j = 0; j < PANEL; j++) {
+    float* to = job.packed + j;
+    for (int32_t i = 0; i < job.depth && j < job.valid; i++)
+      job.column[i] = read_element(job.weight, i * job.stride_in + j * job.stride_out, job.element);
+    for (int32_t i = 0; i < count; i++)
+      to[static_cast<int64_t>(i) * PANEL] = j < job.valid ? column_cell(job.column, 1, i, job.depth) : 0.0f;
+  }
 }
 
 static size_t convolve_bytes(int32_t channels_in, int32_t panels) {
@@ -27,23 +38,6 @@ static __attribute__((noinline)) void add_products(
   }
 }
 
-// The places in the map that name a row; without a branch, since which do is as good as random. Returns how many.
-static int32_t find_places(const int32_t* map, int32_t rows, int32_t* places) {
-  int32_t count = 0;
-  for (int32_t r = 0; r < rows; r++) {
-    places[count] = r;
-    count += map[r] >= 0;
-  }
-  return count;
-}
-
-// Next to nothing beside the search for places, since the compiler makes vectors of it.
-static bool names_only(int64_t rows, const int32_t* map, int32_t count) {
-  int32_t most = -1;
-  for (int32_t r = 0; r < count; r++) most = map[r] > most ? map[r] : most;
-  return most < rows;
-}
-
 static bool convolve(const ConvolveJob& job) {
   const int32_t depth = cells(job.channels_in), width = job.panels * PANEL;
   float* sums = reinterpret_cast<float*>(job.scratch);
@@ -57,7 +51,7 @@ static bool convolve(const ConvolveJob& job) {
     for (int32_t i = 0; i < count; i++)
       read_cells(job.inputs, map[places[i]], job.channels_in, rows + static_cast<int64_t>(i) * depth);
     for (int32_t panel = 0; panel < job.panels; panel++) {
-      const float* packed = job.packed + (static_cast<int64_t>(slot) * job.panels + panel) * job.channels_in * PANEL;
+      const float* packed = job.packed + (static_cast<int64_t>(slot) * job.panels + panel) * packed_floats(job.channels_in);
       const bool half = job.channels_out - panel * PANEL <= LANES;
       for_rows<ROWS>(count, 0, [&]<int R>(int32_t r) {
         const float* some = rows + static_cast<int64_t>(r) * depth;
@@ -67,7 +61,7 @@ static bool convolve(const ConvolveJob& job) {
   }
   for (int32_t r = 0; r < job.rows; r++) {
     const float* from = sums + static_cast<int64_t>(r) * width;
-    write_row(job.out, static_cast<int64_t>(r) * job.channels_out, job.inputs.element, job.channels_out,
+    write_row(job.out, r * job.out_stride, job.inputs.element, job.channels_out,
               [&](int32_t x) { return from[x]; });
   }
   return true;
@@ -78,24 +72,41 @@ static size_t gradient_bytes(int32_t panels) {
           static_cast<size_t>(GRADIENT_PAIRS) * GRADIENT_CHANNELS + GRADIENT_ROWS) * sizeof(float);
 }
 
-// sums (R channels) += the outer products of `pairs` rows of inputs and of gradients
+// sums (R channels) += the outer products of `count` rows of cells of inputs and of gradients
 template <int R, int V>
 static __attribute__((noinline)) void add_outer(
-    const float* inputs, int32_t pairs, const float* gradients, int32_t width, float* sums) {
+    const float* inputs, int32_t count, const float* gradients, int32_t width, float* sums) {
   vf acc[R][V];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * width + v * LANES);
-  for (int32_t k = 0; k < pairs; k++) {
+  for (int32_t k = 0; k < count; k++) {
     vf row[V];
     for (int v = 0; v < V; v++) row[v] = load(gradients + static_cast<int64_t>(k) * width + v * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const vf x = broadcast(inputs[k * GRADIENT_CHANNELS + r]);
-      for (int v = 0; v < V; v++) acc[r][v] += x * row[v];
+      const vf x = broadcast_cell(inputs + k * GRADIENT_CHANNELS + r);
+      for (int v = 0; v < V; v++) acc[r][v] = multiply_cell(acc[r][v], x, row[v]);
     }
   }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) store(sums + r * width + v * LANES, acc[r][v]);
+}
+
+// Reads the rows of some pairs, CELL_ROWS to a row of cells. Returns how many rows of cells there are.
+static int32_t read_pairs(
+    const GradientJob& job, int64_t first, const int32_t* places, int32_t pairs, float* inputs, float* gradients) {
+  const int32_t width = job.panels * PANEL, count = (pairs + CELL_ROWS - 1) / CELL_ROWS;
+  for (int32_t i = 0; i < count; i++) {
+    int64_t from[CELL_ROWS], to[CELL_ROWS];
+    for (int32_t c = 0; c < CELL_ROWS; c++) {
+      const int32_t at = i * CELL_ROWS + c;
+      to[c] = at < pairs ? first + places[at] : -1;
+      from[c] = at < pairs ? job.map[to[c]] : -1;
+    }
+    read_rows_as_cells(job.inputs, from, job.channels, job.channels, inputs + i * GRADIENT_CHANNELS);
+    read_rows_as_cells(job.gradients, to, job.channels_out, width, gradients + static_cast<int64_t>(i) * width);
+  }
+  return count;
 }
 
 static bool gradient(const GradientJob& job) {
@@ -104,33 +115,26 @@ static bool gradient(const GradientJob& job) {
   float* gradients = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
   float* inputs = gradients + static_cast<int64_t>(GRADIENT_PAIRS) * width;
   int32_t* places = reinterpret_cast<int32_t*>(inputs + GRADIENT_PAIRS * GRADIENT_CHANNELS);
-  Rows part = job.inputs;
-  part.data = static_cast<const char*>(part.data) + job.first_channel * (part.element == FLOAT32 ? 4 : 2);
   memset(sums, 0, static_cast<size_t>(job.channels) * width * sizeof(float));
   for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
-    const int32_t* map = job.map + first;
     const int64_t left = job.rows - first;
-    const int32_t count = static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS);
-    if (!names_only(job.input_rows, map, count)) return false;
-    const int32_t found = find_places(map, count, places);
+    const int32_t rows = static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS);
+    if (!names_only(job.input_rows, job.map + first, rows)) return false;
+    const int32_t found = find_places(job.map + first, rows, places);
     for (int32_t begin = 0; begin < found; begin += GRADIENT_PAIRS) {
       const int32_t pairs = found - begin < GRADIENT_PAIRS ? found - begin : GRADIENT_PAIRS;
-      for (int32_t i = 0; i < pairs; i++) {
-        const int32_t row = places[begin + i];
-        read_row(part, map[row], job.channels, job.channels, 1.0f, inputs + i * GRADIENT_CHANNELS);
-        read_row(job.gradients, first + row, job.channels_out, width, 1.0f, gradients + static_cast<int64_t>(i) * width);
-      }
+      const int32_t count = read_pairs(job, first, places + begin, pairs, inputs, gradients);
       for (int32_t panel = 0; panel < job.panels; panel++) {
         const bool half = job.channels_out - panel * PANEL <= LANES;
         for_rows<ROWS>(job.channels, 0, [&]<int R>(int32_t i) {
           float* to = sums + static_cast<int64_t>(i) * width + panel * PANEL;
-          (half ? add_outer<R, 1> : add_outer<R, VECTORS>)(inputs + i, pairs, gradients + panel * PANEL, width, to);
+          (half ? add_outer<R, 1> : add_outer<R, VECTORS>)(inputs + i, count, gradients + panel * PANEL, width, to);
         });
       }
     }
   }
   for (int32_t i = 0; i < job.channels; i++)
-    memcpy(job.out + static_cast<int64_t>(i) * job.channels_out, sums + static_cast<int64_t>(i) * width,
+    memcpy(job.out + i * job.out_stride, sums + static_cast<int64_t>(i) * width,
            static_cast<size_t>(job.channels_out) * sizeof(float));
   return true;
 }
@@ -138,5 +142,6 @@ static bool gradient(const GradientJob& job) {
 static bool can_run() { return CAN_RUN; }
 
 extern "C" const Convolver KERNEL = {
-    NAME, PANEL, can_run, convolve_bytes, gradient_bytes, pack, convolve, gradient,
+    NAME, PANEL, GRADIENT_CHANNELS, can_run, packed_floats, convolve_bytes, gradient_bytes,
+    pack, convolve, gradient, depthwise, depthwise_gradient,
 };
