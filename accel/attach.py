@@ -220,7 +220,6 @@ def _attach(each: Attachment) -> None:
     _detach(each.transformer)
     if each.resting is not None:
         install_cache(each.transformer, each.resting)
-    # The hook registered last runs first: where the loop is must be known before the cache is asked.
     install_hook(each.transformer, each.hook)
     if each.hook.session.method is not None:
         for _, module, processor in _processors(each.transformer, each.hook.session):

@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+
+from accel.attention.heads import HeadShare
 
 State = TypeVar("State")
 
@@ -95,7 +97,7 @@ class AttentionCall:
     """Queries, keys and values after norm and rotary embedding, and where in model, grid and time they belong.
 
     `dense` computes attention over all keys: by the backend that the user has `chosen`, else by the faster of ours and
-    the pipeline's own.
+    the pipeline's own. Where devices share the heads, `share` says which these are.
     """
 
     q: Float[Tensor, "b h s d"]
@@ -108,6 +110,15 @@ class AttentionCall:
     scale: float
     dense: Callable[[], Float[Tensor, "b h s d"]]
     chosen: bool = False
+    share: HeadShare | None = None
+
+    def all_heads(self, x: Shaped[Tensor, "b h *rest"]) -> Shaped[Tensor, "b h2 *rest"]:
+        """Return a value of each head for all heads of the layer, from those of this call."""
+        return x if self.share is None else self.share.all(x)
+
+    def own_heads(self, x: Shaped[Tensor, "b h2 *rest"]) -> Shaped[Tensor, "b h *rest"]:
+        """Return of the values of all heads those of this call's."""
+        return x if self.share is None else self.share.own(x, self.q.shape[1])
 
 
 @dataclass

@@ -13,7 +13,17 @@ from accel.caching.resting import Resting
 HOOK = "accel_cache"
 
 
-class ForwardHook(ModelHook):
+class _CacheHook(ModelHook):
+    """One of the hooks of a policy."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse copies: what diffusers wraps around `forward` would run the transformer that it was made for."""
+        raise TypeError(
+            "a transformer with a cache attached can be neither copied nor pickled; call accel.disable first"
+        )
+
+
+class ForwardHook(_CacheHook):
     """On the root of the transformer, inside the hook that knows the step."""
 
     def __init__(self, resting: Resting):
@@ -26,7 +36,7 @@ class ForwardHook(ModelHook):
         return self.resting.forward(module, stock, args, kwargs)
 
 
-class BlockHook(ModelHook):
+class BlockHook(_CacheHook):
     """On one block."""
 
     def __init__(self, resting: Resting, index: int):
@@ -39,7 +49,7 @@ class BlockHook(ModelHook):
         return self.resting.block(self.index, stock, args, kwargs)
 
 
-class TimeHook(ModelHook):
+class TimeHook(_CacheHook):
     """On the module that embeds the timestep."""
 
     def __init__(self, resting: Resting):
@@ -52,7 +62,7 @@ class TimeHook(ModelHook):
         return output
 
 
-class LinearHook(ModelHook):
+class LinearHook(_CacheHook):
     """On the first or last layer of a block's MLP."""
 
     def __init__(self, resting: Resting, narrow: Narrowed):

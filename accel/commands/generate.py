@@ -37,6 +37,12 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="classifier-free guidance; 1 is none")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="make it densely as well and measure both")] = False,
     output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("accel-output"),
+    image: Annotated[Path | None, typer.Option(help="first picture, for an image-to-video model")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="what the video does not show; needs guidance")] = None,
+    lora: Annotated[str | None, typer.Option(help="LoRA file, folder or Hugging Face id")] = None,
+    offload: Annotated[str | None, typer.Option(help="model or group: on the device only while it computes")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8: the transformer's weights, by torchao")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="compile the transformer's blocks")] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -45,13 +51,16 @@ def generate(
     with options.one_line_errors():
         from accel.files import check_writable
         from accel.workbench.loading import load_pipeline
+        from accel.workbench.preparing import Preparation
 
+        how = Preparation(lora, offload, quantize, compiled)
         rests = _cache(cache)
         chosen = _method(method, density, dense_steps, compare and rests is None)
         options.set_threads(threads)
         check_writable(output)
-        loaded = load_pipeline(model, device, dtype)
+        loaded = load_pipeline(model, device, dtype, how)
         asked = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
+        asked |= dict(image=image, negative_prompt=negative_prompt)
         if compare:
             _compare(loaded, chosen, rests, prompt, output, asked)
         else:

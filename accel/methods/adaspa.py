@@ -71,23 +71,23 @@ class AdaSpa(Scheduled):
         offsets = uniform_offsets(call.geometry.tokens, self.block, call.q.device)
         mass = block_mass(call.q, call.k, lse, offsets, offsets, q_order=order, kv_order=order, scale=call.scale)
         # Every order leaves the rest where it is, so its blocks are those of the native order.
-        mask = keep_rest(self._select(mass), call.geometry, offsets, offsets)
+        mask = keep_rest(self._select(call, mass), call.geometry, offsets, offsets)
         return Sparse(BlockMap.from_dense(mask, offsets, offsets), order, order)
 
-    def _select(self, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
+    def _select(self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
         blocks = mass.shape[-1]
         budget = torch.full((*mass.shape[:2], 1, 1), self.density, device=mass.device)
         if self.head_adaptive:
             # Half the density moves from the best to the worst heads; never more than these can take.
-            budget = budget + self._head_direction(mass) * min(self.density / 2, 1 - self.density)
+            budget = budget + self._head_direction(call, mass) * min(self.density / 2, 1 - self.density)
         return select_blocks(mass, top_k=(budget * blocks).round().clamp(min=1).long())
 
-    def _head_direction(self, mass: Float[Tensor, "b h nq nk"]) -> Float[Tensor, "b h 1 1"]:
+    def _head_direction(self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"]) -> Float[Tensor, "b h 1 1"]:
         """Return -1 for the n heads of highest recall, 1 for the n of lowest, n = heads with recall above 0.8."""
         kept = select_blocks(mass, top_k=max(1, round(self.density * mass.shape[-1])))
-        recall = (mass * kept).sum((-1, -2)) / mass.sum((-1, -2))
+        recall = call.all_heads((mass * kept).sum((-1, -2)) / mass.sum((-1, -2)))
         heads = recall.shape[1]
         # The paper leaves open what happens above half of the heads: best and worst must not overlap.
         count = (recall > 0.8).sum(-1, keepdim=True).clamp(max=heads // 2)
         rank = recall.argsort(-1, descending=True).argsort(-1)
-        return ((rank >= heads - count).float() - (rank < count).float())[..., None, None]
+        return call.own_heads((rank >= heads - count).float() - (rank < count).float())[..., None, None]

@@ -60,6 +60,8 @@ class Clustered(Scheduled):
         self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"], queries: Clusters, keys: Clusters, least: float
     ) -> Bool[Tensor, "b h nq nk"]:
         """Return the pairs of most mass, by density or top_p, and of each row at least a share of the key clusters."""
-        return select_clusters(
-            mass, queries, keys, call.geometry, density=self.density, top_p=self.top_p, least_share=least
+        mass, q_sizes, k_sizes = (call.all_heads(each) for each in (mass, queries.sizes, keys.sizes))
+        kept = select_clusters(
+            mass, q_sizes, k_sizes, call.geometry, density=self.density, top_p=self.top_p, least_share=least
         )
+        return call.own_heads(kept)

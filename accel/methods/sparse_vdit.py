@@ -68,7 +68,8 @@ class SparseVDiT(Scheduled):
 
     def _from_table(self, call: AttentionCall, state: SparseVDiTState) -> Sparse:
         assert self.table is not None
-        modes = self.table.modes(call.progress, call.layer)
+        first, heads = 0 if call.share is None else call.share.first, call.q.shape[1]
+        modes = self.table.modes(call.progress, call.layer)[first : first + heads]
         if state.plan is None or state.modes != modes:
             if state.columns is None:
                 state.columns = self._rank_columns(call)

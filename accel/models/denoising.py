@@ -73,6 +73,10 @@ class Denoising:
         self._threads = threading.local()
         self.latest = Generation()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without the generations: a copy of a transformer begins its own."""
+        return Denoising, ()
+
     @property
     def current(self) -> Generation:
         """The generation of this thread."""

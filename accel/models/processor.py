@@ -9,12 +9,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from accel.attention.heads import HeadShare
 from accel.models.compiling import outside_graphs
 from accel.models.dispatch import Route, backend_is_chosen, private_backend
 from accel.models.interception import SDPAInterception, sdpa
+from accel.models.parallel import attend_over_heads, reason_against_exchange
 from accel.models.session import Session
 
 
@@ -47,7 +50,7 @@ class SparseAttentionProcessor:
 
     def _attend(
         self, stock: Callable[..., Tensor], number: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-        arguments: dict[str, Any],
+        arguments: dict[str, Any], share: HeadShare | None = None, obstacle: str | None = None,
     ) -> Tensor:  # fmt: skip
         return self.session.attend(
             self.layer,
@@ -59,7 +62,8 @@ class SparseAttentionProcessor:
             scale=arguments["scale"],
             number=number,
             chosen=self._attention_backend is not None or backend_is_chosen(),
-            obstacle=_obstacle(arguments),
+            obstacle=obstacle or _obstacle(arguments),
+            share=share,
         )
 
 
@@ -85,12 +89,25 @@ class _Dispatched(SparseAttentionProcessor):
     def _attend_dispatched(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]
     ) -> Tensor:
+        config, reason = arguments["parallel_config"], None
+        if config is not None:
+            reason = _obstacle(arguments) or reason_against_exchange(q, k, config)
+            if reason is None and torch.is_grad_enabled() and q.requires_grad:
+                reason = "gradients are asked for under context parallelism"
+            if reason is None:
+                return attend_over_heads(self._attend_with, q, k, v, mask, arguments)
+        return self._attend_with(q, k, v, mask, arguments, None, reason)
+
+    def _attend_with(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any],
+        share: HeadShare | None, obstacle: str | None = None,
+    ) -> Tensor:  # fmt: skip
         backend = self._attention_backend
 
         def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend, **arguments)
 
-        return self._attend(stock, 0, q, k, v, mask, arguments)
+        return self._attend(stock, 0, q, k, v, mask, arguments, share, obstacle)
 
 
 class _Intercepted(SparseAttentionProcessor):
@@ -136,8 +153,6 @@ def _obstacle(arguments: dict[str, Any]) -> str | None:
     """Return what of a call's arguments no plan can obey, or None."""
     if arguments["is_causal"]:
         return "the attention is causal"
-    if arguments.get("parallel_config") is not None:
-        return "the sequence is shared among devices (context parallelism)"
     return "the attention has dropout" if arguments["dropout_p"] else None
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from typing import Any
 
-from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import (
+    BaseState,
+    CacheContext,
+    HookFunctionReference,
+    HookRegistry,
+    ModelHook,
+    StateManager,
+)
 from torch import Tensor, nn
 
 from accel.attention.call import Progress
+from accel.models.adapters import adapter_of
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument
 from accel.models.compiling import outside_graphs
@@ -29,6 +38,10 @@ class _ThreadContext(StateManager):
     def __init__(self) -> None:
         self._threads = threading.local()
         super().__init__(_NoState)  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without the threads."""
+        return _ThreadContext, ()
 
     @property
     def _context(self) -> CacheContext | None:
@@ -52,10 +65,31 @@ class ProgressHook(ModelHook):
     def __init__(self, session: Session, adapter: Adapter, pipeline: Any):
         super().__init__()
         self.session, self.adapter = session, adapter
-        self.pipeline = weakref.ref(pipeline) if pipeline is not None else lambda: None
+        self._pipeline = None if pipeline is None else weakref.ref(pipeline)
         # Diffusers hands the cache context to state managers only.
         self.context = _ThreadContext()
         self._order = threading.local()  # schedule, timestep and number of the latest call
+
+    @property
+    def pipeline(self) -> Any:
+        """The pipeline whose schedule counts, None where it is unknown or gone."""
+        return None if self._pipeline is None else self._pipeline()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without threads and pipeline, and with the adapter's class: it holds functions without a name."""
+        left_out = {"_pipeline": None, "_order": None, "adapter": self.adapter.classes[0]}
+        return {**self.__dict__, **left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_order": threading.local(), "adapter": adapter_of(state["adapter"])}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProgressHook:
+        """Return a hook for a copied transformer: of the copied pipeline, or of the same one."""
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        pipeline = memo.get(id(self.pipeline), self.pipeline)
+        copied._pipeline = None if pipeline is None else weakref.ref(pipeline)
+        return copied
 
     @outside_graphs
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,18 +100,17 @@ class ProgressHook(ModelHook):
         geometry = self.adapter.geometry(module, args, kwargs)
         self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index)
 
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
+    def listen(self, module: nn.Module) -> ProgressHook:
         """Listen to the module's calls.
 
         Not by wrapping `forward`, as diffusers does: offloading puts back the one it found, whoever wrapped it since.
         """
         self._listening = module.register_forward_pre_hook(self.note, with_kwargs=True)
-        return module
+        return self
 
-    def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # as diffusers spells it
-        """Stop listening."""
+    def stop_listening(self) -> None:
+        """Hear no more calls."""
         self._listening.remove()
-        return module
 
     def reset_state(self, module: nn.Module) -> None:
         """Called by diffusers when a generation has ended."""
@@ -87,7 +120,7 @@ class ProgressHook(ModelHook):
 
     def _schedule(self) -> Tensor | None:
         """Return the pipeline's timesteps, a new tensor in every generation."""
-        return getattr(getattr(self.pipeline(), "scheduler", None), "timesteps", None)
+        return getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
 
     def _progress(self, timestep: Any, schedule: Tensor | None) -> tuple[Progress | None, bool]:
         """Return where the call stands, and whether its step is the loop's own index."""
@@ -115,7 +148,7 @@ class ProgressHook(ModelHook):
         seen = self._order.seen
         if value not in seen:
             seen.append(value)
-        scheduler = getattr(self.pipeline(), "scheduler", None)
+        scheduler = getattr(self.pipeline, "scheduler", None)
         step = seen.index(value) + (getattr(scheduler, "begin_index", None) or 0)
         return (step, len(schedule)) if step < len(schedule) else None
 
@@ -131,9 +164,15 @@ def _position(timestep: float, schedule: Tensor) -> tuple[int, int] | None:
 
 
 def install_hook(transformer: nn.Module, hook: ProgressHook) -> None:
-    """Register the hook on the transformer, which must not carry one yet."""
+    """Put the hook on the transformer, which must not carry one yet.
+
+    First in diffusers' registry and without wrapping `forward`: it only listens, and a transformer whose `forward` is a
+    closure can be neither copied nor pickled.
+    """
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.register_hook(hook, HOOK)
+    registry.hooks[HOOK] = hook.listen(transformer)
+    registry._hook_order.insert(0, HOOK)
+    registry._fn_refs.insert(0, HookFunctionReference())
     registry.invalidate_child_registries_cache()
 
 
@@ -146,5 +185,10 @@ def installed_hook(transformer: nn.Module) -> ProgressHook | None:
 def remove_hook(transformer: nn.Module) -> None:
     """Take the hook off again."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.remove_hook(HOOK, recurse=False)
+    hook = installed_hook(transformer)
+    if hook is not None:
+        hook.stop_listening()
+        del registry.hooks[HOOK]
+        place = registry._hook_order.index(HOOK)
+        del registry._hook_order[place], registry._fn_refs[place]
     registry.invalidate_child_registries_cache()

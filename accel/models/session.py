@@ -13,6 +13,7 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall
 from accel.attention.execute import attend, full_attention
+from accel.attention.heads import HeadShare
 from accel.methods.method import Method
 from accel.models.denoising import Denoising
 from accel.models.padding import Rows, rows_by_sample, valid_rows, without_padding
@@ -32,6 +33,7 @@ class _Where:
     scale: float
     chosen: bool
     stock: Stock
+    share: HeadShare | None
 
 
 class Session:
@@ -59,12 +61,13 @@ class Session:
         number: int = 0,
         chosen: bool = False,
         obstacle: str | None = None,
+        share: HeadShare | None = None,
     ) -> Float[Tensor, "b s h d"]:
         """Return the attention of one self-attention call; `stock(q, k, v, mask)` runs what the pipeline would have.
 
         Where nobody has `chosen` that, our kernel computes what the method leaves dense, if it is faster. A `mask` may
         say which rows are padding. A scale of None is head_dim**-0.5. `number` counts the calls of one processor
-        call. An `obstacle` is a reason to run dense.
+        call. An `obstacle` is a reason to run dense. The `share` of the heads is said where devices share them.
         """
         obstacle = obstacle or self._obstacle(q, k)
         samples = None
@@ -75,7 +78,7 @@ class Session:
         if obstacle is not None:
             self.warn_once(obstacle)
             return stock(q, k, v, mask)
-        where = _Where(layer, number, q.shape[-1] ** -0.5 if scale is None else scale, chosen, stock)
+        where = _Where(layer, number, q.shape[-1] ** -0.5 if scale is None else scale, chosen, stock, share)
         if samples is None:
             return self._attend(where, q, k, v, None)
         return without_padding(partial(self._attend, where), q, k, v, samples)
@@ -102,8 +105,9 @@ class Session:
             return where.stock(q, k, v, None).transpose(1, 2)
 
         call = AttentionCall(
-            q_heads, k_heads, v_heads, where.layer, self.layers, geometry, progress, where.scale, dense, where.chosen
-        )
+            q_heads, k_heads, v_heads, where.layer, self.layers, geometry, progress, where.scale, dense, where.chosen,
+            where.share,
+        )  # fmt: skip
         key = where.layer, where.number, progress.branch, progress.sample, len(q), geometry
         plan = self.method.plan(call, generation.memories[key])
         watch.lap()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,6 +18,7 @@ from accel.attach import Handle, disable, enabled
 from accel.errors import InputError
 from accel.methods.method import Method
 from accel.models.records import BlockRecord, CallRecord, block_letters, block_shares, summarize
+from accel.workbench.conditions import conditions
 from accel.workbench.facts import facts
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.metrics import synchronized_time
@@ -37,6 +39,8 @@ class CallOptions(TypedDict, total=False):
     height: int | None
     width: int | None
     guidance_scale: float | None
+    negative_prompt: str | None
+    image: Path | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ def call_arguments(
     height: int | None = None,
     width: int | None = None,
     guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    image: Path | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Return the checked seed and arguments of the pipeline's call; warns of words that the model does not know."""
     given = {
@@ -127,7 +133,8 @@ def call_arguments(
     if not 0 <= seed < SEED_LIMIT:
         raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")
     warn_unknown_words(getattr(loaded.pipeline, "tokenizer", None), prompt)
-    return seed, {"prompt": prompt, **call}
+    made_from = conditions(loaded.pipeline, image, negative_prompt, call["width"], call["height"])
+    return seed, {"prompt": prompt, **call, **made_from}
 
 
 def run(

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUs
 from accel.errors import InputError
 from accel.models.adapters import adapter_for, generated_classes, supported_classes, transformers_of
 from accel.models.adapters.adapter import Adapter
+from accel.workbench.preparing import Preparation, prepare
 
 EMBEDDED_NAME = "shapes-wan"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,8 +42,8 @@ class LoadedPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the transformers are."""
-        return self.transformers[0].device
+        """Where the transformers compute; while they rest they may be offloaded."""
+        return self.pipeline._execution_device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,7 +72,9 @@ def embedded_folder() -> Path:
     return Path(__file__).parents[1] / "embedded" / EMBEDDED_NAME
 
 
-def load_pipeline(model: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedPipeline:
+def load_pipeline(
+    model: str | None = None, device: str = "auto", dtype: str = "auto", how: Preparation | None = None
+) -> LoadedPipeline:
     """Load the embedded model (None), a local folder or a Hugging Face id; InputError on what cannot be used."""
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
@@ -84,7 +87,8 @@ def load_pipeline(model: str | None = None, device: str = "auto", dtype: str = "
     except Exception as error:
         raise InputError(f"model {name!r} could not be loaded: {_first_line(error)}") from error
     check_weights(pipeline)
-    return LoadedPipeline(pipeline.to(torch_device), name, _defaults(pipeline, source))
+    prepare(pipeline, how or Preparation(), torch_device)
+    return LoadedPipeline(pipeline, name, _defaults(pipeline, source))
 
 
 def check_weights(pipeline: Any) -> None:
@@ -143,8 +147,6 @@ def _source(name: str) -> str:
 
 def _check_index(name: str, source: str) -> None:
     """Look at the pipeline's index, before anything large is read or downloaded."""
-    import diffusers
-
     try:
         index: Any = DiffusionPipeline.load_config(source)
     except Exception as error:
@@ -164,12 +166,6 @@ def _check_index(name: str, source: str) -> None:
         advice = "use accel.enable on its pipeline in Python" if known else "it is not supported"
         raise InputError(
             f"{name!r} has a transformer of class {other}; the command line makes videos with {accepted}: {advice}"
-        )
-    pipeline_class = getattr(diffusers, index.get("_class_name", ""), DiffusionPipeline)
-    if "image" in inspect.signature(pipeline_class.__call__).parameters:
-        raise InputError(
-            f"{name!r} ({pipeline_class.__name__}) needs an image; give a text-to-video model, "
-            "or use accel.enable on the pipeline in Python"
         )
 
 

@@ -26,8 +26,8 @@ def centroid_mass(queries: Clusters, keys: Clusters, scale: float) -> Float[Tens
 
 def select_clusters(
     mass: Float[Tensor, "b h nq nk"],
-    queries: Clusters,
-    keys: Clusters,
+    q_sizes: Int[Tensor, "b h nq"],
+    k_sizes: Int[Tensor, "b h nk"],
     geometry: Geometry,
     *,
     density: float | None,
@@ -44,7 +44,7 @@ def select_clusters(
         pairs = geometry.tokens**2
         # Rows and columns of all other tokens are always computed: what they cost is not there for video.
         budget = mass.shape[1] * max(0, int(density * pairs) - (pairs - geometry.video_tokens**2))
-        return _select_within(mass, queries.sizes, keys.sizes, budget, at_least)
+        return _select_within(mass, q_sizes, k_sizes, budget, at_least)
     if top_p == 1:  # a rounded sum may reach the whole before the last entries
         return torch.ones_like(mass, dtype=torch.bool)
     return select_blocks(mass, top_p=top_p, at_least=at_least)

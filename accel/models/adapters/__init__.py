@@ -63,15 +63,20 @@ def generated_classes() -> tuple[str, ...]:
 
 
 def adapter_for(transformer: nn.Module) -> Adapter:
-    """Return the adapter of a transformer; ValueError names supported classes, the nearest ones first."""
+    """Return the adapter of a transformer; ValueError as `adapter_of` raises it, or for one that is wrapped."""
     name = type(transformer).__name__
-    for adapter in ADAPTERS:
-        if name in adapter.classes:
-            return adapter
     if hasattr(transformer, "_orig_mod"):
         raise ValueError(
             f"{name} wraps a compiled transformer; enable accel before torch.compile, or call transformer.compile()"
         )
+    return adapter_of(name)
+
+
+def adapter_of(name: str) -> Adapter:
+    """Return the adapter of a transformer class; ValueError names supported classes, the nearest ones first."""
+    for adapter in ADAPTERS:
+        if name in adapter.classes:
+            return adapter
     known = supported_classes()
     nearest = get_close_matches(name, known, 3, 0.6)
     raise ValueError(
