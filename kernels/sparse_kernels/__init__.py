@@ -2,13 +2,14 @@
 
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_scores import antidiagonal_scores, block_mass, pooled
-from sparse_kernels.block_sparse_attention import backend_reasons, block_sparse_attention, outruns_sdpa
+from sparse_kernels.block_sparse_attention import Summaries, backend_reasons, block_sparse_attention, outruns_sdpa
 from sparse_kernels.centroids import centroid_log_error, merge_centroids
 from sparse_kernels.kmeans import Clusters, kmeans
 
 __all__ = [
     "BlockMap",
     "Clusters",
+    "Summaries",
     "antidiagonal_scores",
     "backend_reasons",
     "block_mass",

@@ -6,5 +6,6 @@ from sparse_kernels.block_sparse_attention.api import (
     outruns_sdpa,
     precision_reasons,
 )
+from sparse_kernels.block_sparse_attention.summaries import Summaries
 
-__all__ = ["backend_reasons", "block_sparse_attention", "outruns_sdpa", "precision_reasons"]
+__all__ = ["Summaries", "backend_reasons", "block_sparse_attention", "outruns_sdpa", "precision_reasons"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparse_kernels._backends import BACKENDS, choose, load_backend
 from sparse_kernels._checks import check_order, check_q_k, check_rows, check_shared, check_types, described
 from sparse_kernels.block_map import BlockMap
+from sparse_kernels.block_sparse_attention.summaries import Summaries, check_summaries
 
 EVERY_BACKEND = ("cpu", "triton", "flex", "reference")
 PRECISIONS = ("int8", "fp8")
@@ -21,7 +22,8 @@ PACKAGE = "block_sparse_attention"
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *,
     q_order: Tensor | None = None, kv_order: Tensor | None = None, scale: float | None = None,
-    return_lse: Literal[False] = False, backend: str | None = None, precision: str | None = None,
+    summaries: Summaries | None = None, return_lse: Literal[False] = False, backend: str | None = None,
+    precision: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -29,7 +31,8 @@ def block_sparse_attention(
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *,
     q_order: Tensor | None = None, kv_order: Tensor | None = None, scale: float | None = None,
-    return_lse: Literal[True], backend: str | None = None, precision: str | None = None,
+    summaries: Summaries | None = None, return_lse: Literal[True, "visited"], backend: str | None = None,
+    precision: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -42,7 +45,8 @@ def block_sparse_attention(
     q_order: Int[Tensor, "#b #h sq"] | None = None,
     kv_order: Int[Tensor, "#b #h skv"] | None = None,
     scale: float | None = None,
-    return_lse: bool = False,
+    summaries: Summaries | None = None,
+    return_lse: Literal[False, True, "visited"] = False,
     backend: str | None = None,
     precision: str | None = None,
 ) -> Float[Tensor, "b h sq d"] | tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
@@ -50,20 +54,25 @@ def block_sparse_attention(
 
     `q_order[..., i]` is the row of `q` that stands at position i of the map, likewise `kv_order`; results are in
     the callers' row order. Rows that visit nothing are zero with an LSE of -inf. `scale` defaults to d**-0.5.
+    With `summaries` the blocks that are not visited answer through theirs, in the same softmax; the LSE is then that of
+    all that answered, with "visited" that of the visited keys alone.
     `precision` rounds operands, for speed: "int8" those of q k (after SageAttention), "fp8" all of them to E4M3
     (after FPSAttention); it has no backward pass.
     ValueError on shapes, types or a map that do not fit, and when `backend` cannot run the call.
     """
     _check(q, k, v, block_map, q_order, kv_order)
-    differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    differentiable = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (q, k, v, summaries) if isinstance(x, (Tensor, Summaries))
+    )
     _check_precision(precision, backend, differentiable)
+    given_summaries = _given_summaries(summaries, return_lse, q, block_map, precision, backend, differentiable)
     if differentiable and backend is None:
         backend = "reference"  # the only one with a backward
     package, accepted, given = _package(precision)
     work = "block-sparse attention runs"
     module = choose(package, work, backend, q, k, v, block_map, *given, accepted=accepted, level=3)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = module.forward(q, k, v, block_map, q_order, kv_order, scale, *given)
+    out, lse = module.forward(q, k, v, block_map, q_order, kv_order, scale, *given, **given_summaries)
     return (out, lse) if return_lse else out
 
 
@@ -104,6 +113,25 @@ def _check_precision(precision: str | None, backend: str | None, differentiable:
         raise ValueError(f"backend flex has no precision {precision!r}; accepted: {', '.join(BACKENDS)}")
     if differentiable:
         raise ValueError(f"precision {precision!r} has no backward pass; call under torch.no_grad() or leave it out")
+
+
+def _given_summaries(
+    summaries: Any, return_lse: Any, q: Tensor, block_map: BlockMap, precision: str | None, backend: str | None,
+    differentiable: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what backends are given of summaries: nothing where there are none."""
+    if return_lse not in (False, True, "visited"):
+        raise ValueError(f"return_lse must be False, True or 'visited', got {return_lse!r}")
+    if summaries is None:
+        return {}
+    check_summaries(summaries, q, block_map)
+    if precision is not None:
+        raise ValueError(f"summaries are not rounded: leave precision {precision!r} out")
+    if backend == "flex":
+        raise ValueError(f"backend flex has no summaries; accepted: {', '.join(BACKENDS)}")
+    if differentiable and backend not in (None, "reference"):
+        raise ValueError(f"backend {backend} has no backward pass: call under torch.no_grad() or with 'reference'")
+    return {"summaries": summaries, "lse_of_visited": return_lse == "visited"}
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, block_map: Any, q_order: Tensor | None, kv_order: Tensor | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sparse_kernels import _extension
 from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels.block_map import BlockMap
+from sparse_kernels.block_sparse_attention.summaries import Summaries
 
 MAX_HEAD_DIM = 256
 
@@ -39,11 +40,14 @@ def forward(
     scale: float,
     instructions: str = "",
     key_mean: Float[Tensor, "b hkv d"] | None = None,
+    summaries: Summaries | None = None,
+    lse_of_visited: bool = False,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
     """Return the output and the natural-log LSE; `instructions` forces an instruction set, for tests and for int8.
 
     `key_mean` (float32) is what the int8 kernel takes off the keys before it rounds them.
     """
+    means = (None, None, None) if summaries is None else summaries.of_heads()
     return torch.ops.sparse_kernels.block_sparse_attention_cpu(
         rows(q),
         rows(k),
@@ -57,4 +61,6 @@ def forward(
         scale,
         instructions,
         key_mean,
+        *means,
+        lse_of_visited,
     )

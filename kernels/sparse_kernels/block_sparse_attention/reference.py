@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor
 from sparse_kernels._checks import check_permutes, check_rises
 from sparse_kernels._tensors import of_head
 from sparse_kernels.block_map import BlockMap
+from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
 
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
@@ -52,27 +54,32 @@ def forward(
     kv_order: Int[Tensor, "#b #h skv"] | None,
     scale: float,
     weigh: Callable[[Tensor, Tensor], Tensor] = weigh,
+    summaries: Summaries | None = None,
+    lse_of_visited: bool = False,
 ) -> tuple[Float[Tensor, "b h sq d"], Float[Tensor, "b h sq"]]:
     """Return the output and the natural-log LSE, both in the callers' row order; `weigh` makes scores weights."""
     batch, heads = q.shape[:2]
     check_map(q, k, block_map, q_order, kv_order)
     mask = block_map.to_dense()
+    means = None if summaries is None else summaries.of_heads()
+    if means is not None:
+        means = (*means[:2], heard_weights(block_map, means[2]))
     outs, lses = [], []
     for b in range(batch):
         for h in range(heads):
             kv_head = h * k.shape[1] // heads
             rows, columns = of_head(q_order, b, h), of_head(kv_order, b, h)
             head_q, head_k, head_v = q[b, h], k[b, kv_head], v[b, kv_head]
-            out, lse = _attend_head(
-                head_q if rows is None else head_q[rows],
+            blocks = _Blocks(
                 head_k if columns is None else head_k[columns],
                 head_v if columns is None else head_v[columns],
                 of_head(mask, b, h),
-                of_head(block_map.q_offsets, b, h),
-                of_head(block_map.kv_offsets, b, h),
-                scale,
-                weigh,
+                of_head(block_map.kv_offsets, b, h).tolist(),
+                None if means is None else [of_head(x, b, h) for x in means],
             )
+            head_q = head_q if rows is None else head_q[rows]
+            offsets = of_head(block_map.q_offsets, b, h)
+            out, lse = _attend_head(head_q, offsets, blocks, scale, weigh, lse_of_visited)
             if rows is not None:
                 inverse = torch.argsort(rows)
                 out, lse = out[inverse], lse[inverse]
@@ -82,22 +89,43 @@ def forward(
     return torch.stack(outs).view(*shape, -1).to(q.dtype), torch.stack(lses).view(shape)
 
 
+@dataclass(frozen=True)
+class _Blocks:
+    """The key blocks of one head in their order, and their summaries: keys, values, what each query block hears."""
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor
+    ends: list[int]
+    summaries: list[Tensor] | None
+
+    def answer(self, i: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return keys, values and weights that query block i attends to, and how many of them are keys it visits."""
+        parts = [slice(self.ends[j], self.ends[j + 1]) for j in self.mask[i].nonzero().flatten().tolist()]
+        k, v = (torch.cat([x[:0], *(x[part] for part in parts)]).float() for x in (self.k, self.v))
+        weights, visited = k.new_zeros(len(k)), len(k)
+        if self.summaries is not None:
+            heard = self.summaries[2][i] > -torch.inf
+            more = (self.summaries[0][heard], self.summaries[1][heard], self.summaries[2][i][heard])
+            k, v, weights = (torch.cat(pair) for pair in zip((k, v, weights), more, strict=True))
+        return k, v, weights, visited
+
+
 def _attend_head(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, q_offsets: Tensor, kv_offsets: Tensor, scale: float,
-    weigh: Callable[[Tensor, Tensor], Tensor],
+    q: Tensor, q_offsets: Tensor, blocks: _Blocks, scale: float, weigh: Callable[[Tensor, Tensor], Tensor],
+    lse_of_visited: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    q_ends, kv_ends = q_offsets.tolist(), kv_offsets.tolist()
+    q_ends = q_offsets.tolist()
     outs, lses = [], []
     for i in range(len(q_ends) - 1):
         rows = q[q_ends[i] : q_ends[i + 1]].float()
-        blocks = mask[i].nonzero().flatten().tolist()
-        keys = [slice(kv_ends[j], kv_ends[j + 1]) for j in blocks]
-        if not any(part.stop > part.start for part in keys):
+        k, v, weights, visited = blocks.answer(i)
+        if len(k) == 0:
             outs.append(rows * 0)
             lses.append(torch.full((len(rows),), -torch.inf, device=q.device))
             continue
-        scores = rows @ torch.cat([k[part] for part in keys]).float().T * scale
+        scores = rows @ k.T * scale + weights
         lse = scores.logsumexp(-1)
-        outs.append(weigh(scores, lse) @ torch.cat([v[part] for part in keys]).float())
-        lses.append(lse)
+        outs.append(weigh(scores, lse) @ v)
+        lses.append(scores[:, :visited].logsumexp(-1) if lse_of_visited else lse)
     return torch.cat(outs), torch.cat(lses)

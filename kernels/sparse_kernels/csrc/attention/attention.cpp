@@ -50,10 +50,23 @@ struct Tile {
   int32_t rows, panel_count;
 };
 
+// What answers for key blocks that a query block does not visit; packed as panels behind those of the keys.
+struct Summaries {
+  std::optional<Tensor> keys, values, weights;  // (b h blocks d) twice and (b h blocks), float32
+  int64_t blocks = 0, panels = 0;               // panels of one head
+
+  int64_t head(int64_t batch, int64_t head) const {
+    return (weights->size(0) == 1 ? 0 : batch) * weights->size(1) + (weights->size(1) == 1 ? 0 : head);
+  }
+  int64_t panel_total() const { return weights ? weights->size(0) * weights->size(1) * panels : 0; }
+};
+
 struct Call {
   const Tensor &q, &k, &v, &counts, &indices, &q_offsets, &kv_offsets;
   const std::optional<Tensor>&q_order, &kv_order, &key_mean;
   const Kernel& kernel;
+  const Summaries& summaries;
+  bool lse_of_visited;
   int64_t batches, heads, kv_heads, head_dim, map_heads, map_batches;
   std::vector<Panels> panels;      // per (map batch, map head)
   std::vector<int64_t> pack_of;    // per (batch, head): which packing it reads
@@ -140,6 +153,38 @@ void pack_panels(const Call& call, char* keys, char* values) {
   });
 }
 
+void pack_summaries(const Call& call, char* keys, char* values) {
+  const Summaries& summaries = call.summaries;
+  const int64_t bytes = static_cast<int64_t>(call.kernel.panel_bytes(static_cast<int32_t>(call.head_dim)));
+  share_out(summaries.panel_total(), 0, [&](int64_t i, char*) {
+    const int64_t head = i / summaries.panels, b = head / summaries.weights->size(1), h = head % summaries.weights->size(1);
+    const int64_t first = i % summaries.panels * call.kernel.panel;
+    const int32_t valid = static_cast<int32_t>(std::min<int64_t>(call.kernel.panel, summaries.blocks - first));
+    call.kernel.pack({head_rows(*summaries.keys, std::nullopt, b, h, h), head_rows(*summaries.values, std::nullopt, b, h, h),
+                      first, valid, static_cast<int32_t>(call.head_dim), keys + i * bytes, values + i * bytes, 0, nullptr});
+  });
+}
+
+// Which panels of summaries a query block hears, counted from the first panel of the keys that it reads, and the weight
+// of each summary in them.
+void hear_summaries(const Call& call, const Tile& tile, const int32_t* indices, int32_t count, int64_t first_panel,
+                    std::vector<int32_t>& visited, std::vector<float>& weights) {
+  const Summaries& summaries = call.summaries;
+  const int64_t panel = call.kernel.panel, head = summaries.head(tile.batch, tile.head);
+  const float* own = static_cast<const float*>(summaries.weights->data_ptr()) + head * summaries.blocks;
+  weights.assign(static_cast<size_t>(summaries.panels * panel), SILENT);
+  for (int64_t j = 0; j < summaries.blocks; j++)
+    if (own[j] > -__builtin_inff()) weights[j] = own[j] * static_cast<float>(LOG2E);
+  for (int32_t j = 0; j < count; j++) weights[indices[j]] = SILENT;
+  auto end = weights.begin();  // panels that nobody speaks in are left out
+  for (int64_t i = 0; i < summaries.panels; i++) {
+    const auto first = weights.begin() + i * panel;
+    if (std::none_of(first, first + panel, [](float weight) { return weight > SILENT; })) continue;
+    end = std::copy(first, first + panel, end);
+    visited.push_back(static_cast<int32_t>(call.panel_total + head * summaries.panels + i - first_panel));
+  }
+}
+
 // Tiles of one head stay together, for the caches, with the longest first; the last to start are short ones.
 std::vector<Tile> plan_tiles(const Call& call) {
   std::vector<Tile> tiles;
@@ -162,7 +207,8 @@ std::vector<Tile> plan_tiles(const Call& call) {
         const int32_t parts = (rows + TILE_ROWS - 1) / TILE_ROWS, step = (rows + parts - 1) / parts;
         for (int32_t row = 0; row < rows; row += step) {
           const int32_t height = std::min(step, rows - row);
-          tiles.push_back({b, h, i, offsets[i] + row, static_cast<int64_t>(height) * count, height, count});
+          const int64_t cost = height * (count + call.summaries.panels);
+          tiles.push_back({b, h, i, offsets[i] + row, cost, height, count});
         }
       }
       std::sort(tiles.begin() + static_cast<int64_t>(first_tile), tiles.end(), [](const Tile& a, const Tile& b) {
@@ -185,6 +231,7 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
     std::vector<char> buffer(call.kernel.scratch_bytes(head_dim) + 64);
     char* scratch = buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64);
     std::vector<int32_t> visited;
+    std::vector<float> weights;
     call.kernel.begin_thread();
     for (size_t t = next++; t < tiles.size(); t = next++) {
       const Tile& tile = tiles[t];
@@ -199,9 +246,11 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
       const int64_t head = tile.batch * call.heads + tile.head, q_blocks = call.q_offsets.size(2) - 1;
       const int64_t first_panel = call.pack_start[call.pack_of[head]], start = first_panel * bytes;
       const bool quantised = !call.query_largest.empty();
+      if (call.summaries.weights) hear_summaries(call, tile, indices, count, first_panel, visited, weights);
+      const int32_t panel_count = static_cast<int32_t>(visited.size());
       call.kernel.attend({head_rows(call.q, call.q_order, tile.batch, tile.head, tile.head), tile.first_row, tile.rows,
-                          head_dim, scale, visited.data(), tile.panel_count, panels.valid.data(), keys + start,
-                          values + start, const_cast<char*>(head_data(out, tile.batch, tile.head, element_bytes(element))),
+                          head_dim, scale, visited.data(), panel_count, panel_count - tile.panel_count, panels.valid.data(),
+                          weights.data(), call.lse_of_visited, keys + start, values + start, const_cast<char*>(head_data(out, tile.batch, tile.head, element_bytes(element))),
                           out.stride(2), reinterpret_cast<float*>(const_cast<char*>(head_data(lse, tile.batch, tile.head, 4))),
                           scratch, quantised ? call.query_largest[head * q_blocks + tile.block] : 0,
                           quantised ? call.key_largest.data() + first_panel : nullptr,
@@ -263,18 +312,36 @@ void check_map(const Call& call) {
                   call.indices.size(3));
 }
 
+Summaries check_summaries(Summaries summaries, const Tensor& q, const Kernel& kernel) {
+  const auto& [keys, values, weights, blocks, panels] = summaries;
+  if (!weights) return summaries;
+  check(!kernel.largest, "summaries are not for an int8 kernel");
+  bool fits = keys && values && weights->dim() == 3 && (weights->size(0) == 1 || weights->size(0) == q.size(0)) &&
+              (weights->size(1) == 1 || weights->size(1) == q.size(1)) && weights->size(2) == blocks &&
+              weights->is_contiguous() && weights->scalar_type() == ScalarType::Float;
+  for (const std::optional<Tensor>& x : {keys, values})
+    fits = fits && x->dim() == 4 && x->size(0) == weights->size(0) && x->size(1) == weights->size(1) &&
+           x->size(2) == blocks && x->size(3) == q.size(3) && x->is_contiguous() && x->scalar_type() == ScalarType::Float;
+  check(fits, "summaries must be contiguous float32 keys and values (b h ", blocks, " d) and weights (b h ", blocks, ")");
+  summaries.panels = (blocks + kernel.panel - 1) / kernel.panel;
+  return summaries;
+}
+
 std::tuple<Tensor, Tensor> block_sparse_attention(
     Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, Tensor kv_offsets,
     std::optional<Tensor> q_order, std::optional<Tensor> kv_order, double scale, std::string instructions,
-    std::optional<Tensor> key_mean) {
+    std::optional<Tensor> key_mean, std::optional<Tensor> summary_keys, std::optional<Tensor> summary_values,
+    std::optional<Tensor> summary_weights, bool lse_of_visited) {
   const Kernel& kernel = choose_kernel(instructions, element_of(q));
   if (key_mean)
     check(key_mean->scalar_type() == ScalarType::Float && key_mean->dim() == 3 && key_mean->stride(2) == 1 &&
                         key_mean->size(0) == k.size(0) && key_mean->size(1) == k.size(1) &&
                         key_mean->size(2) == k.size(3) && kernel.largest,
                     "key_mean must be float32 (b h d) as k has them, for an int8 kernel");
+  const int64_t blocks = kv_offsets.size(2) - 1;
+  const Summaries summaries = check_summaries({summary_keys, summary_values, summary_weights, blocks}, q, kernel);
   Call call{q, k, v, counts, indices, q_offsets, kv_offsets, q_order, kv_order, key_mean, kernel,
-            q.size(0), q.size(1), k.size(1), q.size(3),
+            summaries, lse_of_visited, q.size(0), q.size(1), k.size(1), q.size(3),
             std::max(kv_offsets.size(1), kv_order ? kv_order->size(1) : 1), std::max(kv_offsets.size(0), kv_order ? kv_order->size(0) : 1),
             {}, {}, {}, {}, 0, {}, {}};
   check_map(call);
@@ -283,12 +350,14 @@ std::tuple<Tensor, Tensor> block_sparse_attention(
   Tensor out = torch::stable::empty_like(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   const int64_t bytes = static_cast<int64_t>(kernel.panel_bytes(static_cast<int32_t>(call.head_dim)));
+  const int64_t panel_total = call.panel_total + summaries.panel_total();
   // 64 spare bytes: the packed panels start on a cache line.
-  Tensor packed = torch::stable::new_empty(q, {2 * call.panel_total * bytes + 64}, ScalarType::Byte);
+  Tensor packed = torch::stable::new_empty(q, {2 * panel_total * bytes + 64}, ScalarType::Byte);
   char* keys = static_cast<char*>(packed.data_ptr());
   keys += 64 - reinterpret_cast<uintptr_t>(keys) % 64;
-  char* values = keys + call.panel_total * bytes;
+  char* values = keys + panel_total * bytes;
   pack_panels(call, keys, values);
+  pack_summaries(call, keys + call.panel_total * bytes, values + call.panel_total * bytes);
   attend_tiles(call, keys, values, static_cast<float>(scale * LOG2E), out, lse);
   return {out, lse};
 }
@@ -297,7 +366,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_kernels, m) {
   m.def(
       "block_sparse_attention_cpu(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, "
       "Tensor kv_offsets, Tensor? q_order, Tensor? kv_order, float scale, str instructions, "
-      "Tensor? key_mean=None) -> (Tensor, Tensor)");
+      "Tensor? key_mean=None, Tensor? summary_keys=None, Tensor? summary_values=None, Tensor? summary_weights=None, "
+      "bool lse_of_visited=False) -> (Tensor, Tensor)");
   m.def("instruction_set(str element) -> str");
 }
 

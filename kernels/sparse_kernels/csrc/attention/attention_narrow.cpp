@@ -175,8 +175,11 @@ static void attend(const TileJob& job) {
   memset(weights, 0, TILE_ROWS * CHUNK * 2);
   memset(sums, 0, TILE_ROWS * LANES * 4);
   const int64_t bytes = static_cast<int64_t>(panel_bytes(job.head_dim));
-  for (int32_t begin = 0; begin < job.panel_count; begin += CHUNK_PANELS) {
-    const int32_t panels = job.panel_count - begin < CHUNK_PANELS ? job.panel_count - begin : CHUNK_PANELS;
+  const int32_t keys_end = job.panel_count - job.summary_count;
+  for (int32_t begin = 0, panels; begin < job.panel_count; begin += panels) {
+    panels = next_panels(job, begin, CHUNK_PANELS);
+    const float* of_summaries = begin < keys_end ? nullptr : job.weights + (begin - keys_end) * PANEL;
+    if (begin == keys_end && job.lse_of_visited) write_lse(job, keys_end == 0, m, sums);
     const char* values[CHUNK_PANELS];
     for (int32_t i = 0; i < panels; i++) {
       const int32_t panel = job.panels[begin + i];
@@ -186,7 +189,11 @@ static void attend(const TileJob& job) {
     }
     for (int32_t r = 0; r < job.rows; r++) {
       float* row = scores + r * CHUNK;
-      for (int32_t i = 0; i < panels; i++) hide_padding(row + i * PANEL, job.valid[job.panels[begin + i]], PANEL);
+      if (of_summaries) {
+        weigh_summaries(row, of_summaries, panels * PANEL);
+      } else {
+        for (int32_t i = 0; i < panels; i++) hide_padding(row + i * PANEL, job.valid[job.panels[begin + i]], PANEL);
+      }
       softmax_row(row, panels * PANEL, m[r], sums + r * LANES, out + static_cast<int64_t>(r) * width, width);
       row_to_bfloat16(row, weights + r * CHUNK, panels * PANEL);
     }

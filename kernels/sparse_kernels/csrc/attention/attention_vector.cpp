@@ -67,8 +67,11 @@ static void attend(const TileJob& job) {
   }
   memset(out, 0, static_cast<size_t>(job.rows) * width * sizeof(float));
   const int64_t bytes = static_cast<int64_t>(panel_bytes(job.head_dim));
-  for (int32_t begin = 0; begin < job.panel_count; begin += CHUNK_PANELS) {
-    const int32_t panels = job.panel_count - begin < CHUNK_PANELS ? job.panel_count - begin : CHUNK_PANELS;
+  const int32_t keys_end = job.panel_count - job.summary_count;
+  for (int32_t begin = 0, panels; begin < job.panel_count; begin += panels) {
+    panels = next_panels(job, begin, CHUNK_PANELS);
+    const float* weights = begin < keys_end ? nullptr : job.weights + (begin - keys_end) * PANEL;
+    if (begin == keys_end && job.lse_of_visited) write_lse(job, keys_end == 0, m, sums);
     const float* values[CHUNK_PANELS];
     for (int32_t i = 0; i < panels; i++) {
       const int32_t panel = job.panels[begin + i];
@@ -77,9 +80,10 @@ static void attend(const TileJob& job) {
       for_rows<ROWS>(job.rows, 0, [&]<int R>(int32_t r) {
         score_rows<R>(q + static_cast<int64_t>(r) * width, width, keys, scores + r * CHUNK + i * PANEL, CHUNK);
       });
-      if (job.valid[panel] < PANEL)
+      if (!weights && job.valid[panel] < PANEL)
         for (int32_t r = 0; r < job.rows; r++) hide_padding(scores + r * CHUNK + i * PANEL, job.valid[panel], PANEL);
     }
+    for (int32_t r = 0; weights && r < job.rows; r++) weigh_summaries(scores + r * CHUNK, weights, panels * PANEL);
     for (int32_t r = 0; r < job.rows; r++)
       softmax_row(scores + r * CHUNK, panels * PANEL, m[r], sums + r * LANES, out + static_cast<int64_t>(r) * width, width);
     for_rows<ROWS>(job.rows, 0, [&]<int R>(int32_t r) {

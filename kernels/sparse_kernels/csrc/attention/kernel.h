@@ -20,9 +20,13 @@ struct TileJob {
   int32_t rows;  // at most TILE_ROWS
   int32_t head_dim;
   float scale;  // already times log2(e)
-  const int32_t* panels;  // the panels to visit, in order
+  const int32_t* panels;  // the panels to visit, in order: those of keys, then those of summaries
   int32_t panel_count;
-  const uint8_t* valid;  // keys in each panel of the head
+  int32_t summary_count;  // how many of them, the last ones, hold summaries
+  const uint8_t* valid;   // keys in each panel of the head
+  // For each of those summaries, in the panels' order, what is added to its scores (in units of log2), SILENT for none.
+  const float* weights;
+  bool lse_of_visited;  // leave summaries out of the LSE
   const char* packed_keys;
   const char* packed_values;
   void* out;  // row i goes to out + order[i] * out_stride
@@ -35,6 +39,7 @@ struct TileJob {
 };
 
 constexpr int32_t TILE_ROWS = 96;
+constexpr float SILENT = -3e38f;  // the score of a key that gets no weight
 
 struct Kernel {
   const char* name;

@@ -30,17 +30,37 @@ static inline void softmax_row(float* scores, int32_t columns, float& m, float* 
 
 // Keys that only fill up a panel get no weight.
 static inline void hide_padding(float* scores, int32_t valid, int32_t panel) {
-  for (int32_t j = valid; j < panel; j++) scores[j] = -3e38f;
+  for (int32_t j = valid; j < panel; j++) scores[j] = SILENT;
+}
+
+// The scores of some summaries: each stands for several keys, or is silent.
+static inline void weigh_summaries(float* scores, const float* weights, int32_t count) {
+  for (int32_t j = 0; j < count; j += LANES) {
+    const vf weight = load(weights + j), silent = broadcast(SILENT);
+    store(scores + j, weight > silent ? load(scores + j) + weight : silent);
+  }
+}
+
+// The panels from `begin` on that one pass takes: keys and summaries do not meet in it.
+static inline int32_t next_panels(const TileJob& job, int32_t begin, int32_t most) {
+  const int32_t keys = job.panel_count - job.summary_count, end = begin < keys ? keys : job.panel_count;
+  return end - begin < most ? end - begin : most;
+}
+
+static inline void write_lse(const TileJob& job, bool empty, const float* m, const float* sums) {
+  for (int32_t r = 0; r < job.rows; r++)
+    job.lse[place_of(job.queries, job.first_row + r)] =
+        empty ? -__builtin_inff()
+              : (m[r] + __builtin_log2f(horizontal_sum(load(sums + r * LANES)))) * static_cast<float>(1 / LOG2E);
 }
 
 static inline void finish_rows(const TileJob& job, const float* out, int32_t width, const float* m, const float* sums) {
+  const bool empty = job.panel_count == 0;
   for (int32_t r = 0; r < job.rows; r++) {
     const int64_t row = place_of(job.queries, job.first_row + r);
-    const bool empty = job.panel_count == 0;
-    const float sum = horizontal_sum(load(sums + r * LANES));
     const float* from = out + static_cast<int64_t>(r) * width;
-    const float share = empty ? 0.0f : 1.0f / sum;
+    const float share = empty ? 0.0f : 1.0f / horizontal_sum(load(sums + r * LANES));
     write_row(job.out, row * job.out_stride, job.queries.element, job.head_dim, [&](int32_t x) { return from[x] * share; });
-    job.lse[row] = empty ? -__builtin_inff() : (m[r] + __builtin_log2f(sum)) * static_cast<float>(1 / LOG2E);
   }
+  if (!job.summary_count || !job.lse_of_visited) write_lse(job, empty, m, sums);
 }
