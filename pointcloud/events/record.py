@@ -92,7 +92,7 @@ class Events:
     def _by_time(self, duration: int, stride: int) -> Iterator[Events]:
         if not len(self):
             return
-        start, end = self.t[0].item(), self.t[-1].item()
+        start, end = int(self.t[0]), int(self.t[-1])
         last = max(start, end - duration + 1)
         while start <= last:
             window = self.between(start, start + duration)
@@ -100,7 +100,7 @@ class Events:
                 yield window
                 start += stride
             else:  # over a pause at once, however long it is
-                following = self.between(start, end + 1).t[0].item()
+                following = int(self.between(start, end + 1).t[0])
                 start += max(1, -(-(following - start - duration + 1) // stride)) * stride
 
 

@@ -52,7 +52,8 @@ def work_of(layer: nn.Module, given: tuple[Any, ...], out: Any) -> Work | None:
     if isinstance(layer, CodesInput):
         return Work("coding", *layer.coding_work(first, out))
     if isinstance(layer, SpikingLayer):
-        return _neurons(layer.neuron, given, layer.neuron.levels) if layer.unrolled else None
+        neuron = layer.neuron
+        return _neurons(neuron, given, neuron.levels) if layer.unrolled and isinstance(neuron, IntegerLIF) else None
     if isinstance(layer, LIF | PLIF | IntegerLIF):
         return _neurons(layer, given, 1)
     if isinstance(layer, NORMS):
@@ -62,22 +63,28 @@ def work_of(layer: nn.Module, given: tuple[Any, ...], out: Any) -> Work | None:
     if isinstance(layer, POOLINGS):
         return Work("pooling", additions=features(first).numel())
     counted = pairs_and_channels(layer, first, out)
-    return None if counted is None else _linear(*counted, features(first))
+    return None if counted is None else _linear(*counted, features(first), _steps(first))
 
 
 def features(x: Any) -> Tensor:
     """Return a tensor, or the features of a sparse one."""
-    return x if isinstance(x, Tensor) else x.features
+    x = x if isinstance(x, Tensor) else x.features
+    return x.float() if x.dtype == torch.bool else x
 
 
-def _linear(pairs: int, channels: int, x: Tensor) -> Work:
+def _steps(x: Any) -> int:
+    """Return how many steps of spikes a call takes at once, as unrolled sparse convolutions do."""
+    return 1 if isinstance(x, Tensor) or x.features.ndim == 2 else len(x.features)
+
+
+def _linear(pairs: int, channels: int, x: Tensor, steps: int) -> Work:
     """Return the work of pairs times channels: additions for spikes alone, a multiplication for every value."""
     dense = pairs * channels
     if not are_spikes(x):
         return Work("layer", multiplications=dense, pairs=pairs, dense=dense, reads="values")
     fired = x.sum(dtype=torch.float64).item()
-    rate = fired / max(x.numel(), 1)
-    return Work("layer", dense * rate, 0.0, pairs, dense, "spikes", fired, x.numel())
+    inputs = x.numel() // steps  # spikes of all steps that arrive at one input
+    return Work("layer", dense * fired / max(inputs, 1), 0.0, pairs, dense, "spikes", fired, inputs)
 
 
 def are_spikes(x: Tensor) -> bool:

@@ -143,3 +143,13 @@ def test_a_table_and_json_tell_the_same() -> None:
     text = io.StringIO()
     Console(width=200, file=text).print(measured)
     assert "Linear" in text.getvalue() and "0.12" in text.getvalue()
+
+
+def test_sparse_convolutions_that_take_all_steps_at_once_cost_what_their_integers_count() -> None:
+    network = SpikingLayer(IntegerLIF(4), layers.SubMConv3d(6, 8, 3, bias=False))
+    scene = make_scene()
+    scene = scene.replace_feature(2 * scene.features)
+    integers, spikes = (pointcloud.energy(model, scene) for model in (network, unroll(network)))
+    one, other = rows(integers)["layer"], rows(spikes)["layer"]
+    assert one.additions == pytest.approx(other.additions) and one.additions > 0
+    assert one.rate == pytest.approx(other.rate) and one.pairs == other.pairs and other.reads == "spikes"
