@@ -1,4 +1,4 @@
-"""The command line: `pointcloud detect`, `sample`, `train`, `evaluate` and `info`, what this machine can run."""
+"""The command line: `pointcloud detect`, `events`, `sample`, `train`, `evaluate`, `info`: what this machine can run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from pointcloud.commands.detect import detect
 from pointcloud.commands.evaluate_detect import evaluate_detect
+from pointcloud.commands.events import events
 from pointcloud.commands.info import info
 from pointcloud.commands.options import tell_version
 from pointcloud.commands.sample import sample
@@ -36,6 +37,7 @@ def _group() -> None:
 
 
 app.command()(detect)
+app.command()(events)
 app.command()(sample)
 app.command()(info)
 app.add_typer(train, name="train")
