@@ -23,6 +23,7 @@ test: .venv/installed-dev system-packages lint
 fuzz: .venv/installed-dev
 	$(BIN)/python -m tests.fuzz
 	$(BIN)/python -m tests.pointcloud.files.test_broken_files 2000
+	$(BIN)/python -m tests.pointcloud.events.files.test_broken_event_files 2000
 
 sanitize: .venv/installed-dev
 	$(BIN)/python tests/sparse_kernels/sanitize.py

@@ -1,4 +1,4 @@
-"""The command line: `pointcloud detect`, `classify`, `segment`, `sample`, `train`, `evaluate` and `info`."""
+"""The command line: `pointcloud detect`, `classify`, `segment`, `events`, `sample`, `train`, `evaluate` and `info`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pointcloud.commands.detect import detect
 from pointcloud.commands.evaluate_clouds import evaluate_segments, evaluate_shapes
 from pointcloud.commands.evaluate_detect import evaluate_detect
 from pointcloud.commands.evaluate_events import evaluate_events
+from pointcloud.commands.events import events
 from pointcloud.commands.info import info
 from pointcloud.commands.options import tell_version
 from pointcloud.commands.predict import classify, segment
@@ -36,6 +37,7 @@ def _common(
 app.command()(detect)
 app.command()(classify)
 app.command()(segment)
+app.command()(events)
 app.command()(sample)
 app.command()(info)
 app.add_typer(train, name="train")

@@ -1,0 +1,85 @@
+"""Pictures of events, and the command over files, folders and videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pointcloud.cli import app
+from pointcloud.events.files import read_events, write_events
+from pointcloud.events.pictures import BACKGROUND, BRIGHTER, DARKER, event_frame, time_surface, write_animation
+from pointcloud.events.record import Events
+from tests.pointcloud.events.files.recordings import some_events
+
+
+def two_pixels() -> Events:
+    x, y = torch.tensor([1, 1, 2]).int(), torch.tensor([0, 0, 1]).int()
+    return Events(torch.tensor([0, 10, 100_000]), x, y, torch.tensor([True, False, True]), 4, 3)
+
+
+def test_a_frame_shows_the_last_event_of_each_pixel() -> None:
+    image = event_frame(two_pixels())
+    assert image.shape == (3, 4, 3)
+    assert tuple(image[0, 1]) == DARKER and tuple(image[1, 2]) == BRIGHTER
+    assert (image == BACKGROUND).all(2).sum() == 10
+
+
+def test_older_events_are_darker() -> None:
+    light = time_surface(two_pixels()).astype(int).sum(2)
+    assert light[1, 2] > light[0, 1] > light[2, 0]
+    with pytest.raises(ValueError, match="decay"):
+        time_surface(two_pixels(), 0)
+
+
+def test_an_animation_has_a_frame_for_each_window(tmp_path: Path) -> None:
+    write_animation(tmp_path / "a.gif", two_pixels(), 50_000)
+    frames = imageio.imread(tmp_path / "a.gif", index=None)
+    assert frames.shape == (3, 3, 4, 3)
+    assert not np.array_equal(frames[0], frames[2])
+    with pytest.raises(ValueError, match="too long"):
+        write_animation(tmp_path / "a.gif", two_pixels(), 1)
+
+
+def test_the_command_goes_on_past_a_bad_file(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "below").mkdir(parents=True)
+    write_events(source / "below/good.npz", some_events())
+    (source / "bad.bin").write_bytes(b"123")
+    done = CliRunner().invoke(app, ["events", str(source), "--output", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "good.npz: 200 events in 0." in done.output and "34 x 34 pixels" in done.output
+    assert f"failed: {source / 'bad.bin'} has 3 bytes" in done.output
+    written = sorted(path.name for path in (tmp_path / "out/below").iterdir())
+    assert written == ["good.npz.gif", "good.npz.png", "good.npz.surface.png"]
+
+
+def test_the_command_simulates(tmp_path: Path) -> None:
+    frames = np.zeros((5, 20, 30, 3), np.uint8)
+    for number in range(5):
+        frames[number, :, 5 * number : 5 * number + 5] = 255
+    imageio.imwrite(tmp_path / "bar.gif", frames, duration=100)
+    done = CliRunner().invoke(
+        app, ["events", "--simulate", str(tmp_path / "bar.gif"), "--output", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    events = read_events(tmp_path / "out/bar.npz")
+    assert len(events) > 500 and (events.width, events.height) == (30, 20)
+    assert (tmp_path / "out/bar.npz.gif").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give recordings"),
+        (["none.npz"], "there is no file or folder"),
+        (["--simulate", "a.mp4"], "say with --output"),
+    ],
+)
+def test_the_command_refuses_in_a_line(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["events", *arguments])
+    assert done.exit_code == 2 and said in done.output
