@@ -12,6 +12,7 @@ from pointcloud.commands.options import Device, Threads, find_device, one_line_e
 
 def train_detect(
     output: Annotated[Path, typer.Option(help="folder of checkpoint and weights; a run goes on where one stopped")],
+    model: Annotated[str, typer.Option(help="dsvt-tiny, or e3dsnn-tiny with a spiking backbone")] = "dsvt-tiny",
     steps: Annotated[int, typer.Option(min=1, help="steps in all")] = 4000,
     batch: Annotated[int, typer.Option(min=1, help="scenes a step")] = 2,
     learning_rate: Annotated[float, typer.Option(min=0, help="at the peak of its one cycle")] = 3e-3,
@@ -20,13 +21,15 @@ def train_detect(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Train dsvt-tiny; its weights are written every 100 steps."""
+    """Train a detector; its weights are written every 100 steps."""
     with one_line_errors():
+        from pointcloud.detection.detector_config import config_of
         from pointcloud.detection.training import train
 
         set_threads(threads)
-        place = find_device(device)
-        train(output, steps, batch, learning_rate, bfloat16=bfloat16, workers=workers, device=place, report=_say)
+        config, place = config_of(model), find_device(device)
+        rest = {"bfloat16": bfloat16, "workers": workers, "device": place}
+        train(output, steps, batch, learning_rate, config, report=_say, **rest)
         typer.echo(f"wrote {output / 'detector.safetensors'}")
 
 

@@ -1,4 +1,4 @@
-"""The detector: voxel features, transformer, view from above, head."""
+"""The detector: voxel features, backbone, view from above, head."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pointcloud.boxes import Detections
+from pointcloud.detection.backbones import make_backbone
 from pointcloud.detection.bev import BEVBackbone
 from pointcloud.detection.canvas import to_bev
 from pointcloud.detection.decode import decode
@@ -19,22 +20,21 @@ from pointcloud.detection.detector_config import DetectorConfig
 from pointcloud.detection.head import CenterHead
 from pointcloud.detection.loss import detection_losses
 from pointcloud.detection.targets import make_targets
-from pointcloud.dsvt.backbone import DSVT
-from pointcloud.dsvt.features import DynamicVFE
 from pointcloud.files import replacing
 from pointcloud.points import PointCloud
 
 
 class Detector(nn.Module):
-    """3-D object detection with DSVT (Wang et al., CVPR 2023, arXiv 2301.06051)."""
+    """3-D object detection with DSVT (arXiv 2301.06051), or with the spiking backbone of E-3DSNN (arXiv 2412.07360).
+
+    Of the latter only the backbone spikes: what reads its map, from the first convolution on, takes real numbers.
+    """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        dsvt = config.dsvt
         self.config = config
-        self.vfe = DynamicVFE(dsvt.grid, dsvt.values, dsvt.channels)
-        self.backbone = DSVT(dsvt)
-        self.bev = BEVBackbone(config.bev, dsvt.channels)
+        self.vfe, self.backbone, channels = make_backbone(config.backbone)
+        self.bev = BEVBackbone(config.bev, channels)
         self.head = CenterHead(config.head, self.bev.channels)
 
     def forward(
@@ -43,7 +43,7 @@ class Detector(nn.Module):
         """Return the head's outputs; ValueError when no point is inside the grid."""
         features, coordinates = self.vfe(points, batch, batch_size)
         features, coordinates = self.backbone(features, coordinates, batch_size)
-        return self.head(self.bev(to_bev(features, coordinates, batch_size, self.config.dsvt.grid)))
+        return self.head(self.bev(to_bev(features, coordinates, batch_size, self.config.grid)))
 
     def losses(
         self,
@@ -52,7 +52,7 @@ class Detector(nn.Module):
         labels: list[Int[Tensor, " _"]],
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the named losses, to be summed, of a batch with these true boxes in each sample."""
-        head, grid = self.config.head, self.config.dsvt.grid
+        head, grid = self.config.head, self.config.grid
         return detection_losses(outputs, make_targets(boxes, labels, head, grid), head, grid)
 
     @torch.inference_mode()
@@ -68,7 +68,7 @@ class Detector(nn.Module):
             outputs = self.eval()(points, torch.zeros(len(points), dtype=torch.int64, device=points.device), 1)
         finally:
             self.train(training)
-        return decode(outputs, self.config.head, self.config.dsvt.grid, threshold)[0]
+        return decode(outputs, self.config.head, self.config.grid, threshold)[0]
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from spconv.pytorch.core import SparseConvTensor
 from torch import nn
@@ -70,10 +72,12 @@ class Block(nn.Module):
 
 
 class Down(nn.Sequential):
-    """A stage: the grid is halved, then `depth` blocks share one."""
+    """A stage: the grid is halved, by a `kernel` of 2, or of 3 as in detectors, then `depth` blocks share one."""
 
-    def __init__(self, channels_in: int, channels: int, depth: int, stage: int, levels: int) -> None:
-        halve = SparseConv3d(channels_in, channels, 2, 2, bias=False, indice_key=f"down{stage}")
+    def __init__(
+        self, channels_in: int, channels: int, depth: int, stage: int, levels: int, kernel: Literal[2, 3] = 2
+    ) -> None:
+        halve = SparseConv3d(channels_in, channels, kernel, 2, kernel - 2, bias=False, indice_key=f"down{stage}")
         blocks = (Block(channels, f"stage{stage}", levels) for _ in range(depth))
         super().__init__(Fired(halve, channels, levels), *blocks)
 

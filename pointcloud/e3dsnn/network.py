@@ -44,7 +44,12 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """One class a cloud: a linear map of the last potential, averaged over its voxels."""
+    """One class a cloud: a linear map of the last potential, averaged over its voxels.
+
+    `continuous` names the layers that read real numbers and not spikes.
+    """
+
+    continuous = ("encoder.stem.first", "head")
 
     def __init__(self, config: E3DSNNConfig) -> None:
         super().__init__()
@@ -64,7 +69,12 @@ class Classifier(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """One class a voxel: the decoder leads back to the finest grid, stage by stage."""
+    """One class a voxel: the decoder leads back to the finest grid, stage by stage.
+
+    `continuous` names the layers that read real numbers and not spikes.
+    """
+
+    continuous = ("encoder.stem.first", "head")
 
     def __init__(self, config: E3DSNNConfig) -> None:
         super().__init__()

@@ -102,7 +102,7 @@ def test_the_last_row_of_an_odd_grid_counts() -> None:
     network = make(NARROW)
     corner = torch.tensor([[0, 0, 0, 0], [0, 12, 12, 12]], dtype=torch.int32)
     features = torch.randn(2, 6, dtype=torch.float64)
-    potentials = network.encoder(features, corner, 1)
+    potentials = network.get_submodule("encoder")(features, corner, 1)
     assert [len(x.features) for x in potentials] == [2, 2, 2]
 
 
