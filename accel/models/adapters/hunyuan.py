@@ -9,6 +9,7 @@ from typing import Any
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument, denoised, from_latents
+from accel.models.adapters.sizes import Factors
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 # Latent frames, rows and columns that make one token of Framepack's histories (its code, clean_x_embedder).
@@ -29,11 +30,16 @@ def framepack(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return replace(grid, before=sum(tokens))
 
 
+COMPRESSED = Factors(multiple=16)
+
 HUNYUAN_VIDEO = Adapter(
     ("HunyuanVideoTransformer3DModel",),
     BOTH_STREAMS,
     from_latents(rest="after"),
     stays="rows of text",
+    sizes=COMPRESSED.sizes,
+    grid=COMPRESSED.grid,
+    frames_per_second=24,
     latents=denoised(),
 )
 HUNYUAN_VIDEO_15 = Adapter(

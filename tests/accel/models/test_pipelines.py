@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import accel
+from accel.models.adapters import adapter_for
 from tests.accel.models.loops import difference, processors
 from tests.accel.models.tiny_models import TINY, L
 
@@ -92,6 +93,7 @@ def test_a_real_pipeline(make: Callable[[], tuple[Any, dict[str, Any]]]) -> None
         assert difference(generate(), stock) < 1e-5
         assert {record.step for record in handle.stats()} == set(range(STEPS))
         assert {record.steps for record in handle.stats()} == {STEPS}
+        _check_sizes(pipe, given, handle)
     with accel.enabled(pipe, "svg-ear", density=0.4, dense_steps=0.25, query_clusters=4, key_clusters=8) as handle:
         first = generate()
         assert {record.kind for record in handle.stats()} == {"dense", "sparse"} and handle.memory_bytes() == 0
@@ -100,3 +102,15 @@ def test_a_real_pipeline(make: Callable[[], tuple[Any, dict[str, Any]]]) -> None
         assert difference(generate(), first) == 0 and difference(first, stock) > 1e-4
     assert len(branches) == (1 if make in (cogvideox, mochi, ltx, flux) else 2)
     assert processors(pipe.transformer) == before and difference(generate(), stock) == 0
+
+
+def _check_sizes(pipe: Any, given: dict[str, Any], handle: accel.Handle) -> None:
+    """What the command line is told of sizes is what the pipeline does with them."""
+    adapter = adapter_for(pipe.transformer)
+    if adapter.sizes is None or adapter.grid is None:
+        return
+    video = given["num_frames"], given["height"], given["width"]
+    assert handle.geometry is not None and adapter.grid(pipe, *video) == handle.geometry.grid
+    for size, value in zip(adapter.sizes(pipe).values(), video, strict=True):
+        assert size.accepts(value) and not size.accepts(value + 1)
+        assert size.nearest(value + 1) == [value, value + size.multiple]
