@@ -45,7 +45,8 @@ def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"]
         q_order=plan.q_order,
         kv_order=plan.kv_order,
         scale=call.scale,
-        return_lse=True,
+        summaries=plan.summaries,
+        return_lse="visited",
     )
     return (out if plan.correction is None else plan.correction(call, out, lse)), lse
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from accel.attention.call import AttentionCall
-from sparse_kernels import BlockMap
+from sparse_kernels import BlockMap, Summaries
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Sparse:
     """Visit the blocks of `block_map`, after bringing queries and keys in their orders.
 
     Heads of every kind share the one launch: a head that is skipped has empty rows, a full head all blocks, and
-    each head has its own orders.
+    each head has its own orders. Blocks that are not visited answer through their `summaries`, where there are any.
     """
 
     block_map: BlockMap
     q_order: Int[Tensor, "b1 h1 s"] | None = None
     kv_order: Int[Tensor, "b1 h1 s"] | None = None
     correction: Correction | None = None
+    summaries: Summaries | None = None
 
     @cached_property
     def density(self) -> float:

@@ -132,7 +132,7 @@ class ReTtention(Scheduled):
             return Dense()
         full, full_lse = full_attention(call, self.block)
         kept, kept_lse = execute(call, plan)
-        if self.correction != "residual" and plan.correction is None:
+        if self.correction != "residual" and plan.correction is None and plan.summaries is None:
             state.ratio = (kept_lse - full_lse).exp()
         if self.correction != "ratio":
             missing = _missing(full, kept, state.ratio)

@@ -8,11 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from accel.attention.call import AttentionCall
-from accel.attention.corrections.centroids import compensate
 from accel.attention.masks.cluster_error import log_centroid_error, route_by_error
 from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan
 from accel.attention.masks.selection import select_blocks
-from accel.attention.orders.clusters import ClusteredTokens
+from accel.attention.orders.clusters import ClusteredTokens, summaries_of
 from accel.attention.plan import Sparse
 from accel.methods.clustered import Clustered
 from sparse_kernels import Clusters, pooled
@@ -33,12 +32,12 @@ class SVGEAR(Clustered):
     area_exponent: float = 1.0
 
     def pairs(self, call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Sparse:
-        """Return the plan of the pairs routed by error, and the compensation."""
+        """Return the plan of the pairs routed by error, and the summaries of the others."""
         k, v = (x[:, :, call.geometry.video] for x in (call.k, call.v))
         values = pooled(v, keys.clusters.offsets, keys.clusters.order)
         error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
         kept = self._route(call, queries.clusters, keys.clusters, error)
-        return cluster_plan(queries, keys, kept, compensate(queries.clusters, keys.clusters, values, kept))
+        return cluster_plan(queries, keys, kept, summaries_of(keys, values))
 
     def _route(
         self, call: AttentionCall, queries: Clusters, keys: Clusters, error: Float[Tensor, "b h nq nk"]

@@ -52,10 +52,10 @@ class Records:
         self._notes: list[tuple[CallRecord, Tensor | None, Stopwatch]] = []
 
     def add(self, call: AttentionCall, attended: Attended, watch: Stopwatch) -> None:
-        """Note a call: a lap of the watch ended with its plan; the next one ends here, after the sampled recall."""
+        """Note a call: a lap of the watch ended with its plan; the next one ends here, before recall is sampled."""
+        watch.lap()
         progress = call.progress
         recall = None if attended.lse is None else sampled_recall(call, attended.lse)
-        watch.lap()
         record = CallRecord(
             progress.step, progress.steps, call.layer, progress.branch, attended.kind, attended.density, 0.0, None,
             tuple(call.q.shape),

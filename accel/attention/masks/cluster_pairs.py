@@ -11,8 +11,8 @@ from accel.attention.call import Geometry
 from accel.attention.masks.budget import fill_budget
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.clusters import ClusteredTokens
-from accel.attention.plan import Correction, Sparse
-from sparse_kernels import BlockMap, Clusters
+from accel.attention.plan import Sparse
+from sparse_kernels import BlockMap, Clusters, Summaries
 
 
 def centroid_mass(queries: Clusters, keys: Clusters, scale: float) -> Float[Tensor, "b h nq nk"]:
@@ -72,11 +72,11 @@ def cluster_plan(
     queries: ClusteredTokens,
     keys: ClusteredTokens,
     kept: Bool[Tensor, "b h nq nk"],
-    correction: Correction | None = None,
+    summaries: Summaries | None = None,
 ) -> Sparse:
     """Return the plan that visits the kept pairs of clusters, and all other tokens."""
     if queries.offsets.shape[-1] > kept.shape[-2] + 1:
         kept = pad(kept, (0, 1, 0, 1), value=True)
     filled = (queries.offsets.diff() > 0)[..., None] & (keys.offsets.diff() > 0)[..., None, :]
     block_map = BlockMap.from_dense(kept & filled, queries.offsets, keys.offsets)
-    return Sparse(block_map, queries.order, keys.order, correction)
+    return Sparse(block_map, queries.order, keys.order, summaries=summaries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from accel.attention.call import AttentionCall, Geometry
-from sparse_kernels import Clusters, kmeans
+from sparse_kernels import Clusters, Summaries, kmeans
 
 # Mean cluster sizes in tokens when no count is given. Published are 200-300 query and 1000 key clusters at 32,760 to
 # 75,600 tokens, so 164-252 and 33-76 tokens each. A fixed size instead of a fixed count keeps clustering the same
@@ -96,3 +97,15 @@ def _whole(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
         order = torch.cat([order, rest.expand(*order.shape[:2], -1)], -1)
         offsets = pad(offsets, (0, 1), value=geometry.tokens)
     return ClusteredTokens(clusters, order, offsets)
+
+
+def summaries_of(keys: ClusteredTokens, values: Float[Tensor, "b h nk d"]) -> Summaries:
+    """Return each cluster's centroid and mean value, weighted by its number of keys (SVG-EAR, section 4).
+
+    What is no video has a block but no summary: everybody visits it.
+    """
+    centroids, weights = keys.clusters.centroids, keys.clusters.sizes.log()
+    if keys.offsets.shape[-1] > keys.clusters.offsets.shape[-1]:
+        centroids, values = (pad(x, (0, 0, 0, 1)) for x in (centroids, values))
+        weights = pad(weights, (0, 1), value=-math.inf)
+    return Summaries(centroids, values, weights)

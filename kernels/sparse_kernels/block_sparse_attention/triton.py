@@ -15,6 +15,7 @@ from torch import Tensor
 from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, compiler_options, device_limits, jit, shared_strides, tl, triton
 from sparse_kernels.block_map import BlockMap
+from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
 from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
 from sparse_kernels.tiles import cut_blocks
 
@@ -61,10 +62,17 @@ def forward(
     q_order: Int64[Tensor, "#b #h s"] | None,
     kv_order: Int64[Tensor, "#b #h t"] | None,
     scale: float,
+    summaries: Summaries | None = None,
+    lse_of_visited: bool = False,
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
     """Attention over the listed blocks: the output and the natural-log LSE, both in the callers' row order."""
     fields = (block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
-    return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale)
+    if summaries is None:
+        return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale)
+    keys, values, weights = summaries.of_heads()
+    heard = heard_weights(block_map, weights) * LOG2E
+    means = (keys.to(q.dtype), values.to(q.dtype), heard)
+    return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale, *means, lse_of_visited)
 
 
 def launch_config(
@@ -136,12 +144,44 @@ def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
 
 
 @jit
+def _natural_lse(b_max, b_sum):
+    """What the softmax over all that was seen so far divides by, as a logarithm; -inf where nothing was."""
+    b_log = b_max + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))
+    return tl.where(b_sum == 0.0, float("-inf"), b_log * (1.0 / LOG2E_INSIDE))
+
+
+@jit
+def _hear_summaries(
+    b_q, b_max, b_sum, b_out, p_key, p_value, p_weight, count, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Let the summaries of a head answer; a weight, in log2 units, is -inf where the tile visits the block itself."""
+    i_d = tl.arange(0, BLOCK_D)
+    for start in range(0, count, BLOCK_N):
+        i_summary = start + tl.arange(0, BLOCK_N)
+        i_place = i_summary[:, None] * HEAD_DIM + i_d[None, :]
+        mask = (i_summary < count)[:, None] & (i_d < HEAD_DIM)[None, :]
+        b_k = tl.load(p_key + i_place, mask=mask, other=0.0)
+        b_v = tl.load(p_value + i_place, mask=mask, other=0.0)
+        b_heard = tl.load(p_weight + i_summary, mask=i_summary < count, other=float("-inf"))
+        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2 + b_heard[None, :]
+        b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
+        b_weight = tl.exp2(b_score - b_new_max[:, None])
+        b_decay = tl.exp2(b_max - b_new_max)
+        b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
+        b_out = tl.dot(b_weight.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=PRECISION)
+        b_max = b_new_max
+    return b_max, b_sum, b_out
+
+
+@jit
 def block_sparse_attention_fwd_kernel(
     p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_kv_offsets, p_q_order, p_kv_order,
+    p_summary_keys, p_summary_values, p_summary_weights,
     q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, kv_offset_strides, q_order_strides,
-    kv_order_strides, q_len, heads_per_kv_head, scale_log2,
+    kv_order_strides, summary_strides, weight_strides, q_len, heads_per_kv_head, summaries, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RUN: tl.constexpr, PRECISION: tl.constexpr,
+    RUN: tl.constexpr, PRECISION: tl.constexpr, LSE_OF_VISITED: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries. RUN = 0: p_indices lists key blocks; else it lists runs of at most RUN keys."""
     i_b, i_h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -218,10 +258,17 @@ def block_sparse_attention_fwd_kernel(
             start = tl.where(leaves, next_start, start)
             stop = tl.where(leaves, next_stop, stop)
 
-    b_empty = b_sum == 0.0
-    b_sum = tl.where(b_empty, 1.0, b_sum)
-    b_lse = tl.where(b_empty, float("-inf"), (b_max + tl.log2(b_sum)) * (1.0 / LOG2E_INSIDE))
-    b_out = b_out / b_sum[:, None]
+    b_lse = _natural_lse(b_max, b_sum)
+    if p_summary_keys is not None:
+        i_head = i_b * summary_strides[0] + i_h * summary_strides[1]
+        i_heard = i_b * weight_strides[0] + i_h * weight_strides[1] + i_block.to(tl.int64) * weight_strides[2]
+        b_max, b_sum, b_out = _hear_summaries(
+            b_q, b_max, b_sum, b_out, p_summary_keys + i_head, p_summary_values + i_head, p_summary_weights + i_heard,
+            summaries, scale_log2, HEAD_DIM, BLOCK_D, 64 if BLOCK_N > 64 else BLOCK_N, PRECISION,
+        )  # fmt: skip
+        if not LSE_OF_VISITED:
+            b_lse = _natural_lse(b_max, b_sum)
+    b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
     p_out += i_b * out_strides[0] + i_h * out_strides[1]
     tl.store(p_out + i_row[:, None] * out_strides[2] + i_d[None, :], b_out.to(p_out.dtype.element_ty), mask=q_mask)
     tl.store(p_lse + (i_b * tl.num_programs(1) + i_h) * q_len + i_row, b_lse, mask=in_tile)
@@ -250,7 +297,8 @@ def _device_config(q: Tensor, block_sizes: tuple[float, float], indirections: in
     "sparse_kernels::block_sparse_attention_triton",
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, Tensor kv_offsets, "
-    "Tensor? q_order, Tensor? kv_order, float scale) -> (Tensor, Tensor)",
+    "Tensor? q_order, Tensor? kv_order, float scale, Tensor? summary_keys=None, Tensor? summary_values=None, "
+    "Tensor? summary_weights=None, bool lse_of_visited=False) -> (Tensor, Tensor)",
 )
 def block_sparse_attention_triton(
     q: Float[Tensor, "b h s d"],
@@ -263,6 +311,10 @@ def block_sparse_attention_triton(
     q_order: Int[Tensor, "#b #h s"] | None,
     kv_order: Int[Tensor, "#b #h t"] | None,
     scale: float,
+    summary_keys: Float[Tensor, "#b #h nk d"] | None = None,
+    summary_values: Float[Tensor, "#b #h nk d"] | None = None,
+    summary_weights: Float[Tensor, "#b #h nq nk"] | None = None,
+    lse_of_visited: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The custom operator behind forward: BlockMap fields as plain tensors, one graph node under torch.compile."""
     out, lse = _empty_outputs(q)
@@ -282,11 +334,13 @@ def block_sparse_attention_triton(
         tiles = query_tiles(counts, q_offsets, q_len, config.block_m)
         block_sparse_attention_fwd_kernel[(tiles.shape[2], h, b)](
             q, k, v, out, lse, tiles, indices, kv_offsets, q_order, kv_order,
-            q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], shared_strides(tiles),
-            shared_strides(indices, 3), shared_strides(kv_offsets), shared_strides(q_order),
-            shared_strides(kv_order), q_len, h // k.shape[1], max(scale, SMALLEST_SCALE) * LOG2E,
+            summary_keys, summary_values, summary_weights, q.stride()[:3], k.stride()[:3], v.stride()[:3],
+            out.stride()[:3], shared_strides(tiles), shared_strides(indices, 3), shared_strides(kv_offsets),
+            shared_strides(q_order), shared_strides(kv_order), shared_strides(summary_keys),
+            shared_strides(summary_weights, 3), q_len, h // k.shape[1],
+            0 if summary_keys is None else summary_keys.shape[2], max(scale, SMALLEST_SCALE) * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            RUN=RUN if variable else 0, PRECISION="ieee", **config.options(),
+            RUN=RUN if variable else 0, PRECISION="ieee", LSE_OF_VISITED=lse_of_visited, **config.options(),
         )  # fmt: skip
     return out, lse
 

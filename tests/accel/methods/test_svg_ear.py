@@ -180,7 +180,7 @@ def test_compensation_survives_large_scores() -> None:
     call = clustered_call()
     call = as_call(call.q * 40, call.k * 4, call.v, call.geometry, call.progress)
     plan = sparse(SVGEAR(density=0.2, **SMALL).plan(call, LayerMemory()))
-    assert plan.correction is not None
+    assert plan.summaries is not None
     out = execute(call, plan)[0]
     assert out.isfinite().all() and out.abs().max() <= call.v.abs().max() + 1e-4
 

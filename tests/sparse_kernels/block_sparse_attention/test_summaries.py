@@ -28,11 +28,11 @@ def random_summaries(case: Case, heads: tuple[int, int] = (2, 4), seed: int = 0)
     return Summaries(keys, values, torch.randint(0, 100, shape, generator=generator).log())
 
 
-def uniform_case(dtype: torch.dtype, keep: float, blocks: int = 70) -> Case:
+def uniform_case(dtype: torch.dtype, keep: float, blocks: int = 70, batch: int = 2, heads: int = 4) -> Case:
     """Return a case of many equal blocks: their summaries fill several panels."""
     generator = torch.Generator().manual_seed(1)
-    q, k, v = torch.randn(3, 2, 4, 4 * blocks, 64, generator=generator).to(dtype)
-    mask = torch.rand(1, 4, -(-4 * blocks // 100), blocks, generator=generator) < keep
+    q, k, v = torch.randn(3, batch, heads, 4 * blocks, 64, generator=generator).to(dtype)
+    mask = torch.rand(1, heads, -(-4 * blocks // 100), blocks, generator=generator) < keep
     return Case(q, k, v, BlockMap.uniform(mask, 100, 4, 4 * blocks, 4 * blocks), None, None)
 
 

@@ -244,15 +244,21 @@ def test_module_loads_without_triton() -> None:
     assert "not installed" in process.stdout, process.stderr
 
 
-def build(capability: int, head_dim: int, config: backend.LaunchConfig, gathered: bool, run: int) -> Any:
+def build(
+    capability: int, head_dim: int, config: backend.LaunchConfig, gathered: bool, run: int, summaries: bool = False
+) -> Any:
     """Compiles the kernel for bfloat16 as a launch on that device would."""
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": config.block_d, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-    constants |= {"PRECISION": "ieee", "RUN": run} | ({} if gathered else {"p_q_order": None, "p_kv_order": None})
+    constants |= {"LSE_OF_VISITED": summaries, "PRECISION": "ieee", "RUN": run}
+    means = ("p_summary_keys", "p_summary_values", "p_summary_weights")
+    constants |= {} if summaries else dict.fromkeys(means)
+    constants |= {} if gathered else {"p_q_order": None, "p_kv_order": None}
     types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), "*bf16") | dict.fromkeys(("p_q_order", "p_kv_order"), "*i64")
     types |= dict.fromkeys(("p_tiles", "p_indices", "p_kv_offsets"), "*i32") | {"p_lse": "*fp32", "scale_log2": "fp32"}
-    strides = ("tile_strides", "kv_offset_strides", "q_order_strides", "kv_order_strides")
+    types |= dict.fromkeys(means[:2], "*bf16") | {means[2]: "*fp32"}
+    strides = ("summary_strides", "tile_strides", "kv_offset_strides", "q_order_strides", "kv_order_strides")
     types |= dict.fromkeys(strides, ("i32",) * 2)
-    strides = ("q_strides", "k_strides", "v_strides", "out_strides", "index_strides")
+    strides = ("q_strides", "k_strides", "v_strides", "out_strides", "index_strides", "weight_strides")
     types |= dict.fromkeys(strides, ("i32",) * 3)
     return compile_kernel(backend.block_sparse_attention_fwd_kernel, capability, types, constants, config.options())
 
