@@ -25,7 +25,8 @@ def convert(network: Network, to: str = "pointcloud") -> Network:
     """Change every convolution and pooling of spconv in `network` into ours, or back with `to="spconv"`.
 
     Done in place and returned: parameters, hooks and names stay, so that optimisers and checkpoints go on. Subclasses
-    of spconv's layers are left alone. ValueError on any other `to`.
+    of spconv's layers are left alone. ValueError on any other `to`, and on convolutions in groups, which spconv cannot
+    run; then nothing is changed.
 
     Two oddities of spconv stay, on every device, as its checkpoints depend on them. A convolution with kernel 1 and
     stride 1 multiplies by its weight (out, 1, .., in) viewed, not transposed, as (in, out): the same numbers elsewhere.
@@ -37,7 +38,17 @@ def convert(network: Network, to: str = "pointcloud") -> Network:
     classes = {getattr(spconv, name): getattr(module, name) for module, name in ours}
     if to == "spconv":
         classes = {own: theirs for theirs, own in classes.items()}
+        _refuse_groups(network)
     for module in network.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
     return network
+
+
+def _refuse_groups(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, convolution.CPUConvolution) and module.groups != 1:
+            raise ValueError(
+                f"{name or 'the network'} is a convolution in {module.groups} groups, which spconv does not have; "
+                "keep it, or replace it by one with groups=1 first"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import spconv.pytorch as spconv
@@ -9,18 +10,40 @@ import torch
 from jaxtyping import Shaped
 from spconv.pytorch.conv import SparseConvolution, _apply_act
 from spconv.pytorch.core import IndiceData, SparseConvTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_kernels.sparse_conv import KernelMap, sparse_conv, strided_map, submanifold_map, transposed_map
+from sparse_kernels.sparse_conv.api import check_groups
 from sparse_kernels.spike_conv import spike_conv
 
 
 class CPUConvolution(SparseConvolution):
-    """What the layers below add to those of spconv: a forward pass on the CPU.
+    """What the layers below add to those of spconv: a forward pass on the CPU, and `groups`.
 
     Parameters (KRSC), state dict, `SparseConvTensor` and `indice_key` are spconv's. On the CPU, strided outputs come in
     ascending order of coordinates, gradients of every order exist, and results do not depend on the number of threads.
+
+    With `groups`, which spconv refuses, channels and initial weights are those of torch.nn.Conv3d, the weights
+    (out, kernel axes, in / groups); on CUDA such a layer runs in torch. ValueError where groups do not divide channels.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, groups: int | None = None, **options: Any):
+        theirs = inspect.signature(super().__init__)  # of the layer of spconv that a class below names
+        known = "groups" in theirs.parameters  # those of inverse convolutions leave it out
+        named = {"groups": groups} if known and groups is not None else {}
+        given = theirs.bind(in_channels, out_channels, *args, **options, **named)
+        count: int = given.arguments.pop("groups", 1 if groups is None else groups)
+        check_groups(count, in_channels, out_channels)
+        super().__init__(*given.args, **given.kwargs)
+        self.groups: int = count
+        if count != 1:
+            self.weight_shape = [*self.weight.shape[:-1], in_channels // count]
+            self.weight = nn.Parameter(self.weight.new_empty(self.weight_shape))
+            self.reset_parameters()
+
+    def _calculate_fan_in_and_fan_out(self) -> tuple[int, int]:
+        fan_in, fan_out = super()._calculate_fan_in_and_fan_out()
+        return fan_in // self.groups, fan_out
 
     def forward(self, input: SparseConvTensor, add_input: SparseConvTensor | None = None) -> SparseConvTensor:
         """Return the convolved tensor; `add_input` is added before the activation, as spconv does in inference.
@@ -28,7 +51,7 @@ class CPUConvolution(SparseConvolution):
         Features of `with_steps` are steps of spikes, whose outputs are added up: where `takes_steps` says so.
         """
         # A 1x1 convolution is one matrix product in spconv too; quantised tensors have CUDA kernels only.
-        if input.features.is_cuda or input.is_quantized or self.conv1x1:
+        if self.groups == 1 and (input.features.is_cuda or input.is_quantized or self.conv1x1):
             return super().forward(input, add_input)
         features = input.features
         if features.shape[-1] != self.in_channels:
@@ -39,8 +62,11 @@ class CPUConvolution(SparseConvolution):
         out.indice_dict = dict(input.indice_dict)
         kernel_map = self._kernel_map(input, out.indice_dict)
         weight, features = _one_type(self.weight, features)
-        convolve = sparse_conv if features.ndim == 2 else spike_conv
-        features = convolve(features, weight, kernel_map, None if self.bias is None else self.bias.to(weight.dtype))
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        if features.ndim == 2:
+            features = sparse_conv(features, weight, kernel_map, bias, groups=self.groups)
+        else:
+            features = spike_conv(features, weight, kernel_map, bias)
         if add_input is not None:
             features = features + add_input.features
         out = out.replace_feature(_apply_act(features, self.act_type, self.act_alpha, self.act_beta))
@@ -83,7 +109,8 @@ class CPUConvolution(SparseConvolution):
 
 def takes_steps(layer: Any, features: Tensor) -> bool:
     """Return whether a layer adds up steps of spikes in one event-driven call."""
-    return isinstance(layer, CPUConvolution) and not features.is_cuda and not layer.conv1x1
+    one = isinstance(layer, CPUConvolution) and layer.groups == 1
+    return one and not features.is_cuda and not layer.conv1x1
 
 
 def with_steps(x: SparseConvTensor, steps: Shaped[Tensor, "steps rows channels"]) -> SparseConvTensor:
@@ -122,6 +149,11 @@ def indice_data(made: KernelMap, layer: Any, submanifold: bool) -> IndiceData:
 def map_of(data: Any) -> KernelMap:
     """Return the map of a record that a layer of ours or, on the CPU, one of spconv's (a pooling) has left."""
     made = getattr(data, "kernel_map", None)
+    if made is None and not isinstance(data, IndiceData):
+        raise ValueError(
+            f"the indice_key names pairs of spconv's CUDA kernels ({type(data).__name__}), which a convolution in "
+            "groups cannot read; give it a key of its own"
+        )
     return made if made is not None else _map_of_pairs(data)
 
 
