@@ -264,7 +264,7 @@ def block_sparse_attention_fwd_kernel(
         i_heard = i_b * weight_strides[0] + i_h * weight_strides[1] + i_block.to(tl.int64) * weight_strides[2]
         b_max, b_sum, b_out = _hear_summaries(
             b_q, b_max, b_sum, b_out, p_summary_keys + i_head, p_summary_values + i_head, p_summary_weights + i_heard,
-            summaries, scale_log2, HEAD_DIM, BLOCK_D, 64 if BLOCK_N > 64 else BLOCK_N, PRECISION,
+            summaries, scale_log2, HEAD_DIM, BLOCK_D, 32, PRECISION,
         )  # fmt: skip
         if not LSE_OF_VISITED:
             b_lse = _natural_lse(b_max, b_sum)
