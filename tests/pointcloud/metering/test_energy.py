@@ -122,7 +122,7 @@ def test_spikepoint_names_its_coding_and_counts_all_else() -> None:
     clouds = torch.rand(2, 64, 3)
     sizes = {"points": 64, "groups": 16, "neighbors": 8, "steps": 3}
     for changes, reads, coding in (
-        ({}, "spikes", 3 * 2 * 16 * (8 * 6 + 3)),
+        ({"coding": "rate"}, "spikes", 3 * 2 * 16 * (8 * 6 + 3)),
         ({"coding": "direct"}, "values", 0),
         ({"spiking": False}, "values", 0),
     ):
