@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pointcloud.e3dsnn.config import E3DSNNConfig
 from pointcloud.shapes import PARTS, SHAPES
@@ -50,7 +51,9 @@ class ModelConfig:
         """Return what `to_json` was called on; ValueError if the text is none of its."""
         try:
             parts = json.loads(text)
-            network = {name: tuple(x) if isinstance(x, list) else x for name, x in parts["network"].items()}
+            network: dict[str, Any] = {
+                name: tuple(x) if isinstance(x, list) else x for name, x in parts["network"].items()
+            }
             return cls(tuple(parts["classes"]), E3DSNNConfig(**network), parts["cells"])
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"this is no configuration of a classifier of this version ({error})") from error
