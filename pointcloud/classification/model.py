@@ -36,7 +36,7 @@ class CloudModel(nn.Module):
         grid = VoxelGrid((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (side, side, side))
         found = voxelise(xyz, batch, grid, batch_size)
         mean = scatter(xyz, found.point_voxel, len(found.coordinates), "mean")
-        centre = (found.coordinates[:, [3, 2, 1]] + 0.5) * (2 / self.config.cells) - 1
+        centre = (found.coordinates[:, [3, 2, 1]] + 0.5) * side - 1
         # In units of a voxel's half side, so that both halves of the values have one scale.
         values = torch.cat([mean, (mean - centre) * self.config.cells], 1)
         logits = self.network(values, found.coordinates, batch_size)
