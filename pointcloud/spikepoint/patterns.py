@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pointcloud.events.record import Events, sorted_events
 
-CLASSES = ("left", "right", "up", "down", "expanding", "contracting", "clockwise", "counterclockwise")
+CLASSES = ("left", "right", "up", "down", "expanding", "contracting", "turning", "shaking")
 SIZE, SECONDS, INSTANTS, OUTLINE = 64, 1.0, 128, 160  # pixels on a side; no point crosses a pixel between two instants
 
 
@@ -31,7 +31,7 @@ def make_recording(seed: int) -> Recording:
     """
     generator = torch.Generator().manual_seed(seed)
     label = seed % len(CLASSES)
-    points, normals = make_outline(generator, turning=label >= 6)
+    points, normals = make_outline(generator, turning=CLASSES[label] == "turning")
     paths, outward = _move(points, normals, label, generator)
     pixels = paths.floor().long()
     instant, point = (pixels.diff(dim=0) != 0).any(2).nonzero().unbind(1)
@@ -78,15 +78,24 @@ def _move(
         drift[label // 2] += sign * _between(22, 40, generator)
     elif label < 6:
         growth -= sign * _between(0.6, 1.1, generator)
-    else:
-        turn = -sign * _between(1.4, 3.0, generator)  # y points down: growing angles are clockwise
+    elif label == 6:
+        turn = (1 if _between(-1, 1, generator) > 0 else -1) * _between(1.4, 3.0, generator)
         radius = radius + 5
     center = SIZE / 2 + torch.tensor([_between(-9, 9, generator), _between(-9, 9, generator)]) + time * drift
+    if label == 7:
+        center = center + _shake(time, generator)
     angle = _between(0, 2 * math.pi, generator) + time * turn
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 2).view(-1, 2, 2)
     paths = center[:, None] + radius * (growth * time).exp()[..., None] * torch.einsum("tij,nj->tni", rotation, points)
     outward = (paths.diff(dim=0) * torch.einsum("tij,nj->tni", rotation, normals)[1:]).sum(2)
     return paths, outward
+
+
+def _shake(time: Float[Tensor, "instants 1"], generator: torch.Generator) -> Float[Tensor, "instants 2"]:
+    """Return a swing along a line of any direction, three to five times a second, at most 4 pixels to either side."""
+    direction, phase = _between(0, 2 * math.pi, generator), _between(0, 2 * math.pi, generator)
+    swing = _between(2.5, 4, generator) * torch.sin(2 * math.pi * _between(3, 5, generator) * time + phase)
+    return swing * torch.tensor([math.cos(direction), math.sin(direction)])
 
 
 def _unique(key: Tensor) -> tuple[Tensor, Tensor]:

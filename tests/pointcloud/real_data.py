@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 FOLDER = Path(__file__).parents[2] / ".venv" / "real-data"
 PACKAGES = ("laspy", "small-gicp")  # BSD and MIT; nothing of them is kept in this repository
 SUFFIXES = (".las", ".laz", ".ply")
-SECONDS = 300
+SECONDS = 150
 
 
 def scans(folder: Path = FOLDER) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def read_hdf5(path: Path) -> Columns:
     except ImportError as error:
         raise ImportError('HDF5 needs h5py and hdf5plugin: pip install "visual-accel[events]"') from error
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r") as opened:
+            file: Any = opened  # h5py's own types do not say what is where
             group = file["events"] if "events" in file else file
             sets = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset)}
             wanted = {each for names in NAMES.values() for each in names} | {"width", "height"}

@@ -198,9 +198,10 @@ def test_adaspa_moves_density_from_good_to_bad_heads() -> None:
     method = AdaSpa(density=0.2, block=16)
     mass = torch.full((1, 4, 10, 10), 0.01)
     mass[0, 0, :, 0] = mass[0, 2, :, 3] = 5.0  # two heads whose mass sits in one column
-    kept = method._select(mass).sum(-1)[0, :, 0].tolist()
+    call = make_call(0, Geometry(4, 4, 8), heads=4)
+    kept = method._select(call, mass).sum(-1)[0, :, 0].tolist()
     assert kept == [1, 3, 1, 3]
-    assert AdaSpa(density=1.0)._select(mass).all()
+    assert AdaSpa(density=1.0)._select(call, mass).all()
 
 
 def test_sparse_vdit_picks_the_pattern_that_fits() -> None:
