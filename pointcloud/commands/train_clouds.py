@@ -20,7 +20,7 @@ Workers = Annotated[int, typer.Option(min=0, help="processes that make clouds")]
 
 def train_shapes(
     output: Output,
-    steps: Steps = 900,
+    steps: Steps = 2400,
     batch: Batch = 32,
     learning_rate: Rate = 3e-3,
     seed: Seed = 0,
@@ -35,7 +35,7 @@ def train_shapes(
 
 def train_segments(
     output: Output,
-    steps: Steps = 700,
+    steps: Steps = 500,
     batch: Batch = 32,
     learning_rate: Rate = 3e-3,
     seed: Seed = 0,
