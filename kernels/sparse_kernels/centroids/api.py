@@ -102,3 +102,15 @@ def _check_clusters(name: str, clusters: Any, x: Tensor) -> None:
         least, most = (int(label) for label in clusters.labels.aminmax())
         if least < 0 or most >= clusters.sizes.shape[2] or not torch.equal(clusters.sizes, clusters.offsets.diff()):
             raise ValueError(f"{name}.labels and {name}.sizes must be those of its {clusters.sizes.shape[2]} clusters")
+        if not _are_in_order(clusters):
+            raise ValueError(f"{name}.order must bring the labels of each cluster together, between its offsets")
+
+
+def _are_in_order(clusters: Clusters) -> bool:
+    """Return whether labels rise in the clusters' order, and change where the next cluster begins."""
+    labels = clusters.labels.gather(-1, clusters.order)
+    first, last = clusters.offsets[..., :-1], clusters.offsets[..., 1:] - 1
+    ends = torch.stack([first, last.clamp(min=0)]).clamp(max=labels.shape[-1] - 1).long()
+    found = labels.expand(2, *labels.shape).gather(-1, ends)
+    expected = torch.arange(first.shape[-1], dtype=labels.dtype)
+    return bool((labels.diff() >= 0).all() and ((found == expected) | (clusters.sizes == 0)).all())

@@ -76,8 +76,8 @@ def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Shaped[Tenso
     """Return the spikes as steps, bool or in the type of the weights."""
     if not isinstance(spikes, Tensor) or spikes.ndim not in (2, 3) or (spikes.ndim == 3 and not len(spikes)):
         raise ValueError(f"spikes must be (rows, channels) or (steps, rows, channels), got {described(spikes)}")
-    if spikes.dtype != torch.bool:
-        check_types((*DTYPES, torch.float64), spikes=spikes, weight=weight)
+    rows = {} if spikes.dtype == torch.bool else {"spikes": spikes}
+    check_types((*DTYPES, torch.float64), **rows, weight=weight)
     check_devices(spikes=spikes, weight=weight)
     spikes = spikes if spikes.ndim == 3 else spikes[None]
     check_convolution(spikes[0], weight, kernel_map, bias, types=spikes.dtype != torch.bool)

@@ -243,3 +243,14 @@ def test_clusters_that_do_not_fit_together_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             replace(keys, **{field: value})
+
+
+def test_labels_of_other_clusters_than_the_order_are_refused() -> None:
+    k = torch.randn(1, 2, 40, 8, generator=torch.Generator().manual_seed(0))
+    keys = kmeans(k, k[:, :, :4].clone(), iterations=2)
+    labels = keys.labels.clone()
+    labels[0, 1, 7] = (labels[0, 1, 7] + 1) % 4
+    values = torch.zeros_like(keys.centroids)
+    for backend in BACKENDS:
+        with pytest.raises(ValueError, match="keys.order must bring the labels of each cluster together"):
+            centroid_log_error(k[:, :, :3], k, k, replace(keys, labels=labels), values, scale=0.2, backend=backend)
