@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pointcloud.classification.config import ModelConfig
 from pointcloud.e3dsnn import Classifier, Segmenter
-from pointcloud.files import replacing
 from pointcloud.points import PointCloud
 from pointcloud.scatter import scatter
 from pointcloud.voxels import VoxelGrid, voxelise
+from pointcloud.weights import read_weights, weight_bytes, write_weights
 
 
 class CloudModel(nn.Module):
@@ -55,16 +53,11 @@ class CloudModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""
-        with replacing(path) as temporary:
-            temporary.write_bytes(self._bytes())
+        write_weights(path, self, "classification", self.config.to_json())
 
     def fingerprint(self) -> str:
         """Return 16 digits that change with weights and configuration, and not with the device."""
-        return sha256(self._bytes()).hexdigest()[:16]
-
-    def _bytes(self) -> bytes:
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        return save(state, {"classification": self.config.to_json()})
+        return sha256(weight_bytes(self, "classification", self.config.to_json())).hexdigest()[:16]
 
     @classmethod
     def load(cls, path: str | Path) -> CloudModel:
@@ -72,17 +65,8 @@ class CloudModel(nn.Module):
 
         FileNotFoundError if there is none; ValueError if it is no such file, or its weights do not fit.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist; give a .safetensors file that CloudModel.save wrote")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error})") from error
-        if "classification" not in metadata:
-            raise ValueError(f"{path} is of another network; give a file that CloudModel.save wrote")
-        model = cls(ModelConfig.from_json(metadata["classification"]))
+        text, state = read_weights(path, "classification", "shape or segment", "CloudModel.save")
+        model = cls(ModelConfig.from_json(text))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +15,8 @@ from torch.utils.data import DataLoader
 from pointcloud.classification.config import ModelConfig
 from pointcloud.classification.model import CloudModel
 from pointcloud.detection.training import one_cycle
-from pointcloud.files import replacing
 from pointcloud.shapes import Sample, ShapeClouds
+from pointcloud.weights import read_checkpoint, write_checkpoint
 
 
 class Batch(NamedTuple):
@@ -67,26 +66,21 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write `checkpoint.pt`, to go on from, and `model.safetensors`, to use, each replaced at once."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.done, "seed": self.seed, "config": self.model.config.to_json()}
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
-        torch.save({**state, **parts}, whole)
-        with replacing(folder / "checkpoint.pt") as temporary:
-            temporary.write_bytes(whole.getbuffer())
+        write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
         self.model.save(folder / "model.safetensors")
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt` if there is one; ValueError if it is of another model or seed."""
-        path = folder / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(folder, self.device, self._identity(), "another network, other classes or another seed")
+        if state is None:
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state.get("config") != self.model.config.to_json() or state.get("seed") != self.seed:
-            raise ValueError(f"{path} is of another network, other classes or another seed; give another output folder")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": self.model.config.to_json(), "seed": self.seed}
 
 
 def train(

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pointcloud.boxes import Detections
@@ -20,8 +18,8 @@ from pointcloud.detection.detector_config import DetectorConfig
 from pointcloud.detection.head import CenterHead
 from pointcloud.detection.loss import detection_losses
 from pointcloud.detection.targets import make_targets
-from pointcloud.files import replacing
 from pointcloud.points import PointCloud
+from pointcloud.weights import read_weights, weight_bytes, write_weights
 
 
 class Detector(nn.Module):
@@ -72,16 +70,11 @@ class Detector(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""
-        with replacing(path) as temporary:
-            temporary.write_bytes(self._bytes())
+        write_weights(path, self, "config", self.config.to_json())
 
     def fingerprint(self) -> str:
         """Return 16 digits that change with weights and configuration, and not with the device."""
-        return sha256(self._bytes()).hexdigest()[:16]
-
-    def _bytes(self) -> bytes:
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        return save(state, {"config": self.config.to_json()})
+        return sha256(weight_bytes(self, "config", self.config.to_json())).hexdigest()[:16]
 
     @classmethod
     def load(cls, path: str | Path, config: DetectorConfig | None = None) -> Detector:
@@ -89,17 +82,8 @@ class Detector(nn.Module):
 
         FileNotFoundError if there is none; ValueError if it is no such file, or not of the configuration asked for.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist; give a .safetensors file that Detector.save wrote")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error})") from error
-        if "config" not in metadata:
-            raise ValueError(f"{path} has no detector configuration; give a file that Detector.save wrote")
-        saved = DetectorConfig.from_json(metadata["config"])
+        text, state = read_weights(path, "config", "detector", "Detector.save")
+        saved = DetectorConfig.from_json(text)
         if config is not None and config != saved:
             raise ValueError(f"{path} holds a detector of another configuration than asked for; leave config out")
         detector = cls(saved)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader
 from pointcloud.detection.augmentation import augment
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig
-from pointcloud.files import replacing
 from pointcloud.scenes import DrivingScenes, Lidar, Scene
+from pointcloud.weights import read_checkpoint, write_checkpoint
 
 
 class Batch(NamedTuple):
@@ -77,26 +76,21 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write `checkpoint.pt`, to go on from, and `detector.safetensors`, to use, each replaced at once."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.done, "config": self.detector.config.to_json()}
         parts = {"detector": self.detector.state_dict(), "optimizer": self.optimizer.state_dict()}
-        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
-        torch.save({**state, **parts}, whole)
-        with replacing(folder / "checkpoint.pt") as temporary:
-            temporary.write_bytes(whole.getbuffer())
+        write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
         self.detector.save(folder / "detector.safetensors")
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration."""
-        path = folder / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(folder, self.device, self._identity(), "a detector of another configuration")
+        if state is None:
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["config"] != self.detector.config.to_json():
-            raise ValueError(f"{path} is of a detector of another configuration; give another output folder")
         self.detector.load_state_dict(state["detector"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": self.detector.config.to_json()}
 
 
 def train(

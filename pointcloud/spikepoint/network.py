@@ -7,15 +7,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float32
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from pointcloud.files import replacing
 from pointcloud.spikepoint.coding import direct_code, latency_code, rate_code
 from pointcloud.spikepoint.config import SpikePointConfig
 from pointcloud.spikepoint.grouping import Groups, group_clouds
 from pointcloud.spikepoint.layers import Layer, Residual
+from pointcloud.weights import read_weights, write_weights
 
 
 class Coding(nn.Module):
@@ -95,9 +93,7 @@ class SpikePoint(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(path) as temporary:
-            temporary.write_bytes(save(state, {"spikepoint": self.config.to_json()}))
+        write_weights(path, self, "spikepoint", self.config.to_json())
 
     @classmethod
     def load(cls, path: str | Path, classes: Sequence[str] | None = None) -> SpikePoint:
@@ -105,17 +101,8 @@ class SpikePoint(nn.Module):
 
         FileNotFoundError if there is none; ValueError if it is no such file, or not of the classes asked for.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist; give a .safetensors file that SpikePoint.save wrote")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error})") from error
-        if "spikepoint" not in metadata:
-            raise ValueError(f"{path} holds another network; give a file that SpikePoint.save wrote")
-        config = SpikePointConfig.from_json(metadata["spikepoint"])
+        text, state = read_weights(path, "spikepoint", "SpikePoint", "SpikePoint.save")
+        config = SpikePointConfig.from_json(text)
         if classes is not None and tuple(classes) != config.classes:
             raise ValueError(f"{path} tells {', '.join(config.classes)} apart, not {', '.join(classes)}")
         network = cls(config)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from pointcloud.files import replacing
 from pointcloud.spikepoint.config import SpikePointConfig
 from pointcloud.spikepoint.dataset import LabelledCloud, MovingPatterns
 from pointcloud.spikepoint.network import SpikePoint
+from pointcloud.weights import read_checkpoint, write_checkpoint
 
 Batch = tuple[Float32[Tensor, "batch points 3"], Int64[Tensor, " batch"]]
 
@@ -65,26 +65,21 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write `checkpoint.pt`, to go on from, and `events.safetensors`, to use, each replaced at once."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.done, "seed": self.seed, "config": self.network.config.to_json()}
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
-        torch.save({**state, **parts}, whole)
-        with replacing(folder / "checkpoint.pt") as temporary:
-            temporary.write_bytes(whole.getbuffer())
+        write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
         self.network.save(folder / "events.safetensors")
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration or seed."""
-        path = folder / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(folder, self.device, self._identity(), "another configuration or seed")
+        if state is None:
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if (state["config"], state["seed"]) != (self.network.config.to_json(), self.seed):
-            raise ValueError(f"{path} is of another configuration or seed; give another output folder")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": self.network.config.to_json(), "seed": self.seed}
 
 
 def train(

@@ -1,0 +1,67 @@
+"""Networks in files: weights and configuration as safetensors, and checkpoints from which training goes on."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pointcloud.files import replacing
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def weight_bytes(network: nn.Module, key: str, config: str) -> bytes:
+    """Return the content of a safetensors file: the state of a network, and its configuration as text under `key`."""
+    return save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}, {key: config})
+
+
+def write_weights(path: str | Path, network: nn.Module, key: str, config: str) -> None:
+    """Write `weight_bytes`, replacing an old file at once."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(weight_bytes(network, key, config))
+
+
+def read_weights(path: str | Path, key: str, kind: str, writer: str) -> tuple[str, dict[str, Tensor]]:
+    """Return configuration and state of a file of a `kind` of network that `writer` wrote.
+
+    FileNotFoundError if there is none; ValueError if it is no safetensors file, or has no configuration under `key`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a .safetensors file that {writer} wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error})") from error
+    if key not in metadata:
+        raise ValueError(
+            f"{path} is of another network: it has no {kind} configuration; give a file that {writer} wrote"
+        )
+    return metadata[key], state
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write `checkpoint.pt` into a folder, made if need be, replacing an old one at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.save(state, whole)
+    with replacing(folder / CHECKPOINT) as temporary:
+        temporary.write_bytes(whole.getbuffer())
+
+
+def read_checkpoint(folder: Path, device: str, asked: dict[str, Any], what: str) -> dict[str, Any] | None:
+    """Return the checkpoint of a folder, or None without one; ValueError if it differs in what is `asked` of it."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    if any(state.get(name) != value for name, value in asked.items()):
+        raise ValueError(f"{path} is of {what}; give another output folder")
+    return state
