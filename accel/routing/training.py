@@ -34,7 +34,8 @@ class Recipe:
     Blocks run at `rate` at timestep 0 and at `low_rate` (None: the same) at 1000, MLPs are as wide as `width_rate`
     (None: whole) where blocks run; `weight` is that of both beside the error (published 1; rates 0.6 and 0.5). The
     transformer learns with them if its `backbone_rate` is above 0, after so many steps in which the routers learn
-    `alone` which blocks cannot be missed. Noise levels are logit-normal, moved up by `shift`. All random
+    `alone` which blocks cannot be missed; weights with one of the words `frozen` in their names stay as they are, and are
+    not saved. Noise levels are logit-normal, moved up by `shift`. All random
     numbers of a step come from `seed` and its number.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     learning_rate: float = 1e-3
     backbone_rate: float = 0.0
     alone: int = 50
+    frozen: tuple[str, ...] = ()
     shift: float = 3.0
     variant: str = "shared"
     seed: int = 0
@@ -84,10 +86,11 @@ class RouterTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.routers = Routers(config)
-        self.transformer = transformer.requires_grad_(self.joint).train(self.joint)
+        self.transformer = transformer.requires_grad_(False).train(self.joint)
+        self.tuned = self._tuned()
         groups = [{"params": list(self.routers.parameters()), "share": recipe.learning_rate, "waits": False}]
         if self.joint:
-            groups.append({"params": list(transformer.parameters()), "share": recipe.backbone_rate, "waits": True})
+            groups.append({"params": list(self.tuned.values()), "share": recipe.backbone_rate, "waits": True})
         optimizer = torch.optim.AdamW(groups, 0.0, (0.9, 0.98), weight_decay=0.0)
         module = RoutedTransformer(transformer, self.routers, adapter)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
@@ -167,10 +170,8 @@ class RouterTrainer:
             raise ValueError(f"weights are not finite at step {self.done}; start again at a lower learning rate")
         if not self.accelerator.is_main_process:
             return
-        tuned = dict(self.transformer.named_parameters()) if self.joint else None
-        if tuned is not None and dtype is not None:
-            tuned = {name: weight.detach().to(dtype) for name, weight in tuned.items()}
-        save_routers(self.routers, folder, tuned)
+        tuned = {name: weight.detach().to(dtype or weight.dtype) for name, weight in self.tuned.items()}
+        save_routers(self.routers, folder, tuned if self.joint else None)
         whole = io.BytesIO()  # torch's own writer does not say that a disk is full
         torch.save({"step": self.done, "recipe": dataclasses.asdict(self.recipe), **self._states()}, whole)
         with replacing(folder / CHECKPOINT) as temporary:
@@ -198,6 +199,14 @@ class RouterTrainer:
             raise InputError(f"{str(path)!r} is of another model; give that one, or another folder") from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
+
+    def _tuned(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the transformer that learn, which want a gradient from now on."""
+        named, frozen = self.transformer.named_parameters(), self.recipe.frozen
+        tuned = {name: p for name, p in named if self.joint and not any(word in name for word in frozen)}
+        for parameter in tuned.values():
+            parameter.requires_grad_(True)
+        return tuned
 
     def _states(self) -> dict[str, Any]:
         parts: dict[str, nn.Module] = {"routers": self.routers}

@@ -189,8 +189,11 @@ def test_widths_learn_and_so_does_the_backbone() -> None:
     assert after["error"] < before["error"] and after["loss"] < 0.7 * before["loss"]
 
 
-@pytest.mark.parametrize("options", [{}, {"width_rate": 0.5, "backbone_rate": 1e-3}])
-def test_resuming_reproduces_the_next_loss(tmp_path: Path, options: dict[str, float]) -> None:
+JOINT = {"width_rate": 0.5, "backbone_rate": 1e-3, "frozen": ("attn2",)}
+
+
+@pytest.mark.parametrize("options", [{}, JOINT])
+def test_resuming_reproduces_the_next_loss(tmp_path: Path, options: dict[str, Any]) -> None:
     made = trainer(**options)
     run(made, 2)
     made.save(tmp_path)
@@ -201,7 +204,12 @@ def test_resuming_reproduces_the_next_loss(tmp_path: Path, options: dict[str, fl
     said = again.progress()
     assert said.startswith("step 4 loss ") and " gates " in said and " widths " in said
     routers, backbone = read_routers(tmp_path)
-    assert len(routers.config.widths) == (4 if options else 1) and bool(backbone) == bool(options)
+    assert len(routers.config.widths) == (4 if options else 1)
+    frozen = {name for name in dict(made.transformer.named_parameters()) if "attn2" in name} if options else set()
+    assert backbone.keys() == (dict(made.transformer.named_parameters()).keys() - frozen if options else set())
+    start = tiny().state_dict()
+    for name, weight in made.transformer.state_dict().items():
+        assert torch.equal(weight, start[name]) == (not options or name in frozen), name
 
 
 class Killed(BaseException):
