@@ -34,9 +34,9 @@ class Recipe:
     Blocks run at `rate` at timestep 0 and at `low_rate` (None: the same) at 1000, MLPs are as wide as `width_rate`
     (None: whole) where blocks run; `weight` is that of both beside the error (published 1; rates 0.6 and 0.5). The
     transformer learns with them if its `backbone_rate` is above 0, after so many steps in which the routers learn
-    `alone` which blocks cannot be missed; weights with one of the words `frozen` in their names stay as they are, and are
-    not saved. Noise levels are logit-normal, moved up by `shift`. All random
-    numbers of a step come from `seed` and its number.
+    `alone` which blocks cannot be missed; weights with one of the words `frozen` in their names stay as they are, and
+    are not saved. Noise levels are logit-normal, moved up by `shift`. All random numbers of a step come from `seed` and
+    its number.
     """
 
     rate: float = 0.6
