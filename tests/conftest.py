@@ -1,9 +1,7 @@
-"""Signatures are checked in the whole suite: types, shapes, and that equal names of dimensions are equal."""
+"""Signatures are checked in the whole suite."""
 
 from __future__ import annotations
 
-from jaxtyping import install_import_hook
+from tests.checked_signatures import install
 
-# An int serves where a float is asked for, as everywhere in Python.
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook(["accel", "pointcloud", "sparse_kernels"], CHECKER)
+install("accel", "pointcloud", "sparse_kernels")

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def mean_size(x: Float[Tensor, ...]) -> Float[Tensor, ""]:
+def mean_size(x: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Return the mean of absolute values, in float32 or better."""
     return x.abs().mean(dtype=torch.promote_types(x.dtype, torch.float32))
 

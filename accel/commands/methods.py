@@ -27,5 +27,5 @@ def _about(kind: Any) -> str:
 
 
 def _options(kind: Any) -> str:
-    """Return a dataclass's options with their defaults."""
-    return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))
+    """Return a dataclass's options with their defaults, but for those that no text can give."""
+    return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind) if field.repr)

@@ -76,7 +76,7 @@ def observe(mesh: Mesh, count: int, generator: np.random.Generator) -> Surface:
     return seen
 
 
-def direction(generator: np.random.Generator) -> Float[np.ndarray, 3]:
+def direction(generator: np.random.Generator) -> Float[np.ndarray, " 3"]:
     """Return a random unit vector."""
     vector = generator.normal(size=3)
     return vector / np.linalg.norm(vector)

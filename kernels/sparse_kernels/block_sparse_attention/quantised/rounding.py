@@ -65,7 +65,7 @@ def round_channels(v: Float[Tensor, "b h s d"]) -> tuple[Tensor, Float[Tensor, "
     return _round(rows, largest[:, :, None], "fp8"), largest / LARGEST["fp8"]
 
 
-def round_weights(weights: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def round_weights(weights: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return weights of 0 to 1 as E4M3 holds them times 448."""
     return (weights * LARGEST["fp8"]).to(DTYPES["fp8"]).to(weights.dtype) / LARGEST["fp8"]
 
