@@ -60,7 +60,7 @@ Tensor centroid_log_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tens
     reducer.error({head_rows(k, order, b, h, h), head_rows(v, order, b, h, h), ends[j], ends[j + 1] - ends[j],
                    static_cast<int32_t>(d), static_cast<const float*>(centroids.data_ptr()) + item * d,
                    static_cast<const float*>(values.data_ptr()) + item * d,
-                   packed.data.data() + item / nk * packed.floats, packed.panels, sums, sums + columns, scratch});
+                   packed.data.data() + item / nk * packed.floats, packed.panels, static_cast<int32_t>(nq), sums, sums + columns, scratch});
     float* to = static_cast<float*>(error.data_ptr()) + item / nk * nq * nk + j;
     for (int64_t i = 0; i < nq; i++) to[i * nk] = sums[i];
   });

@@ -64,6 +64,7 @@ struct ErrorJob {
   const float* mean;
   const float* packed;  // query centroids, times scale and log2(e)
   int32_t panels;
+  int32_t columns;  // how many queries are in them
   float* error;  // panels * panel floats, written: natural logarithms
   float* held;   // as many, for the kernel
   char* scratch;

@@ -94,6 +94,17 @@ static void nearest(const NearestJob& job) {
   memcpy(job.labels, label, job.count * sizeof(int32_t));
 }
 
+static inline void to_channels(const float* from, int32_t depth, uint16_t* to) {
+#ifdef __AVX512BF16__
+  for (int32_t x = 0; x < depth; x += LANES) {
+    const __m256bh narrow = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + x));
+    memcpy(to + x, &narrow, sizeof narrow);
+  }
+#else
+  for (int32_t x = 0; x < depth; x++) to[x] = to_bfloat16(from[x]);
+#endif
+}
+
 static inline float tree_sum(vf x) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps((__m512)x);
@@ -132,7 +143,7 @@ static void read_tokens(const ErrorJob& job, int32_t first, int32_t rows, float*
     terms.squared[r] = tree_sum(squared);
     terms.cross[r] = 2 * tree_sum(cross);
     terms.constant[r] = tree_sum(constant);
-    for (int32_t x = 0; x < depth; x++) buffers.channels[x] = to_bfloat16(key[x]);
+    to_channels(key, depth, buffers.channels);
     store_token(buffers.channels, depth, r, buffers.tokens);
   }
 }
@@ -145,13 +156,17 @@ static inline void add_errors(const float* scores, const Terms& terms, int32_t v
     const vf score = load(scores + v * LANES);
     top = score > top ? score : top;
   }
-  float one = 1;
-  if (held > 0 || any_above(top, broadcast(high))) {
-    const float largest = horizontal_max(top), now = largest > held + high ? largest : held;
-    total *= exp2_scalar(2 * (held - now));
-    held = now;
-    one = exp2_scalar(-now);
+  if (held == 0 && !any_above(top, broadcast(high))) {
+    for (int32_t v = 0; v < vectors; v++) {
+      const vf growth = exp2_vector(load(scores + v * LANES)) - 1.0f;
+      total += (load(terms.squared + v * LANES) * growth + load(terms.cross + v * LANES)) * growth +
+               load(terms.constant + v * LANES);
+    }
+    return;
   }
+  const float largest = horizontal_max(top), now = largest > held + high ? largest : held, one = exp2_scalar(-now);
+  total *= exp2_scalar(2 * (held - now));
+  held = now;
   for (int32_t v = 0; v < vectors; v++) {
     const vf growth = exp2_vector(load(scores + v * LANES) - held) - one;
     const vf cross = load(terms.cross + v * LANES) * one, constant = load(terms.constant + v * LANES) * (one * one);
@@ -176,7 +191,7 @@ static void error(const ErrorJob& job) {
     read_tokens(job, first, rows, wide, buffers, terms);
     for (int32_t panel = 0; panel < job.panels; panel++) {
       score_panel(job.packed + static_cast<int64_t>(panel) * PANEL * depth / 2, depth, buffers.tokens, buffers.scores);
-      for (int32_t j = 0; j < PANEL; j++) {
+      for (int32_t j = 0; j < PANEL && panel * PANEL + j < job.columns; j++) {
         const int32_t column = panel * PANEL + j;
         vf total = load(totals + column * LANES);
         add_errors(buffers.scores + j * TOKENS, terms, (rows + LANES - 1) / LANES, job.held[column], total);
@@ -185,7 +200,7 @@ static void error(const ErrorJob& job) {
     }
   }
   end_thread();
-  for (int32_t j = 0; j < columns; j++) {
+  for (int32_t j = 0; j < job.columns; j++) {
     const float sum = tree_sum(load(totals + j * LANES));
     job.error[j] = (__builtin_log2f(sum < 0 ? 0 : sum) + 2 * job.held[j]) * static_cast<float>(1 / LOG2E);
   }
