@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
-from accel.attention.masks.cluster_pairs import select_clusters
+from accel.attention.masks.cluster_pairs import Ranked, select_clusters
 from accel.attention.orders.clusters import ClusteredTokens, Clustering, WarmCentroids
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.methods.method import Scheduled, check_shares
@@ -57,11 +57,11 @@ class Clustered(Scheduled):
         """Return the plan of the pairs of clusters that are computed."""
 
     def heaviest(
-        self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"], queries: Clusters, keys: Clusters, least: float
+        self, call: AttentionCall, ranked: Ranked, queries: Clusters, keys: Clusters, least: float
     ) -> Bool[Tensor, "b h nq nk"]:
         """Return the pairs of most mass, by density or top_p, and of each row at least a share of the key clusters."""
-        mass, q_sizes, k_sizes = (call.all_heads(each) for each in (mass, queries.sizes, keys.sizes))
+        ranks, before, q_sizes, k_sizes = (call.all_heads(each) for each in (*ranked, queries.sizes, keys.sizes))
         kept = select_clusters(
-            mass, q_sizes, k_sizes, call.geometry, density=self.density, top_p=self.top_p, least_share=least
+            (ranks, before), q_sizes, k_sizes, call.geometry, density=self.density, top_p=self.top_p, least_share=least
         )
         return call.own_heads(kept)

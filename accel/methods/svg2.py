@@ -9,6 +9,7 @@ from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan
 from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Sparse
 from accel.methods.clustered import Clustered
+from sparse_kernels import rank_entries
 
 
 @dataclass(frozen=True)
@@ -26,5 +27,5 @@ class SVG2(Clustered):
     def pairs(self, call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Sparse:
         """Return the plan of the heaviest pairs."""
         mass = centroid_mass(queries.clusters, keys.clusters, call.scale)
-        kept = self.heaviest(call, mass, queries.clusters, keys.clusters, self.least_share)
+        kept = self.heaviest(call, rank_entries(mass), queries.clusters, keys.clusters, self.least_share)
         return cluster_plan(queries, keys, kept)

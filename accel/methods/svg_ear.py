@@ -10,11 +10,10 @@ from torch import Tensor
 from accel.attention.call import AttentionCall
 from accel.attention.masks.cluster_error import log_centroid_error, route_by_error
 from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan
-from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.clusters import ClusteredTokens, summaries_of
 from accel.attention.plan import Sparse
 from accel.methods.clustered import Clustered
-from sparse_kernels import Clusters, pooled
+from sparse_kernels import Clusters, pooled, rank_entries
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class SVGEAR(Clustered):
     def _route(
         self, call: AttentionCall, queries: Clusters, keys: Clusters, error: Float[Tensor, "b h nq nk"]
     ) -> Bool[Tensor, "b h nq nk"]:
-        mass = centroid_mass(queries, keys, call.scale)
-        allowed = self.heaviest(call, mass, queries, keys, min(1.0, 2 * self.least_share))
-        guaranteed = select_blocks(mass, top_k=max(1, int(self.least_share * mass.shape[-1]))) & allowed
+        ranked = rank_entries(centroid_mass(queries, keys, call.scale))
+        allowed = self.heaviest(call, ranked, queries, keys, min(1.0, 2 * self.least_share))
+        guaranteed = (ranked[0] < max(1, int(self.least_share * error.shape[-1]))) & allowed
         return route_by_error(error, keys.sizes, guaranteed, allowed, self.area_exponent, crossing=self.density is None)

@@ -13,12 +13,18 @@ from accel.attention.execute import Attended, sampled_recall
 from accel.models.stopwatch import Stopwatch
 
 
+# Of so many sparse calls one samples its recall, which takes a few percent of an attention: a prime number, so that all
+# layers have their turn.
+RECALL_CALLS = 7
+
+
 @dataclass(frozen=True)
 class CallRecord:
     """One self-attention call: `kind` is dense, refresh or sparse; `seconds` covers planning and attention.
 
     `plan_seconds` is the part of it that decided what to compute; in a refresh that includes the full attention.
-    `recall` is the softmax mass on the kept keys (sampled rows), `shape` is (batch, heads, tokens, head_dim).
+    `recall` is the softmax mass on the kept keys (sampled rows), None but in one of a few sparse calls; `shape` is
+    (batch, heads, tokens, head_dim).
     """
 
     step: int
@@ -50,12 +56,16 @@ class Records:
 
     def __init__(self) -> None:
         self._notes: list[tuple[CallRecord, Tensor | None, Stopwatch]] = []
+        self._sparse_calls = 0
 
     def add(self, call: AttentionCall, attended: Attended, watch: Stopwatch) -> None:
         """Note a call: a lap of the watch ended with its plan; the next one ends here, before recall is sampled."""
         watch.lap()
         progress = call.progress
-        recall = None if attended.lse is None else sampled_recall(call, attended.lse)
+        recall = None
+        if attended.lse is not None:
+            recall = sampled_recall(call, attended.lse) if self._sparse_calls % RECALL_CALLS == 0 else None
+            self._sparse_calls += 1
         record = CallRecord(
             progress.step, progress.steps, call.layer, progress.branch, attended.kind, attended.density, 0.0, None,
             tuple(call.q.shape),

@@ -135,8 +135,8 @@ def _vector(name: str, lanes: int, rows: int, test: str, *flags: str, folders: t
 
 def _narrow(name: str, test: str, *flags: str) -> Units:
     """Return the kernels of one instruction set that multiply bf16 or int8."""
-    # Convolution has bf16 in AMX tiles here; in AVX-512 registers it is a part of the vector kernels.
-    folders = ("attention",) if "-DINT8" in flags or name == "avx512_bf16" else ("attention", "convolve")
+    # Others have bf16 in AMX tiles here; in AVX-512 registers it is a part of their vector kernels.
+    folders = ("attention",) if "-DINT8" in flags or name == "avx512_bf16" else ("attention", "convolve", "reduce")
     common = [f'-DNAME="{name}"', f"-DCAN_RUN={test}", *flags]
     return {
         f"{folder}_narrow_{name}": (

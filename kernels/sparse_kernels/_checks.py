@@ -100,9 +100,15 @@ def check_order(name: str, order: Any, x: Tensor, rows: int, read: bool = True) 
 def check_permutes(name: str, order: Int[Tensor, "#b #h s"]) -> None:
     """Refuse an order that does not hold every row once; reads from the device."""
     last = order.shape[2] - 1
-    seen = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order.clamp(0, last), True)
-    if not (seen.all() and ((order >= 0) & (order <= last)).all()):
+    least, most = (int(row) for row in order.aminmax())
+    if least < 0 or most > last or not torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, True).all():
         raise ValueError(f"{name} must hold every row 0 to {last} once")
+
+
+def check_precision(precision: Any) -> None:
+    """Refuse what is no precision of products."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
 
 
 def described(x: object) -> str:

@@ -72,9 +72,12 @@ class BlockMap:
         kv_offsets = as_offsets("kv_offsets", kv_offsets, mask.device)
         if mask.shape[-1] != kv_offsets.shape[-1] - 1:
             raise ValueError(f"the mask has {mask.shape[-1]} key blocks, kv_offsets has {kv_offsets.shape[-1] - 1}")
-        # A stable sort of "not visited" puts the visited blocks first, in rising order, without a host round trip.
-        indices = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)
-        return cls(mask.sum(-1, dtype=torch.int32), indices.to(torch.int32), q_offsets, kv_offsets)
+        # Visited blocks go to the first places, in rising order and without a host round trip, others to a spare one.
+        blocks = mask.shape[-1]
+        places = torch.where(mask, mask.cumsum(-1) - 1, blocks)
+        numbers = torch.arange(blocks, dtype=torch.int32, device=mask.device).expand(mask.shape)
+        indices = numbers.new_zeros(*mask.shape[:-1], blocks + 1).scatter_(-1, places, numbers)[..., :blocks]
+        return cls(mask.sum(-1, dtype=torch.int32), indices.contiguous(), q_offsets, kv_offsets)
 
     @classmethod
     def uniform(

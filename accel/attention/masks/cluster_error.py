@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from accel.attention.masks.budget import fill_budget
-from sparse_kernels import Clusters, centroid_log_error
+from sparse_kernels import Clusters, centroid_log_error, fill_budget
 
 SMALLEST = 1e-8
 
@@ -24,9 +23,9 @@ def log_centroid_error(
 ) -> Float[Tensor, "b h nq nk"]:
     """Return log sum_t |exp(q k_t) v_t - exp(q k_c) v_c|^2 over the keys t of each cluster (SVG-EAR, section 4).
 
-    q are query centroids, k_c and v_c (`values`) the cluster's.
+    q are query centroids, k_c and v_c (`values`) the cluster's. Exponents may be rounded as keys in bfloat16 are.
     """
-    error = centroid_log_error(queries, k, v, keys, values, scale=scale)
+    error = centroid_log_error(queries, k, v, keys, values, scale=scale, precision="bfloat16")
     error = error.logaddexp(error.new_tensor(math.log(SMALLEST)))
     return error + 2 * scale * (queries @ keys.centroids.transpose(-1, -2))
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from accel.attention.call import Geometry
-from accel.attention.masks.budget import fill_budget
-from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Sparse
-from sparse_kernels import BlockMap, Clusters, Summaries
+from sparse_kernels import BlockMap, Clusters, Summaries, fill_budget
+
+Ranked = tuple[Int[Tensor, "b h nq nk"], Float[Tensor, "b h nq nk"]]  # what rank_entries returns of the mass
 
 
 def centroid_mass(queries: Clusters, keys: Clusters, scale: float) -> Float[Tensor, "b h nq nk"]:
@@ -25,7 +25,7 @@ def centroid_mass(queries: Clusters, keys: Clusters, scale: float) -> Float[Tens
 
 
 def select_clusters(
-    mass: Float[Tensor, "b h nq nk"],
+    ranked: Ranked,
     q_sizes: Int[Tensor, "b h nq"],
     k_sizes: Int[Tensor, "b h nk"],
     geometry: Geometry,
@@ -38,34 +38,34 @@ def select_clusters(
 
     Without a density this is the published rule: keep the heaviest until they hold `top_p` of the row's mass. With
     one, `top_p` is ignored and takes, for each sample, the value at which all heads together have that density.
+    `ranked` is the mass of each row, which sums to one, by `rank_entries`.
     """
-    at_least = max(1, int(least_share * mass.shape[-1]))
+    ranks, before = ranked
+    at_least = max(1, int(least_share * ranks.shape[-1]))
     if density is not None:
         pairs = geometry.tokens**2
         # Rows and columns of all other tokens are always computed: what they cost is not there for video.
-        budget = mass.shape[1] * max(0, int(density * pairs) - (pairs - geometry.video_tokens**2))
-        return _select_within(mass, q_sizes, k_sizes, budget, at_least)
+        budget = ranks.shape[1] * max(0, int(density * pairs) - (pairs - geometry.video_tokens**2))
+        return _select_within(ranked, q_sizes, k_sizes, budget, at_least)
     if top_p == 1:  # a rounded sum may reach the whole before the last entries
-        return torch.ones_like(mass, dtype=torch.bool)
-    return select_blocks(mass, top_p=top_p, at_least=at_least)
+        return torch.ones_like(ranks, dtype=torch.bool)
+    return (before < top_p) | (ranks < at_least)
 
 
 def _select_within(
-    mass: Float[Tensor, "b h nq nk"],
+    ranked: Ranked,
     q_sizes: Int[Tensor, "b h nq"],
     k_sizes: Int[Tensor, "b h nk"],
     budget: int,
     at_least: int,
 ) -> Bool[Tensor, "b h nq nk"]:
     """Return what a common top-p keeps that spends `budget` pairs over all heads of a sample."""
-    ranked, order = mass.sort(dim=-1, descending=True, stable=True)
     # An entry is kept from that top-p on which its predecessors in the row reach; the forced ones before all others.
-    needed = ranked.cumsum(-1) - ranked
-    needed[..., :at_least] -= 2
-    areas = q_sizes[..., None].long() * k_sizes[..., None, :].expand(mass.shape).gather(-1, order)
-    fits = fill_budget(-needed.flatten(1), areas.flatten(1), budget).view(mass.shape)
-    fits[..., 0] = True
-    return torch.zeros_like(fits).scatter_(-1, order, fits)
+    ranks, needed = ranked
+    scores = 2 * (ranks < at_least) - needed
+    areas = q_sizes[..., None].long() * k_sizes[..., None, :]
+    fits = fill_budget(scores.flatten(1), areas.flatten(1), budget).view(ranks.shape)
+    return fits | (ranks == 0)
 
 
 def cluster_plan(

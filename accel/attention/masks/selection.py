@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparse_kernels import rank_entries
+
 
 def select_blocks(
     scores: Float[Tensor, "*b n"],
@@ -24,14 +26,12 @@ def select_blocks(
     """
     if top_k is None and top_p is None and threshold is None:
         raise ValueError("select_blocks needs at least one of top_k, top_p, threshold")
-    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[-1], device=scores.device)
-    keep = (rank < at_least).expand(scores.shape).clone()
+    rank, before = rank_entries(scores)
+    keep = rank < at_least
     if top_k is not None:
         keep |= rank < top_k
     if top_p is not None:
-        before = ranked.cumsum(-1) - ranked
-        keep |= before < top_p * ranked.sum(-1, keepdim=True)
+        keep |= before < top_p * scores.sum(-1, keepdim=True)
     if threshold is not None:
-        keep |= ranked >= threshold
-    return torch.zeros_like(keep).scatter_(-1, order, keep)
+        keep |= scores >= threshold
+    return keep

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sparse_kernels._backends import choose
-from sparse_kernels._checks import check_devices, check_order, check_rows, check_types, described, shared_offsets
+from sparse_kernels._checks import (
+    check_devices,
+    check_order,
+    check_precision,
+    check_rows,
+    check_types,
+    described,
+    shared_offsets,
+)
 from sparse_kernels.centroids import reference
 from sparse_kernels.kmeans import Clusters
 
@@ -24,13 +32,15 @@ def centroid_log_error(
     values: Float[Tensor, "b h nk d"],
     *,
     scale: float,
+    precision: Literal["float32", "bfloat16"] = "float32",
     backend: str | None = None,
 ) -> Float32[Tensor, "b h nq nk"]:
     """Return log sum_t |g v_t + v_t - v_c|^2 over the keys t of each cluster, with g = exp(q (k_t - k_c) scale) - 1.
 
     With 2 q k_c scale added this is the logarithm of the squared error of a centroid's answer to the query centroid q
     (SVG-EAR, arXiv 2603.08982, section 4); `values` are the clusters' mean values v_c. It is -inf where there is no
-    error, and right for exponents of any size.
+    error, and right for exponents of any size. With `precision="bfloat16"` q and k_t - k_c may be rounded to bfloat16
+    where keys are bfloat16, which is faster on processors with AMX: exponents are then right to 2^-7 of their terms.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
     check_rows(k=k, v=v, queries=queries, values=values)
@@ -39,7 +49,8 @@ def centroid_log_error(
     _check_shapes(k.shape, v=v)
     _check_shapes((*k.shape[:2], queries.shape[2], k.shape[3]), queries=queries)
     _check_shapes(keys.centroids.shape, values=values)
-    return _module(backend, k).centroid_log_error(queries.float(), k, v, keys, values.float(), scale)
+    check_precision(precision)
+    return _module(backend, k).centroid_log_error(queries.float(), k, v, keys, values.float(), scale, precision)
 
 
 @torch.no_grad()

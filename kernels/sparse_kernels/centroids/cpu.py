@@ -1,4 +1,4 @@
-"""The C++ kernels: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time."""
+"""The C++ kernels: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time, AMX for errors on request."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def centroid_log_error(
     keys: Clusters,
     values: Float[Tensor, "b h nk d"],
     scale: float,
+    precision: str = "float32",
     instructions: str = "",
 ) -> Float[Tensor, "b h nq nk"]:
     """Return the logarithms of the errors; `instructions` forces an instruction set, for tests."""
+    if precision == "bfloat16" and k.dtype == torch.bfloat16 and _extension.instruction_set(k.dtype) == "amx":
+        instructions = instructions or "amx"
     fixed = (x.contiguous() for x in (keys.order, keys.offsets, keys.centroids, values))
-    error = torch.ops.sparse_kernels.centroid_log_error_cpu(
+    return torch.ops.sparse_kernels.centroid_log_error_cpu(
         queries.contiguous(), rows(k), rows(v), *fixed, scale, instructions
     )
-    return error.transpose(-1, -2)
 
 
 def merge_centroids(

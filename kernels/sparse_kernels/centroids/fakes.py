@@ -10,7 +10,7 @@ from torch import Tensor
 def _error(
     queries: Tensor, k: Tensor, v: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, *rest: object
 ) -> Tensor:
-    return queries.new_empty((*queries.shape[:2], centroids.shape[2], queries.shape[2]))
+    return queries.new_empty((*queries.shape[:3], centroids.shape[2]))
 
 
 @torch.library.register_fake("sparse_kernels::merge_centroids_cpu")

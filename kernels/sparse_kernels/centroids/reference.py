@@ -25,8 +25,9 @@ def centroid_log_error(
     keys: Clusters,
     values: Float[Tensor, "b h nk d"],
     scale: float,
+    precision: str = "float32",
 ) -> Float[Tensor, "b h nq nk"]:
-    """Return the logarithms of the errors; written so that these stay exact where they vanish."""
+    """Return the logarithms of the errors, in float32; written so that these stay exact where they vanish."""
     labels = keys.labels.gather(-1, keys.order)
     k, v = (take_rows(x, keys.order).float() for x in (k, v))
     rest, gap = k - take_rows(keys.centroids, labels), v - take_rows(values, labels)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_kernels._backends import choose
-from sparse_kernels._checks import check_rows, check_types
+from sparse_kernels._checks import check_precision, check_rows, check_types
 from sparse_kernels.kmeans.clusters import Clusters
 
 
@@ -31,7 +31,7 @@ def kmeans(
     `tolerance`. With `iterations=0` rows are assigned once and the centroids returned as they came. No n x k matrix
     ever exists.
     With `precision="bfloat16"` the centroids may be rounded to bfloat16 where rows in bfloat16 look for the nearest
-    one, which is faster on processors with AVX512_BF16; means stay exact.
+    one, which is faster on processors with AVX512_BF16 or AMX; means stay exact.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
     _check(x, centroids, iterations, tolerance, precision)
@@ -52,5 +52,4 @@ def _check(x: Tensor, centroids: Tensor, iterations: int, tolerance: float, prec
         raise ValueError(f"iterations must be 0 or more and below 2^31, got {iterations}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more, got {tolerance}")
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
+    check_precision(precision)

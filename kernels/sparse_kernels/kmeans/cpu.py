@@ -1,4 +1,4 @@
-"""The C++ kernel: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time, and bfloat16 products on request."""
+"""The C++ kernel: float32 arithmetic on AVX-512, AVX2 or SSE, chosen at run time, bfloat16 products on request."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def forward(
     if x.dtype == torch.float16:
         x = x.float()  # what the kernel widens slowly
     rounds = precision == "bfloat16" and x.dtype == torch.bfloat16
-    if rounds and _extension.instruction_set(torch.bfloat16) in ("avx512_bf16", "amx"):
-        instructions = instructions or "avx512_bf16"
+    narrow = _extension.instruction_set(torch.bfloat16) if rounds else None
+    if narrow in ("avx512_bf16", "amx"):
+        instructions = instructions or narrow
     return Clusters(
         *torch.ops.sparse_kernels.kmeans_cpu(
             rows(x),

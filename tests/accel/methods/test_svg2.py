@@ -17,7 +17,7 @@ from accel.attention.orders.clusters import Clustering, WarmCentroids, first_cen
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.methods.registry import by_name
 from accel.methods.svg2 import SVG2
-from sparse_kernels import BlockMap, block_sparse_attention, kmeans
+from sparse_kernels import BlockMap, block_sparse_attention, kmeans, rank_entries
 from sparse_kernels.centroids.reference import take_rows
 from tests.accel.calls import as_call, dense, rows_around
 from tests.accel.calls import row as row_of
@@ -102,7 +102,7 @@ def test_a_density_is_the_published_rule_at_one_top_p() -> None:
     mass = centroid_mass(queries.clusters, keys.clusters, call.scale)
     assert torch.allclose(mass.double(), brute_mass(call, queries, keys), atol=1e-6)
     options: dict[str, float] = dict(density=0.4, top_p=0.0, least_share=0.0)
-    kept = select_clusters(mass, queries.clusters.sizes, keys.clusters.sizes, call.geometry, **options)
+    kept = select_clusters(rank_entries(mass), queries.clusters.sizes, keys.clusters.sizes, call.geometry, **options)
     for sample in range(2):
         exact = brute_mass(call, queries, keys)[sample]
         ranked, order = exact.sort(-1, descending=True)

@@ -16,6 +16,7 @@ from tests.sparse_kernels.processors import available
 
 INSTRUCTIONS = ["portable", "avx2", "avx512"]
 BACKENDS = ["reference", "cpu"]
+TILES = ["amx", "amx_emulated"]
 SCALE = 0.15
 
 
@@ -111,6 +112,23 @@ def test_every_instruction_set_gives_the_same(instructions: str) -> None:
     assert (cpu.merge_centroids(*arguments, instructions=instructions) - brute_merged(case)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("instructions", TILES)
+@pytest.mark.parametrize(("head_dim", "spread"), [(3, 1), (40, 1), (64, 2), (130, 60)])
+def test_errors_in_tiles_are_those_of_rounded_exponents(instructions: str, head_dim: int, spread: float) -> None:
+    case = make_case(head_dim, torch.bfloat16, spread=spread)
+    arguments = (case.queries.centroids, case.k, case.v, case.keys, case.values, SCALE)
+    with available(instructions):
+        error = cpu.centroid_log_error(*arguments, "bfloat16", instructions=instructions)
+    expected = brute_log_error(case)
+    assert torch.equal(error.isfinite(), expected.isfinite())
+    # An exponent is a sum of products of numbers that are each rounded by 2^-9 of their size.
+    rest = case.k.double() - take_rows(case.keys.centroids.double(), case.keys.labels)
+    bound = case.queries.centroids.abs().max() * rest.abs().sum(-1).max() * SCALE * 2**-8
+    assert (error - expected).nan_to_num(0).abs().max() < 2 * bound
+    exact = case.log_error("cpu")
+    assert (error - exact).nan_to_num(0).abs().mean() < 2**-7 * spread**2 * head_dim**0.5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides_do_not_matter(backend: str) -> None:
     strided = make_case(strided=True)
@@ -195,6 +213,8 @@ def test_what_does_not_fit_is_refused() -> None:
         centroid_log_error(error[0], case.k, case.v[:, :, 1:], *error[3:], scale=SCALE)
     with pytest.raises(ValueError, match="queries must be"):
         centroid_log_error(error[0][:, 1:], *error[1:], scale=SCALE)
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16, got 'int8'"):
+        centroid_log_error(*error, scale=SCALE, precision="int8")
     with pytest.raises(ValueError, match="keys must be the clusters of"):
         centroid_log_error(error[0], case.k[:, :, 1:], case.v[:, :, 1:], *error[3:], scale=SCALE)
     merge = (case.q, *case.out(), case.queries, case.weights(), case.keys.centroids, case.values)

@@ -9,6 +9,7 @@ from sparse_kernels.kmeans import cpu
 from tests.sparse_kernels.processors import available
 
 INSTRUCTIONS = ["portable", "avx2", "avx512"]
+NARROW = ["avx512_bf16", "amx", "amx_emulated"]
 EVERY_BACKEND = ["reference", "cpu"]
 
 
@@ -81,11 +82,14 @@ def test_every_instruction_set_and_odd_size(instructions: str, rows: int, cluste
     assert_consistent(ours)
 
 
+@pytest.mark.parametrize("instructions", NARROW)
 @pytest.mark.parametrize(("rows", "clusters", "head_dim"), [(48, 16, 8), (49, 17, 3), (300, 33, 80), (1000, 70, 64)])
-def test_bfloat16_products_find_the_nearest_of_rounded_centroids(rows: int, clusters: int, head_dim: int) -> None:
+def test_bfloat16_products_find_the_nearest_of_rounded_centroids(
+    instructions: str, rows: int, clusters: int, head_dim: int
+) -> None:
     x, start = make_rows(rows, 1, 2, rows, clusters, head_dim)
     x = x.bfloat16()
-    ours = forced(x, start, 1, "avx512_bf16")
+    ours = forced(x, start, 1, instructions)
     assert_consistent(ours)
     to_rounded = distances(x, start.bfloat16())
     excess = to_rounded.gather(-1, ours.labels.long()[..., None])[..., 0] - to_rounded.amin(-1)
@@ -93,8 +97,10 @@ def test_bfloat16_products_find_the_nearest_of_rounded_centroids(rows: int, clus
     chosen = torch.nn.functional.one_hot(ours.labels.long(), clusters).double()
     means = chosen.mT @ x.double() / chosen.sum(2)[..., None].clamp(min=1)
     assert ((ours.centroids - means).abs() * (ours.sizes > 0)[..., None]).max() < 2e-6
-    # Rounding costs nothing that counts.
-    exact, rough = (kmeans(x, start, iterations=20, tolerance=0.0, precision=name) for name in ("float32", "bfloat16"))
+    # Rounding costs nothing that counts, and of equal centroids the first wins.
+    twice = forced(x, start.repeat(1, 1, 2, 1), 0, instructions)
+    assert torch.equal(twice.labels, forced(x, start, 0, instructions).labels)
+    exact, rough = kmeans(x, start, iterations=20, tolerance=0.0), forced(x, start, 20, instructions)
     inertia = [distances(x, c.centroids).amin(-1).sum() for c in (exact, rough)]
     assert inertia[1] < 1.02 * inertia[0]
 

@@ -62,6 +62,7 @@ void sum_head(const Side& queries, const Panels& panels, const Reducer& reducer,
 Tensor block_mass(Tensor q, Tensor k, Tensor lse, Tensor q_offsets, Tensor kv_offsets, std::optional<Tensor> q_order,
                   std::optional<Tensor> kv_order, double scale, std::string instructions) {
   const Reducer& reducer = choose_reducer(instructions);
+  check(reducer.mass, "instruction set ", instructions, " does not sum the mass of blocks");
   const int32_t head_dim = static_cast<int32_t>(q.size(3));
   const int32_t nq = static_cast<int32_t>(q_offsets.size(2)) - 1, nk = static_cast<int32_t>(kv_offsets.size(2)) - 1;
   Tensor mass = torch::stable::new_zeros(q, {q.size(0), q.size(1), nq, nk}, ScalarType::Float);

@@ -16,40 +16,43 @@
 
 namespace {
 
-const Reducer& exact_reducer(const std::string& instructions) {
+// One that has the function of that name.
+template <class F>
+const Reducer& reducer_with(F Reducer::* function, const std::string& instructions) {
   const Reducer& reducer = choose_reducer(instructions);
-  check(reducer.error, "instruction set ", instructions, " does not weigh centroids");
+  check(reducer.*function, "instruction set ", instructions, " does not weigh centroids");
   return reducer;
 }
 
 // All rows of every head of a contiguous float32 tensor (b h n d), as columns in panels.
 struct Packed {
   int32_t panels;
-  int64_t floats;  // of one head
+  int64_t depth, floats;  // of one column, and of one head
   std::vector<float> data;
 
   Packed(const Tensor& x, float scale, const Reducer& reducer)
       : panels(static_cast<int32_t>((x.size(2) + reducer.panel - 1) / reducer.panel)),
-        floats(panels * reducer.panel * x.size(3)),
+        depth(reducer.column_floats(static_cast<int32_t>(x.size(3)))),
+        floats(panels * reducer.panel * depth),
         data(x.size(0) * x.size(1) * floats) {
     const int64_t n = x.size(2), d = x.size(3), bytes = d * static_cast<int64_t>(sizeof(float));
     share_out(x.size(0) * x.size(1) * panels, bytes, [&](int64_t item, char* scratch) {
       const int64_t head = item / panels, first = item % panels * reducer.panel;
       const Rows rows{static_cast<const float*>(x.data_ptr()) + head * n * d, d, nullptr, FLOAT32};
       reducer.pack({rows, first, static_cast<int32_t>(std::min<int64_t>(reducer.panel, n - first)), static_cast<int32_t>(d),
-                    scale, data.data() + head * floats + first * d, nullptr, reinterpret_cast<float*>(scratch)});
+                    scale, data.data() + head * floats + first * depth, nullptr, reinterpret_cast<float*>(scratch)});
     });
   }
 };
 
 Tensor centroid_log_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tensor offsets, Tensor centroids, Tensor values,
                       double scale, std::string instructions) {
-  const Reducer& reducer = exact_reducer(instructions);
+  const Reducer& reducer = reducer_with(&Reducer::error, instructions);
   const int64_t heads = k.size(1), nq = queries.size(2), nk = centroids.size(2), d = k.size(3);
-  Tensor error = torch::stable::new_empty(queries, {k.size(0), heads, nk, nq}, ScalarType::Float);
+  Tensor error = torch::stable::new_empty(queries, {k.size(0), heads, nq, nk}, ScalarType::Float);
   const Packed packed(queries, static_cast<float>(scale * LOG2E), reducer);
   const int64_t columns = packed.panels * reducer.panel;
-  const size_t bytes = reducer.error_bytes(static_cast<int32_t>(d));
+  const size_t bytes = reducer.error_bytes(static_cast<int32_t>(d), packed.panels);
   share_out(k.size(0) * heads * nk, bytes + 2 * columns * sizeof(float), [&](int64_t item, char* scratch) {
     const int64_t b = item / nk / heads, h = item / nk % heads, j = item % nk;
     const int32_t* ends = integers<int32_t>(offsets, b, h);
@@ -57,8 +60,9 @@ Tensor centroid_log_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tens
     reducer.error({head_rows(k, order, b, h, h), head_rows(v, order, b, h, h), ends[j], ends[j + 1] - ends[j],
                    static_cast<int32_t>(d), static_cast<const float*>(centroids.data_ptr()) + item * d,
                    static_cast<const float*>(values.data_ptr()) + item * d,
-                   packed.data.data() + item / nk * packed.floats, packed.panels, sums, sums + columns, scratch});
-    std::copy_n(sums, nq, static_cast<float*>(error.data_ptr()) + item * nq);
+                   packed.data.data() + item / nk * packed.floats, packed.panels, static_cast<int32_t>(nq), sums, sums + columns, scratch});
+    float* to = static_cast<float*>(error.data_ptr()) + item / nk * nq * nk + j;
+    for (int64_t i = 0; i < nq; i++) to[i * nk] = sums[i];
   });
   return error;
 }
@@ -66,7 +70,7 @@ Tensor centroid_log_error(Tensor queries, Tensor k, Tensor v, Tensor order, Tens
 // Rows that `order` does not name keep what `out` says.
 Tensor merge_centroids(Tensor q, Tensor out, Tensor lse, Tensor order, Tensor offsets, Tensor weights, Tensor centroids,
                        Tensor values, double scale, std::string instructions) {
-  const Reducer& reducer = exact_reducer(instructions);
+  const Reducer& reducer = reducer_with(&Reducer::merge, instructions);
   const int32_t d = static_cast<int32_t>(q.size(3)), width = (d + reducer.panel - 1) / reducer.panel * reducer.panel;
   const int64_t heads = q.size(1), nq = weights.size(2), nk = weights.size(3);
   Tensor merged = torch::stable::clone(out);
@@ -97,7 +101,7 @@ Tensor merge_centroids(Tensor q, Tensor out, Tensor lse, Tensor order, Tensor of
 }
 
 Tensor pooled(Tensor x, Tensor offsets, std::optional<Tensor> order, std::string instructions) {
-  const Reducer& reducer = exact_reducer(instructions);
+  const Reducer& reducer = reducer_with(&Reducer::mean, instructions);
   const int64_t heads = x.size(1), blocks = offsets.size(2) - 1, d = x.size(3);
   Tensor means = torch::stable::new_zeros(x, {x.size(0), heads, blocks, d}, ScalarType::Float);
   share_out(x.size(0) * heads * blocks, d * (sizeof(double) + sizeof(float)), [&](int64_t item, char* scratch) {

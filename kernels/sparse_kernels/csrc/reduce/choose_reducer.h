@@ -9,10 +9,11 @@ namespace {
 
 inline const Reducer& choose_reducer(const std::string& wanted) {
 #ifdef X86
-  // The last one rounds: it is taken by name only, since others run wherever it does.
-  const Reducer* const reducers[] = {&reducer_avx512, &reducer_avx2, &reducer_portable, &reducer_avx512_bf16};
+  // What rounds stands behind the portable one: it is taken by name only.
+  const Reducer* const reducers[] = {&reducer_avx512,      &reducer_avx2, &reducer_portable,
+                                     &reducer_avx512_bf16, &reducer_amx,  &reducer_amx_emulated};
 #else
-  const Reducer* const reducers[] = {&reducer_portable};
+  const Reducer* const reducers[] = {&reducer_portable, &reducer_amx_emulated};
 #endif
   return choose(reducers, wanted, [](const Reducer&) { return true; });
 }

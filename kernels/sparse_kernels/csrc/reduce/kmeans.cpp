@@ -20,8 +20,9 @@ namespace {
 struct Clustering {
   const Tensor& x;
   const Reducer& reducer;
+  double (*mean)(const MeanJob&);
   int64_t heads, rows, clusters, panels;
-  int32_t head_dim;
+  int32_t head_dim, depth;  // depth: floats of a packed centroid
   float* centroids;
   int32_t *labels, *sizes, *offsets;
   int64_t* order;
@@ -42,7 +43,7 @@ void pack_centroids(Clustering& c) {
     const Rows rows{c.centroids + head * c.clusters * c.head_dim, c.head_dim, nullptr, FLOAT32};
     const int32_t valid = static_cast<int32_t>(std::min(panel, c.clusters - first));
     // |x|^2 is the same for all centroids: |c|^2 - 2 x c decides.
-    c.reducer.pack({rows, first, valid, c.head_dim, -2.0f, c.packed.data() + at * c.head_dim, c.norms.data() + at,
+    c.reducer.pack({rows, first, valid, c.head_dim, -2.0f, c.packed.data() + at * c.depth, c.norms.data() + at,
                     reinterpret_cast<float*>(scratch)});
   });
 }
@@ -53,7 +54,7 @@ void assign(Clustering& c) {
   share_out(static_cast<int64_t>(c.active.size()) * tiles, bytes, [&](int64_t item, char* scratch) {
     const int64_t head = c.active[item / tiles], first = item % tiles * NEAREST_ROWS;
     const int32_t count = static_cast<int32_t>(std::min<int64_t>(NEAREST_ROWS, c.rows - first));
-    c.reducer.nearest({c.head(head), first, count, c.head_dim, c.packed.data() + head * columns * c.head_dim,
+    c.reducer.nearest({c.head(head), first, count, c.head_dim, c.packed.data() + head * columns * c.depth,
                        c.norms.data() + head * columns, static_cast<int32_t>(c.panels), c.labels + head * c.rows + first,
                        scratch});
   });
@@ -83,8 +84,8 @@ void move_centroids(Clustering& c) {
     const Rows rows = c.head(head, c.order + head * c.rows);
     c.moved[at] = 0;
     if (offsets[i] == offsets[i + 1]) return;  // an empty cluster keeps its centroid
-    c.moved[at] = c.reducer.mean({rows, offsets[i], offsets[i + 1], c.head_dim, c.centroids + at * c.head_dim,
-                                  reinterpret_cast<double*>(scratch)});
+    c.moved[at] = c.mean({rows, offsets[i], offsets[i + 1], c.head_dim, c.centroids + at * c.head_dim,
+                          reinterpret_cast<double*>(scratch)});
   });
 }
 
@@ -105,10 +106,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans(
   Tensor order = torch::stable::new_empty(x, {b, h, n}, ScalarType::Long);
   Tensor offsets = torch::stable::new_empty(x, {b, h, k + 1}, ScalarType::Int);
   const int64_t panels = (k + reducer.panel - 1) / reducer.panel;
-  Clustering c{x, reducer, b * h, n, k, panels, static_cast<int32_t>(d), static_cast<float*>(centroids.data_ptr()),
+  const int32_t depth = reducer.column_floats(static_cast<int32_t>(d));
+  Clustering c{x, reducer, reducer.mean ? reducer.mean : choose_reducer("").mean, b * h, n, k, panels,
+               static_cast<int32_t>(d), depth, static_cast<float*>(centroids.data_ptr()),
                static_cast<int32_t*>(labels.data_ptr()), static_cast<int32_t*>(sizes.data_ptr()),
                static_cast<int32_t*>(offsets.data_ptr()), static_cast<int64_t*>(order.data_ptr())};
-  c.packed.resize(b * h * panels * reducer.panel * d);
+  c.packed.resize(b * h * panels * reducer.panel * depth);
   c.norms.resize(b * h * panels * reducer.panel);
   c.moved.resize(b * h * k);
   c.active.resize(b * h);

@@ -10,7 +10,7 @@ struct ColumnJob {
   int32_t valid;
   int32_t head_dim;
   float scale;
-  float* packed;  // head_dim times panel floats
+  float* packed;  // panel times column_floats(head_dim) floats
   float* norms;   // squared length of each row before scaling, infinite for missing ones; may be null
   float* scratch;  // head_dim floats
 };
@@ -64,6 +64,7 @@ struct ErrorJob {
   const float* mean;
   const float* packed;  // query centroids, times scale and log2(e)
   int32_t panels;
+  int32_t columns;  // how many queries are in them
   float* error;  // panels * panel floats, written: natural logarithms
   float* held;   // as many, for the kernel
   char* scratch;
@@ -98,15 +99,16 @@ struct Reducer {
   const char* name;
   int32_t panel;
   bool (*can_run)();
-  size_t (*nearest_bytes)(int32_t head_dim);  // scratch
-  size_t (*mass_bytes)(int32_t head_dim);     // scratch
+  int32_t (*column_floats)(int32_t head_dim);  // of a packed column
+  size_t (*nearest_bytes)(int32_t head_dim);   // scratch
+  size_t (*mass_bytes)(int32_t head_dim);      // scratch; null, as all that is marked so, in tiles
   void (*pack)(const ColumnJob&);
   void (*nearest)(const NearestJob&);
-  double (*mean)(const MeanJob&);  // returns how far the centroid moved, squared
-  void (*mass)(const MassJob&);
-  size_t (*error_bytes)(int32_t head_dim);  // null, as all that follows, in the kernel of bfloat16
+  double (*mean)(const MeanJob&);  // returns how far the centroid moved, squared; null in tiles
+  void (*mass)(const MassJob&);    // null in tiles
+  size_t (*error_bytes)(int32_t head_dim, int32_t panels);  // null, as all that follows, in the kernel of bfloat16
   void (*error)(const ErrorJob&);
-  size_t (*merge_bytes)(int32_t head_dim, int32_t panels);
+  size_t (*merge_bytes)(int32_t head_dim, int32_t panels);  // null in tiles, as what follows
   void (*merge)(const MergeJob&);
 };
 
@@ -115,4 +117,6 @@ extern const Reducer reducer_portable;
 extern const Reducer reducer_avx2;
 extern const Reducer reducer_avx512;
 extern const Reducer reducer_avx512_bf16;
+extern const Reducer reducer_amx;
+extern const Reducer reducer_amx_emulated;
 }

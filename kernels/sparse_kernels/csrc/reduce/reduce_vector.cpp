@@ -4,6 +4,8 @@
 #include "common/cells.h"
 #include "reduce/reduce.h"
 
+static int32_t column_floats(int32_t head_dim) { return head_dim; }
+
 static void pack(const ColumnJob& job) {
   for (int32_t j = 0; j < PANEL; j++) {
     if (j < job.valid) {
@@ -82,14 +84,36 @@ static void nearest(const NearestJob& job) {
   for (int32_t r = 0; r < job.count; r++) job.labels[r] = first_of_smallest(best + r * LANES, where + r * LANES);
 }
 
+// The first whole vectors of channels of rows in bfloat16, whose short mantissas float32 adds up a few at a time without
+// a loss; returns how many channels those are.
+static int32_t sum_bfloat16(const MeanJob& job, double* sum) {
+  typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+  constexpr int64_t few = 16;
+  const uint16_t* data = static_cast<const uint16_t*>(job.rows.data);
+  int32_t x = 0;
+  for (; x + LANES <= job.head_dim; x += LANES) {
+    for (int64_t first = job.begin; first < job.end; first += few) {
+      vf part = {};
+      for (int64_t i = first; i < first + few && i < job.end; i++) {
+        vh bits;
+        memcpy(&bits, data + row_offset(job.rows, i) + x, sizeof bits);
+        part += (vf)(__builtin_convertvector(bits, vi) << 16);
+      }
+      for (int lane = 0; lane < LANES; lane++) sum[x + lane] += static_cast<double>(part[lane]);
+    }
+  }
+  return x;
+}
+
 // Sums in double: a cluster may hold most of a long sequence.
 static double mean(const MeanJob& job) {
   double* sum = job.scratch;
   float* row = reinterpret_cast<float*>(sum + job.head_dim);
   memset(sum, 0, static_cast<size_t>(job.head_dim) * sizeof(double));
-  for (int64_t i = job.begin; i < job.end; i++) {
+  const int32_t first = job.rows.element == BFLOAT16 ? sum_bfloat16(job, sum) : 0;
+  for (int64_t i = job.begin; first < job.head_dim && i < job.end; i++) {
     read_row(job.rows, i, job.head_dim, job.head_dim, 1.0f, row);
-    for (int32_t x = 0; x < job.head_dim; x++) sum[x] += static_cast<double>(row[x]);
+    for (int32_t x = first; x < job.head_dim; x++) sum[x] += static_cast<double>(row[x]);
   }
   const double share = 1.0 / static_cast<double>(job.end - job.begin);
   double moved = 0;
@@ -186,7 +210,7 @@ static void add_errors(const float* rest, const Terms* terms, int32_t depth, con
   }
 }
 
-static size_t error_bytes(int32_t head_dim) {
+static size_t error_bytes(int32_t head_dim, int32_t) {
   return static_cast<size_t>(ERROR_ROWS + 1) * head_dim * sizeof(float) + ERROR_ROWS * sizeof(Terms);
 }
 
@@ -315,5 +339,6 @@ static void merge(const MergeJob& job) {
 static bool can_run() { return CAN_RUN; }
 
 extern "C" const Reducer KERNEL = {
-    NAME, PANEL, can_run, nearest_bytes, mass_bytes, pack, nearest, mean, mass, error_bytes, error, merge_bytes, merge,
+    NAME, PANEL, can_run, column_floats, nearest_bytes, mass_bytes, pack, nearest, mean, mass, error_bytes, error,
+    merge_bytes, merge,
 };

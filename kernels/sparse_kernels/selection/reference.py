@@ -1,0 +1,31 @@
+"""The definition: torch only, any device."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def can_run(scores: Tensor) -> str | None:
+    """Return None: the reference runs everything."""
+    return None
+
+
+def rank_entries(scores: Float[Tensor, "*b n"]) -> tuple[Int[Tensor, "*b n"], Float[Tensor, "*b n"]]:
+    """Return places and sums."""
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+    places = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device).expand(scores.shape)
+    ranks = torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(-1, order, places)
+    return ranks, torch.empty_like(scores).scatter_(-1, order, ranked.cumsum(-1) - ranked)
+
+
+def fill_budget(
+    scores: Float[Tensor, "*b n"], areas: Int[Tensor, "*#b n"], budget: Int[Tensor, "*b 1"] | int, crossing: bool
+) -> Bool[Tensor, "*b n"]:
+    """Return the kept entries."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    area = areas.expand(scores.shape).gather(-1, order).long()
+    spent = area.cumsum(-1)
+    fits = spent - area < budget if crossing else 2 * spent - area <= 2 * budget
+    return torch.zeros_like(fits).scatter_(-1, order, fits)

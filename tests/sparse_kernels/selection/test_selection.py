@@ -1,0 +1,78 @@
+"""Ranks and budgets, against a sort and a loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_kernels import _extension, fill_budget, rank_entries
+
+EVERY_BACKEND = ["reference", "cpu"]
+
+
+def make_scores(rows: int, entries: int) -> torch.Tensor:
+    """Return scores with ties, infinite ones and a negative zero."""
+    scores = torch.randn(3, rows, entries, generator=torch.Generator().manual_seed(entries)).mul_(4).round_()
+    scores[0, 0, 0], scores[1, 0, -1] = torch.inf, -torch.inf
+    scores[2, 0, 0], scores[2, 0, -1] = 0.0, -0.0
+    return scores
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize(("rows", "entries"), [(1, 1), (4, 7), (2, 300)])
+def test_ranks_are_those_of_a_stable_sort(backend: str, rows: int, entries: int) -> None:
+    scores = make_scores(rows, entries)
+    ranks, _ = rank_entries(scores, backend=backend)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    assert torch.equal(ranks.long(), order.argsort(-1))
+    masses = scores.clamp(-8, 8).exp()
+    ranks, before = rank_entries(masses.mT.contiguous().mT, backend=backend)
+    ahead = ranks[..., None, :] < ranks[..., None]
+    assert torch.allclose(before.double(), (ahead * masses[..., None, :].double()).sum(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("crossing", [False, True])
+def test_a_budget_is_spent_in_order(backend: str, crossing: bool) -> None:
+    scores = make_scores(5, 60)
+    areas = torch.randint(0, 9, (1, 5, 60), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    budgets = torch.randint(0, 260, (3, 5, 1), generator=torch.Generator().manual_seed(1))
+    budgets[0, 1], budgets[0, 2] = 0, 1000
+    kept = fill_budget(scores, areas, budgets, crossing=crossing, backend=backend)
+    for i, j in torch.cartesian_prod(torch.arange(3), torch.arange(5)).tolist():
+        spent, budget, expected = 0, int(budgets[i, j]), set()
+        for at in sorted(range(60), key=lambda at: (-float(scores[i, j, at]), at)):
+            area = int(areas[0, j, at])
+            if spent >= budget if crossing else 2 * spent + area > 2 * budget:
+                break
+            spent += area
+            expected.add(at)
+        assert set(kept[i, j].nonzero().flatten().tolist()) == expected
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    scores, areas, before = torch.rand(50, 90), torch.randint(1, 9, (50, 90)), torch.get_num_threads()
+    first = *rank_entries(scores), fill_budget(scores, areas, 150)
+    try:
+        for threads in (1, 2, 3, 5) * 5:
+            torch.set_num_threads(threads)
+            again = *rank_entries(scores), fill_budget(scores, areas, 150)
+            assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_opcheck() -> None:
+    if reason := _extension.load():
+        pytest.skip(reason)
+    scores, ops = torch.rand(3, 20), torch.ops.sparse_kernels
+    areas, budgets = torch.randint(1, 9, (3, 20)), torch.full((3,), 30)
+    torch.library.opcheck(ops.rank_entries_cpu.default, (scores,))
+    torch.library.opcheck(ops.fill_budget_cpu.default, (scores, areas, budgets, False))
+
+
+def test_other_types_are_sorted_by_torch() -> None:
+    scores = make_scores(2, 20)
+    assert torch.equal(rank_entries(scores.double())[0], rank_entries(scores)[0])
+    with pytest.raises(ValueError, match="backend cpu cannot run this call: scores are torch.float64, not float32"):
+        rank_entries(scores.double(), backend="cpu")
