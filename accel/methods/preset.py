@@ -16,7 +16,7 @@ from accel.methods.svg_ear import SVGEAR
 from sparse_kernels import backend_reasons
 
 FEW_STEPS = 10
-SMALL_GRID = 4096  # tokens below which clusters of the usual size are too few to tell tokens apart
+SMALL_GRID = 8192  # tokens below which clusters of the usual size are too few to tell tokens apart
 CPU_HEADS = 2  # timed on a CPU: more take as much longer, densely and sparsely
 
 
@@ -26,8 +26,7 @@ def settings(steps: int, tokens: int) -> SVGEAR:
     if steps < FEW_STEPS:  # one dense step, and a first call that costs less than a dense one
         method = replace(method, dense_steps=1 / steps if steps > 1 else 0.0, first_iterations=5)
     if tokens < SMALL_GRID:
-        clusters = {"query_clusters": round(tokens / 64), "key_clusters": round(tokens / 32)}
-        method = replace(method, density=0.5, **clusters)
+        method = replace(method, density=0.4, query_clusters=round(tokens / 64), key_clusters=round(tokens / 32))
     return method
 
 
@@ -55,7 +54,7 @@ class Preset:
     def _reason_to_stay_dense(self, call: AttentionCall, method: SVGEAR) -> str | None:
         tokens, steps, device = call.geometry.tokens, call.progress.steps, call.q.device
         if tokens < SIZES[0]:
-            return f"{tokens:,} tokens are too few to gain by sparse attention"
+            return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
         reason = backend_reasons(device.type)["triton" if device.type == "cuda" else "cpu"]
         if reason is not None:
             return f"there is no quick kernel for sparse attention here: {reason}"

@@ -36,16 +36,16 @@ def test_few_steps_have_one_dense_step_at_most(steps: int, dense: int) -> None:
 
 def test_small_grids_have_more_clusters_and_pairs() -> None:
     method = settings(4, 1280)
-    assert (method.density, method.query_clusters, method.key_clusters) == (0.5, 20, 40)
+    assert (method.density, method.query_clusters, method.key_clusters) == (0.4, 20, 40)
     assert settings(4, preset.SMALL_GRID).density == 0.25
 
 
 @pytest.mark.parametrize(
     ("gain", "expected", "timed"),
     [
-        (lambda tokens: 2.0, 1024, 1),
-        (lambda tokens: tokens / 2048, 2048 * 2**0.1, 3),  # 1 at 2,048 tokens, 2 at 4,096
-        (lambda tokens: 0.7 + 0.1 * math.log2(tokens / 4096), 4096 * 2**4, 3),
+        (lambda tokens: 2.0, 2048, 1),
+        (lambda tokens: tokens / 4096, 4096 * 2**0.1, 3),  # 1 at 4,096 tokens, 2 at 8,192
+        (lambda tokens: 0.7 + 0.1 * math.log2(tokens / 8192), 8192 * 2**4, 3),
         (lambda tokens: 0.5, math.inf, 3),
     ],
 )
@@ -78,7 +78,7 @@ def test_the_preset_asks_for_the_floor_of_its_tokens(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(preset, "token_floor", token_floor)
     choice = Preset().choose(call)
-    assert choice.method == settings(4, 2048) and "2,048 tokens in 4 steps is svg-ear:density=0.5:" in choice.line
+    assert choice.method == settings(4, 2048) and "2,048 tokens in 4 steps is svg-ear:density=0.4:" in choice.line
     ((method, sparse_steps, shape),) = asked
     assert method == settings(4, 4096).without_dense_steps() and sparse_steps == 3
     assert (shape.heads, shape.channels, shape.dtype) == (2, 16, torch.float32)
@@ -91,7 +91,7 @@ def test_the_preset_asks_for_the_floor_of_its_tokens(monkeypatch: pytest.MonkeyP
 def test_without_a_quick_kernel_or_with_few_tokens_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preset, "token_floor", pytest.fail)
     choice = Preset().choose(make_call(0, 4))
-    assert choice.method is None and choice.line.startswith("96 tokens are too few to gain by sparse attention")
+    assert choice.method is None and choice.line.startswith("96 tokens are too few for sparse attention")
     monkeypatch.setattr(preset, "backend_reasons", lambda device: {"cpu": "no compiler"})
     choice = Preset().choose(make_call(0, 4, MADE_UP))
     assert choice.method is None and "no quick kernel for sparse attention here: no compiler" in choice.line
