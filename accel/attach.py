@@ -16,7 +16,7 @@ from accel.caching.hook import install_cache, installed_cache, remove_cache
 from accel.caching.policy import Policy
 from accel.caching.resting import Resting
 from accel.methods.method import Method
-from accel.methods.registry import DEFAULT_METHOD, METHODS, from_text
+from accel.methods.registry import METHODS, PRESET, from_text
 from accel.models.adapters import adapter_for, transformers_of
 from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors, wrap_processor
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
@@ -54,6 +54,11 @@ class Handle:
         return sorted(records, key=lambda record: record.step)
 
     @property
+    def chosen(self) -> str | None:
+        """What a preset chose for the latest generation, or why it was dense; None with any other method."""
+        return next((each.choice.line for each in self._generations if each.choice is not None), None)
+
+    @property
     def geometry(self) -> Geometry | None:
         """The token grid of the latest call."""
         return next((each.geometry for each in self._generations if each.geometry is not None), None)
@@ -72,6 +77,7 @@ class Handle:
         method, resting = self._attachments[0].hook.session.method, self._attachments[0].resting
         parts = [*([] if method is None else [method]), *([] if resting is None else [resting.policy])]
         lines = [f"{' with '.join(map(str, parts))} on {', '.join(names)}"]
+        lines += [] if self.chosen is None else [f"latest generation: {self.chosen}"]
         facts, shares = summarize(self.stats()), block_shares(self.blocks())
         if method is not None and not facts["calls"]:
             lines.append("no attention call has come here: run the pipeline, and set no other processors after enable")
@@ -97,13 +103,14 @@ class Handle:
 
 def enable(
     pipe_or_transformer: Any,
-    method: str | Method | None = DEFAULT_METHOD,
+    method: str | Method | None = PRESET,
     cache: str | Policy | None = None,
     **options: Any,
 ) -> Handle:
     """Attach `method` (an object, or a name with its options) to a pipeline's transformers, or to one transformer.
 
-    Options may also stand in the name, as in "re-ttention:base=adaspa". A `cache` (a policy, or a text like
+    Without a method a preset chooses it by tokens and steps, unless there are options: these are svg-ear's. Options may
+    also stand in the name, as in "re-ttention:base=adaspa". A `cache` (a policy, or a text like
     "easy:threshold=0.1") lets steps or blocks rest; with one, a method of None leaves attention as it is. Attaching
     again replaces what was attached. ValueError when nothing supported is found, a name or its options are unknown, or
     diffusers caches in the transformer already.
@@ -126,7 +133,7 @@ def disable(pipe_or_transformer: Any) -> None:
 @contextmanager
 def enabled(
     pipe_or_transformer: Any,
-    method: str | Method | None = DEFAULT_METHOD,
+    method: str | Method | None = PRESET,
     cache: str | Policy | None = None,
     **options: Any,
 ) -> Iterator[Handle]:
@@ -142,7 +149,7 @@ def enabled(
                 _attach(Attachment(transformer, hook, resting))
 
 
-def attn_processors(transformer: Any, method: str | Method | None = DEFAULT_METHOD, **options: Any) -> dict[str, Any]:
+def attn_processors(transformer: Any, method: str | Method | None = PRESET, **options: Any) -> dict[str, Any]:
     """Return processors for `transformer.set_attn_processor`, and install the progress hook that they need.
 
     ValueError as `enable` raises it.

@@ -22,7 +22,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="what the video shows")],
     model: options.Model = None,
     method: Annotated[
-        str | None, typer.Option(help="sparse-attention method, as NAME or NAME:OPTION=VALUE, or dense")
+        str | None, typer.Option(help="sparse-attention method, NAME or NAME:OPTION=VALUE, or dense; default: preset")
     ] = None,
     cache: Annotated[
         str | None, typer.Option(help="lets steps or blocks rest, as NAME or NAME:OPTION=VALUE: easy, dual-block, ...")
@@ -78,17 +78,17 @@ def _cache(text: str | None) -> Cache | None:
 
 def _method(name: str | None, density: float | None, dense_steps: float | None, compare: bool) -> Method | None:
     """Return the method object, None for dense."""
-    from accel.methods.registry import DEFAULT_METHOD, METHODS, from_text
+    from accel.methods.registry import METHODS, PRESET, from_text
 
-    name = DEFAULT_METHOD if name is None else name
+    name = PRESET if name is None else name
     given = {"density": density, "dense_steps": dense_steps}
     given = {option: value for option, value in given.items() if value is not None}
     if name == "dense":
         if compare or given:
             raise InputError(f"method dense has nothing to compare or to set; choose one of: {', '.join(METHODS)}")
         return None
-    if name.split(":")[0] not in METHODS:
-        raise InputError(f"unknown method {name!r}; accepted: dense, {', '.join(METHODS)}")
+    if name.split(":")[0] not in (PRESET, *METHODS):
+        raise InputError(f"unknown method {name!r}; accepted: {PRESET}, dense, {', '.join(METHODS)}")
     try:
         return from_text(name, **given)
     except ValueError as error:
@@ -106,7 +106,9 @@ def _generate(
     from accel.workbench.generation import generate
     from accel.workbench.reporting import write_generation
 
-    options.print_written(write_generation(generate(loaded, prompt, method, cache=cache, **asked), output))
+    generation = generate(loaded, prompt, method, cache=cache, **asked)
+    _say_choice(generation.report)
+    options.print_written(write_generation(generation, output))
 
 
 def _compare(
@@ -123,7 +125,14 @@ def _compare(
     comparison = compare(loaded, method, prompt, cache=cache, **asked)
     written = write_comparison(comparison, output)
     options.plain_console().print(_report_table(comparison.report))
+    _say_choice(comparison.report)
     options.print_written(written)
+
+
+def _say_choice(report: dict[str, Any]) -> None:
+    """Say what a preset chose; that it stayed dense was a warning."""
+    if report.get("chosen") and report["density"] is not None:
+        typer.echo(report["chosen"])
 
 
 def _report_table(report: dict[str, Any]) -> Table:

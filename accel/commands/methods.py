@@ -10,12 +10,14 @@ import typer
 
 def methods() -> None:
     """List methods and caches with their options, as --method and --cache take them: NAME:OPTION=VALUE."""
-    from accel.methods.registry import DEFAULT_METHOD, METHODS
+    from accel.methods.preset import Preset
+    from accel.methods.registry import METHODS, PRESET
     from accel.workbench import their_caches
 
+    typer.echo(f"--method {PRESET} (the default): {_about(Preset)}")
     for title, kinds in (("--method", METHODS), ("--cache", their_caches.registry.POLICIES)):
         for name, kind in kinds.items():
-            typer.echo(f"{title} {name}{' (the default)' if name == DEFAULT_METHOD else ''}: {_about(kind)}")
+            typer.echo(f"{title} {name}: {_about(kind)}")
             typer.echo(f"    {_options(kind)}")
     names = ", ".join(f"{their_caches.PREFIX}{name}" for name in their_caches.DEFAULTS)
     typer.echo(f"--cache {names}: those of diffusers, with its options")

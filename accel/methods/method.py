@@ -25,6 +25,23 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The method of one generation, None for dense attention, and a line that says what was chosen or why not."""
+
+    method: Method | None
+    line: str
+
+
+@runtime_checkable
+class Chooser(Method, Protocol):
+    """A method that stands for others: it chooses one when steps and tokens of a generation are known."""
+
+    def choose(self, call: AttentionCall) -> Choice:
+        """Return what all calls of a generation are planned by, from its first one."""
+        ...
+
+
+@dataclass(frozen=True)
 class Scheduled(ABC):
     """What every method of a paper has: density (None: its own rule), and a dense warm-up of steps and layers."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from accel.attention.call import Geometry, LayerMemory, Progress
+from accel.methods.method import Choice
 from accel.models.records import BlockRecord, Records
 
 
@@ -20,6 +21,7 @@ class Generation:
         self.schedule: Any = None
         self.geometry: Geometry | None = None
         self.progress: Progress | None = None
+        self.choice: Choice | None = None  # of a method that stands for others
         self.branches: set[str] = set()  # seen in this step
         self.records = Records()
         self.blocks: list[BlockRecord] = []

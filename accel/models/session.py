@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from accel.attention.call import AttentionCall
+from accel.attention.call import AttentionCall, LayerMemory
 from accel.attention.execute import attend, full_attention
 from accel.attention.heads import HeadShare
-from accel.methods.method import Method
+from accel.attention.plan import Dense, Plan
+from accel.methods.method import Chooser, Method
 from accel.models.denoising import Denoising
 from accel.models.padding import Rows, rows_by_sample, valid_rows, without_padding
 from accel.models.stopwatch import Stopwatch
@@ -89,7 +91,7 @@ class Session:
     ) -> Float[Tensor, "b s h d"]:  # fmt: skip
         """Plan and run the attention of rows that are all valid, of all the batch or of one sample."""
         generation = self.denoising.current
-        assert self.method is not None and generation.geometry is not None and generation.progress is not None
+        assert generation.geometry is not None and generation.progress is not None
         geometry = generation.geometry.filled_to(q.shape[1])
         progress = generation.progress if sample is None else replace(generation.progress, sample=sample)
         watch = Stopwatch(q)
@@ -109,11 +111,26 @@ class Session:
             where.share,
         )  # fmt: skip
         key = where.layer, where.number, progress.branch, progress.sample, len(q), geometry
-        plan = self.method.plan(call, generation.memories[key])
+        plan = self._plan(call, generation.memories[key])
         watch.lap()
         attended = attend(call, plan)
         generation.records.add(call, attended, watch)
         return attended.out.transpose(1, 2)
+
+    def _plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Return the method's plan; one that stands for others chooses once a generation, and says what."""
+        assert self.method is not None
+        if not isinstance(self.method, Chooser):
+            return self.method.plan(call, memory)
+        generation = self.denoising.current
+        if generation.choice is None:
+            generation.choice = self.method.choose(call)
+            if generation.choice.method is None:
+                self.warn_once(generation.choice.line)
+            else:
+                logging.getLogger("accel").info(generation.choice.line)
+        chosen = generation.choice.method
+        return Dense() if chosen is None else chosen.plan(call, memory)
 
     def _read(self, mask: Tensor, q: Float[Tensor, "b s h d"]) -> tuple[bool, list[Rows] | None]:
         """Return whether a mask says only what is padding beside the video, and the rows that are none.

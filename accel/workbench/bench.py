@@ -14,6 +14,7 @@ from accel.errors import InputError
 from accel.files import replacing
 from accel.methods import registry as method_registry
 from accel.methods.method import Method
+from accel.methods.registry import PRESET
 from accel.workbench.comparison import contrast, warm_up
 from accel.workbench.facts import facts, finite
 from accel.workbench.generation import CallOptions, Generation, call_arguments, generate
@@ -24,12 +25,13 @@ from accel.workbench.their_caches import from_text as cache_from_text
 # Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3
 TOLERANCE = 0.05
+FIXED = "dense", PRESET
 # What a row depends on beside its case, prompt and seed: a run with another of these does not take it for its own.
 SETTING = "model tokens frames height width steps guidance_scale dtype device threads torch diffusers".split()
 KEPT = """model method density_asked density_option dense_share prompt seed tokens frames height width steps dense_steps
 guidance_scale dtype device threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup
 attention_dense_seconds attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall
-recall psnr_db ssim cache blocks_computed blocks_reused blocks_skipped blocks_narrow blocks"""
+recall psnr_db ssim chosen cache blocks_computed blocks_reused blocks_skipped blocks_narrow blocks"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Case:
     """A method at a density (measured, of its sparse calls) with a share of dense warm-up steps, and a cache.
 
     Method and cache may have options, as their registries' `from_text` reads them. The method is `dense` where a cache
-    stands alone, the cache `none` without one.
+    stands alone, the cache `none` without one. `preset` chooses density and warm-up itself.
     """
 
     method: str
@@ -47,7 +49,7 @@ class Case:
 
     def __str__(self) -> str:
         sparse = f"{self.method} at density {self.density:g}, {self.dense_steps:g} dense"
-        parts = [sparse] if self.method != "dense" else []
+        parts = [sparse] if self.method not in FIXED else [self.method] if self.method == PRESET else []
         return " with ".join([*parts, *([f"cache {self.cache}"] if self.cache != "none" else [])])
 
 
@@ -59,10 +61,10 @@ def cases(
 ) -> list[Case]:
     """Return every combination; InputError names what is not known, or a share that cannot be.
 
-    Dense attention has no density to vary and is a case only with a cache.
+    Dense attention and a preset have no density to vary; dense attention is a case only with a cache.
     """
     made = [Case(*values) for values in itertools.product(methods, densities, dense_steps, caches)]
-    made = [case if case.method != "dense" else Case("dense", 1.0, 0.0, case.cache) for case in made]
+    made = [case if case.method not in FIXED else Case(case.method, 1.0, 0.0, case.cache) for case in made]
     for case in made:
         try:
             method_of(case, case.density)
@@ -164,8 +166,8 @@ def _warm_dense(
 
 def method_of(case: Case, density: float) -> Method | None:
     """Return the method object of a case with its density option set to `density`, None for dense."""
-    if case.method == "dense":
-        return None
+    if case.method in FIXED:
+        return None if case.method == "dense" else method_registry.from_text(case.method)
     return method_registry.from_text(case.method, density=density, dense_steps=case.dense_steps)
 
 
@@ -197,7 +199,7 @@ def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOpti
     option, tried = case.density, {}
     for _ in range(TRIALS):
         measured = generate(loaded, prompt, method_of(case, option), **options).report["density"]
-        if measured is None:  # nothing was sparse
+        if measured is None or case.method == PRESET:  # nothing was sparse, or nothing can be set
             return option
         tried[option] = abs(measured / case.density - 1)
         if tried[option] <= TOLERANCE:

@@ -89,6 +89,8 @@ def generate_call(
         frames, seconds = run(loaded, call, seed, "dense" if is_dense else "sparse", report_step)
     records, blocks = ([], []) if handle is None else (handle.stats(), handle.blocks())
     report |= {"seconds": seconds}
+    if handle is not None and handle.chosen is not None:
+        report["chosen"] = handle.chosen
     if not is_dense:
         report |= {**_sparsity(records), "memory_bytes": None if handle is None else handle.peak_memory_bytes()}
     if blocks:

@@ -95,7 +95,7 @@ def test_generation_writes_one_video(model: str, tmp_path: Path, method: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "magic"], "unknown method 'magic'; accepted: dense, sparse-vdit, adaspa"),
+        (["--method", "magic"], "unknown method 'magic'; accepted: preset, dense, sparse-vdit, adaspa"),
         (["--density", "1.5"], "density must be above 0 and at most 1, got 1.5"),
         (["--dense-steps", "-1"], "dense_steps must lie between 0 and 1, got -1.0"),
         (["--method", "dense", "--compare"], "method dense has nothing to compare"),

@@ -1,0 +1,85 @@
+"""Presets: the method and its options by the number of steps and tokens, or dense where sparsity gains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+
+import torch
+
+from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.plan import Dense, Plan
+from accel.attention.schedule import dense_step_count
+from accel.methods.floor import SIZES, Shape, token_floor
+from accel.methods.method import Choice
+from accel.methods.svg_ear import SVGEAR
+from sparse_kernels import backend_reasons
+
+FEW_STEPS = 10
+SMALL_GRID = 8192  # tokens below which clusters of the usual size are too few to tell tokens apart
+CPU_HEADS = 2  # timed on a CPU: more take as much longer, densely and sparsely
+
+
+def settings(steps: int, tokens: int) -> SVGEAR:
+    """Return svg-ear as it does best in that many steps and tokens, found by trial on shapes-wan (docs/methods.md)."""
+    method = SVGEAR()
+    if steps < FEW_STEPS:  # one dense step, and a first call that costs less than a dense one
+        method = replace(method, dense_steps=1 / steps if steps > 1 else 0.0, first_iterations=5)
+    if tokens < SMALL_GRID:
+        method = replace(method, density=0.4, query_clusters=round(tokens / 64), key_clusters=round(tokens / 32))
+    return method
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Choose svg-ear's options by the number of steps, or dense attention below the tokens from which it is quicker.
+
+    What `choose` returns holds for all calls of a generation.
+    """
+
+    def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+        """Decide as the method does that is chosen for this call."""
+        method = self.choose(call).method
+        return Dense() if method is None else method.plan(call, memory)
+
+    def choose(self, call: AttentionCall) -> Choice:
+        """Return the method for the tokens and steps of the first call of a generation, or dense attention and why."""
+        tokens, steps = call.geometry.tokens, call.progress.steps
+        method = settings(steps, tokens)
+        dense = self._reason_to_stay_dense(call, method)
+        if dense is not None:
+            return Choice(None, f"{dense}; name a method to have it all the same")
+        return Choice(method, f"the preset for {tokens:,} tokens in {steps} steps is {_text(method)}")
+
+    def _reason_to_stay_dense(self, call: AttentionCall, method: SVGEAR) -> str | None:
+        tokens, steps, device = call.geometry.tokens, call.progress.steps, call.q.device
+        if tokens < SIZES[0]:
+            return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
+        reason = backend_reasons(device.type)["triton" if device.type == "cuda" else "cpu"]
+        if reason is not None:
+            return f"there is no quick kernel for sparse attention here: {reason}"
+        heads, channels = call.q.shape[1], call.q.shape[3]
+        heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
+        shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
+        sparse_steps = steps - dense_step_count(method.dense_steps, steps)
+        floor = _agreed(call, token_floor(lambda n: settings(steps, n).without_dense_steps(), sparse_steps, shape))
+        if tokens < floor:
+            least = "at no length" if floor == float("inf") else f"from about {round(floor, -2):,.0f} tokens on"
+            return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
+        return None
+
+
+def _agreed(call: AttentionCall, floor: float) -> float:
+    """Return the highest floor of all devices that share the heads: they must choose alike."""
+    own = torch.full((1, call.q.shape[1], 1), floor, device=call.q.device)
+    return call.all_heads(own).max().item()
+
+
+def _text(method: SVGEAR) -> str:
+    """Return a method as the command line takes it, with the options that are not its defaults."""
+    changed = {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(method)
+        if getattr(method, field.name) != field.default
+    }
+    return ":".join(["svg-ear", *(f"{name}={value:g}" for name, value in changed.items())])
