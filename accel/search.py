@@ -26,7 +26,7 @@ class PatternSearch:
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Return the mixed output of the modes chosen for this call."""
         out = call.dense()
-        modes, columns = self.method.choose(call, out)
+        modes, columns = self.method.choose_patterns(call, out)
         self.notes[call.progress.step, call.layer] = modes[0]
         if self.method.phase(call) != "sparse":
             return Computed(out)

@@ -26,7 +26,8 @@ def settings(steps: int, tokens: int) -> SVGEAR:
     if steps < FEW_STEPS:  # one dense step, and a first call that costs less than a dense one
         method = replace(method, dense_steps=1 / steps if steps > 1 else 0.0, first_iterations=5)
     if tokens < SMALL_GRID:
-        method = replace(method, density=0.4, query_clusters=round(tokens / 64), key_clusters=round(tokens / 32))
+        queries, keys = max(1, round(tokens / 64)), max(1, round(tokens / 32))
+        method = replace(method, density=0.4, query_clusters=queries, key_clusters=keys)
     return method
 
 

@@ -63,7 +63,7 @@ class SparseVDiT(Scheduled):
         if state.plan is not None:
             return state.plan
         out = call.dense()
-        state.plan = self.head_plan(call, *self.choose(call, out))
+        state.plan = self.head_plan(call, *self.choose_patterns(call, out))
         return Computed(out)
 
     def _from_table(self, call: AttentionCall, state: SparseVDiTState) -> Sparse:
@@ -98,7 +98,7 @@ class SparseVDiT(Scheduled):
             if mode != "skip"
         }
 
-    def choose(
+    def choose_patterns(
         self, call: AttentionCall, out: Float[Tensor, "b h s d"]
     ) -> tuple[list[list[str]], Int[Tensor, "b h s"]]:
         """Return each sample's and head's mode and column ranking, given the full output of the call."""

@@ -12,7 +12,6 @@ from accel.attention.call import AttentionCall
 from accel.attention.execute import Attended, sampled_recall
 from accel.models.stopwatch import Stopwatch
 
-
 # Of so many sparse calls one samples its recall, which takes a few percent of an attention: a prime number, so that all
 # layers have their turn.
 RECALL_CALLS = 7

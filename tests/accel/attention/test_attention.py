@@ -218,8 +218,8 @@ def test_sparse_vdit_picks_the_pattern_that_fits() -> None:
     call = calls.as_call(scores * 128**0.5, k, v, geometry, call.progress, layers=1)
     out = (scores.softmax(-1)) @ v
     method = SparseVDiT(density=0.4, block=16)
-    assert method.choose(call, out)[0] == [["diagonal", "multi-diagonal", "stripe"]]
-    assert SparseVDiT(density=0.4, block=16, tolerance=0.0).choose(call, out)[0] == [["full"] * 3]
+    assert method.choose_patterns(call, out)[0] == [["diagonal", "multi-diagonal", "stripe"]]
+    assert SparseVDiT(density=0.4, block=16, tolerance=0.0).choose_patterns(call, out)[0] == [["full"] * 3]
 
 
 def test_pattern_table_round_trip(tmp_path) -> None:
