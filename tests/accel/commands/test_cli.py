@@ -180,7 +180,9 @@ def test_unknown_words_are_named_once_and_without_a_place_in_our_code(model: str
 def test_names_are_printed_as_they_are(model: str, tmp_path: Path):
     folder = tmp_path / ":warning: [red]"
     shutil.copytree(model, folder)
-    result = run("--model", str(folder), "--compare", "--output", str(tmp_path / ":warning: out"))
+    result = run(
+        "--model", str(folder), "--method", "svg-ear", "--compare", "--output", str(tmp_path / ":warning: out")
+    )
     assert result.exit_code == 0, result.output
     printed = "".join(line.strip("│ \n") for line in result.stdout.splitlines())
     assert ":warning: [red]" in printed and ":warning: out" in printed

@@ -76,7 +76,8 @@ def test_from_videos_to_a_generation(tmp_path: Path, data: Path, backbone: str) 
         assert len(handle.blocks()) == 3 * 2
     made = CliRunner().invoke(
         app,
-        ["generate", "a red circle", "--model", str(model), "--cache", f"routers:path={output}", "--dtype", "float32",
+        ["generate", "a red circle", "--method", "svg-ear", "--model", str(model),
+         "--cache", f"routers:path={output}", "--dtype", "float32",
          "--output", str(tmp_path / "video")],
     )  # fmt: skip
     assert made.exit_code == 0, made.output
