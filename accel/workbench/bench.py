@@ -48,9 +48,10 @@ class Case:
     cache: str = "none"
 
     def __str__(self) -> str:
-        sparse = f"{self.method} at density {self.density:g}, {self.dense_steps:g} dense"
-        parts = [sparse] if self.method not in FIXED else [self.method] if self.method == PRESET else []
-        return " with ".join([*parts, *([f"cache {self.cache}"] if self.cache != "none" else [])])
+        varied = f"{self.method} at density {self.density:g}, {self.dense_steps:g} dense"
+        method = {"dense": "", PRESET: PRESET}.get(self.method, varied)
+        cache = "" if self.cache == "none" else f"cache {self.cache}"
+        return " with ".join(filter(None, (method, cache)))
 
 
 def cases(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_kernels._backends import choose
+from sparse_kernels._checks import described
 from sparse_kernels.selection import reference
 
 LONGEST = 2**31 - 1  # entries of a row
@@ -19,8 +21,10 @@ def rank_entries(
 ) -> tuple[Int[Tensor, "*b n"], Float[Tensor, "*b n"]]:
     """Return the place of each entry in its row by falling score, and the sum of the entries before it there.
 
-    Ties go to the lower index. ValueError when `backend` cannot run the call.
+    Ties go to the lower index. ValueError on scores that are no rows of numbers, and when `backend` cannot run
+    the call.
     """
+    _check_scores(scores)
     return _module(backend, scores).rank_entries(scores)
 
 
@@ -35,9 +39,29 @@ def fill_budget(
     """Return the entries of each row, best score first, whose areas together come nearest to the row's budget.
 
     With `crossing` the entry that oversteps the budget is always kept, not only if at least half of it fits.
-    Ties go to the lower index. Areas must not be negative. ValueError when `backend` cannot run the call.
+    Ties go to the lower index. Areas must not be negative. ValueError on what does not fit the scores, and when
+    `backend` cannot run the call.
     """
+    _check_scores(scores)
+    _check_fits("areas", areas, scores, scores.shape)
+    if not isinstance(budget, int):
+        _check_fits("budget", budget, scores, (*scores.shape[:-1], 1))
     return _module(backend, scores).fill_budget(scores, areas, budget, crossing)
+
+
+def _check_scores(scores: object) -> None:
+    if not isinstance(scores, Tensor) or not scores.is_floating_point() or not scores.ndim:
+        raise ValueError(f"scores must be rows of floating-point numbers, got {described(scores)}")
+
+
+def _check_fits(name: str, x: Any, scores: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what is no tensor of whole numbers beside the scores, or does not expand to a shape."""
+    whole = isinstance(x, Tensor) and not x.is_floating_point() and x.device == scores.device
+    pairs = zip(reversed(x.shape), reversed(shape), strict=False) if isinstance(x, Tensor) else ()
+    if not whole or x.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in pairs):
+        raise ValueError(
+            f"{name} must be whole numbers that expand to {tuple(shape)} on {scores.device}, got {described(x)}"
+        )
 
 
 def _module(backend: str | None, scores: Tensor) -> ModuleType:

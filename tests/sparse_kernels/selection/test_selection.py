@@ -76,3 +76,16 @@ def test_other_types_are_sorted_by_torch() -> None:
     assert torch.equal(rank_entries(scores.double())[0], rank_entries(scores)[0])
     with pytest.raises(ValueError, match="backend cpu cannot run this call: scores are torch.float64, not float32"):
         rank_entries(scores.double(), backend="cpu")
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_what_does_not_fit_is_refused() -> None:
+    scores, areas = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.int64)
+    for wrong in ("x", torch.zeros(3, dtype=torch.int64), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="scores must be rows of floating-point numbers"):
+            rank_entries(wrong)  # type: ignore[arg-type]
+    for wrong in (areas.float(), areas[:, :2], areas.expand(4, 2, 3), None):
+        with pytest.raises(ValueError, match=r"areas must be whole numbers that expand to \(2, 3\)"):
+            fill_budget(scores, wrong, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"budget must be whole numbers that expand to \(2, 1\)"):
+        fill_budget(scores, areas, areas)
