@@ -30,6 +30,7 @@ def rows(measured: Energy) -> dict[str, LayerEnergy]:
 def test_a_relu_network_multiplies_and_its_first_spikes_only_add() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
     network[3].eval()
+    nn.init.constant_(network[1].bias, 0.5)  # normalised values of two rows are +-1: without it, ReLU may leave none
     spikes = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
     modes = [module.training for module in network.modules()]
     measured = pointcloud.energy(network, spikes)
