@@ -70,7 +70,8 @@ def test_integers_and_binary_spikes_give_the_same_map() -> None:
     spikes, same = run_backbone(unroll(detector))
     assert torch.equal(cells, same) and (integers - spikes).abs().max() < 1e-10 and integers.std() > 1e-3
     assert len(seen) >= len(spiking_layers) > 8
-    assert all(((each == 0) | (each == 1)).all() for each in seen) and sum(each.sum() for each in seen) > 0
+    # In bytes, how many of the four levels' spikes arrive together.
+    assert all(each.dtype == torch.uint8 and each.max() <= 4 for each in seen) and sum(each.sum() for each in seen) > 0
 
 
 def test_layers_that_read_real_numbers_are_named_and_all_others_read_spikes() -> None:

@@ -73,8 +73,10 @@ def test_integers_and_binary_spikes_give_the_same_logits(config: E3DSNNConfig) -
         spiking = network(*given)
     assert (integers - spiking).abs().max() < 1e-10 and integers.std() > 1e-6
     assert len(seen) >= sum(isinstance(module, SpikingLayer) for module in network.modules())
-    assert all(((spikes == 0) | (spikes == 1)).all() for spikes in seen)
-    rates = [spikes.double().mean().item() for spikes in seen]
+    # 0 and 1, or in bytes how many of the levels' spikes arrive together
+    assert all((spikes <= (4 if spikes.dtype == torch.uint8 else 1)).all() for spikes in seen)
+    assert all(((spikes == spikes.round()) & (spikes >= 0)).all() for spikes in seen if spikes.is_floating_point())
+    rates = [spikes.double().sign().mean().item() for spikes in seen]
     assert sum(rates) / len(rates) > 0.02 and max(rates) < 0.95
 
 
