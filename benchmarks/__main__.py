@@ -2,15 +2,16 @@
 
 import typer
 
-from benchmarks import attention, dsvt, kmeans, points, scores, sparse_conv, spike_conv
+from benchmarks import attention, dsvt, kmeans, points, scores, sparse_conv, spike_conv, spiking_networks
 
 
 def main() -> None:
     """Run every benchmark in its quick form on the CPU, some minutes on two cores; each alone has more options.
 
-    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv`, `.spike_conv`, `.dsvt`.
+    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv`, `.spike_conv`,
+    `.spiking_networks`, `.dsvt`.
     """
-    for benchmark in (attention, kmeans, scores, points, sparse_conv, spike_conv, dsvt):
+    for benchmark in (attention, kmeans, scores, points, sparse_conv, spike_conv, spiking_networks, dsvt):
         typer.echo(benchmark.__doc__)
         benchmark.main(quick=True)
 

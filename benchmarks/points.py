@@ -16,7 +16,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.rows import Row, installed, origin, show
-from benchmarks.timing import median_seconds
+from benchmarks.timing import median_seconds, seconds_each
 from sparse_kernels.points import (
     Neighbors,
     ball_query,
@@ -27,7 +27,7 @@ from sparse_kernels.points import (
 )
 
 PEERS = ("ms_torch", "ms_scipy", "ms_torch_fps", "ms_torch_quickfps")
-COLUMNS = ("op", "cloud", "points", "found", *PEERS, "ms_ours", "speedup", "same")
+COLUMNS = ("op", "cloud", "points", "found", "threads", *PEERS, "ms_ours", "speedup", "same")
 Run = Callable[[], Any]
 
 
@@ -99,7 +99,7 @@ def measure(op: str, kind: str, points: int, found: int, device: str, repeats: i
     else:
         ours = partial(k_nearest_neighbors, cloud, offsets, cloud, offsets, found)
         peers = neighbor_peers(cloud, found)
-    times = {name: _least(run, device, repeats) for name, run in {"ms_ours": ours, **peers}.items()}
+    times = _take_turns({"ms_ours": ours, **peers}, device, repeats)
     fastest = min(peers, key=lambda name: times[name])
     return _row(op, kind, points, found, device) | times | {
         "speedup": times[fastest] / times["ms_ours"], "same": _same(ours(), peers[fastest]()),
@@ -129,6 +129,12 @@ def measure_rest(kind: str, points: int, found: int, device: str, repeats: int) 
 def _row(op: str, kind: str, points: int, found: int, device: str) -> Row:
     about = {"op": op, "dtype": "float32", "cloud": kind, "points": points, "found": found}
     return origin(device) | about | dict.fromkeys(PEERS)
+
+
+def _take_turns(runs: dict[str, Run], device: str, repeats: int) -> dict[str, float]:
+    """Return the fewest milliseconds of each, so that what disturbs one for a while disturbs all."""
+    turns = [seconds_each(runs.values(), device) for _ in range(repeats + 1)][1:]
+    return {name: min(times) * 1e3 for name, times in zip(runs, zip(*turns, strict=True), strict=True)}
 
 
 def _least(run: Run, device: str, repeats: int) -> float:

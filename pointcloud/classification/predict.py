@@ -50,13 +50,14 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
     facts = {"model": name, "weights": model.fingerprint()}
+    written = (".ply", ".png") if pictures else (".ply",)
     summary, console = Predictions(), Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for scan in progress.track(find_scans(paths, output), total, description="clouds"):
             try:
                 asked = facts | state_of(scan)
-                earlier = earlier_record(scan, asked, pictures)
+                earlier = earlier_record(scan, asked, *written)
                 record = earlier or _predict(scan, model, asked | {"versions": versions}, pictures)
                 summary.done, summary.skipped = summary.done + (not earlier), summary.skipped + bool(earlier)
                 summary.classes.update(record["found"])

@@ -17,7 +17,7 @@ def events(
     sort: Annotated[bool, typer.Option("--sort", help="take files whose times run backwards")] = False,
     seed: Annotated[int, typer.Option(help="of the simulated sensor")] = 0,
 ) -> None:
-    """Say what is in recordings, and draw each as PNG (events, ages) and GIF; or simulate one of a video."""
+    """Say what is in recordings, draw each as PNG and GIF, going on where it stopped; or simulate one of a video."""
     with one_line_errors():
         from pointcloud.events.inspect import inspect_files
 

@@ -47,13 +47,14 @@ def detect_files(
     versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
     inputs = inputs or Inputs()
     facts = {"model": model, "weights": detector.fingerprint(), "threshold": threshold, "inputs": asdict(inputs)}
+    written = (".ply", ".png") if pictures else (".ply",)
     summary, start, console = Summary(), time.perf_counter(), Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for scan in progress.track(find_scans(paths, output), total, description="scans"):
             try:
                 asked = facts | state_of(scan)
-                earlier = earlier_record(scan, asked, pictures)
+                earlier = earlier_record(scan, asked, *written)
                 record = earlier or _detect(scan, detector, inputs, asked | {"versions": versions}, pictures)
                 for note in summary.add(record, new=earlier is None):
                     say(console, f"warning: {scan.source}: {note} (other such files are counted)")

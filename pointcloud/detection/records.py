@@ -18,17 +18,20 @@ def state_of(scan: Scan) -> dict[str, Any]:
     return {"file": str(scan.source), "bytes": about.st_size, "modified": about.st_mtime_ns}
 
 
-def earlier_record(scan: Scan, asked: dict[str, Any], pictures: bool) -> dict[str, Any] | None:
-    """Return the record of an earlier run that was asked the same; ValueError if another file has its place."""
+def earlier_record(scan: Scan, asked: dict[str, Any], *suffixes: str) -> dict[str, Any] | None:
+    """Return the record of an earlier run that was asked the same and wrote files with these suffixes, or None.
+
+    ValueError if another file has its place.
+    """
     try:
         record = json.loads(scan.output(".json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # it is missing, or no JSON
         return None
     if record.get("file") != asked["file"]:
         raise ValueError(
             f"{scan.output('.json')} is about {record.get('file')}, not {scan.source}; give another output folder"
         )
-    whole = scan.output(".ply").is_file() and (scan.output(".png").is_file() or not pictures)
+    whole = all(scan.output(suffix).is_file() for suffix in suffixes)
     return record if whole and record.items() >= asked.items() else None
 
 

@@ -33,7 +33,7 @@ class Fired(nn.Module):
 
     def __init__(self, layer: nn.Module, channels: int, levels: int) -> None:
         super().__init__()
-        self.spiking, self.norm = SpikingLayer(neuron(levels), layer), norm(channels)
+        self.spiking, self.norm = SpikingLayer(neuron(levels), layer, stateful=False), norm(channels)
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         """Return the normalised output of the layer."""
@@ -109,7 +109,7 @@ class FiredRows(nn.Module):
         layer = nn.Linear(channels_in, channels)
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-        self.spiking, self.norm = SpikingLayer(neuron(levels), layer), norm(channels)
+        self.spiking, self.norm = SpikingLayer(neuron(levels), layer, stateful=False), norm(channels)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the normalised output of the map, (voxels channels)."""

@@ -1,4 +1,4 @@
-"""What is in many recordings: one at a time, and one that fails holds up no other."""
+"""What is in many recordings: one at a time, one that fails holds up no other, and a run goes on where one stopped."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pointcloud.detection.records import earlier_record, line_about, state_of, write_json
+from pointcloud.detection.scans import Scan
 from pointcloud.events.files import SUFFIXES, read_events
 from pointcloud.events.pictures import event_frame, time_surface, write_animation, write_picture
 from pointcloud.events.record import Events
+
+PICTURES = ".png", ".surface.png", ".gif"
 
 
 def find_recordings(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
@@ -50,22 +54,32 @@ def write_pictures(events: Events, target: Path) -> None:
 def inspect_files(
     paths: Sequence[Path], output: Path | None, sort: bool, say: Callable[[str], None], fail: Callable[[str], None]
 ) -> int:
-    """Say a line on each recording, and write its pictures to `output`; return how many failed, each said in a line.
+    """Say a line on each recording, and write its pictures and, last, NAME.json to `output`; return how many failed.
 
-    ValueError if there is nothing to do, FileNotFoundError on a missing path.
+    Each of those is said in a line. A recording is not read again if the JSON is of its size and time and of the same
+    `sort`, and its pictures are there. ValueError if there is nothing to do, FileNotFoundError on a missing path.
     """
     done = failed = 0
     for path, below in find_recordings(paths):
+        scan = Scan(path, (output or Path()) / below)
         try:
-            events = read_events(path, sort=sort)
-            if output is not None:
-                write_pictures(events, output / below)
-            say(f"{path}: {described(events)}")
+            say(f"{path}: {_described_once(scan, sort) if output else described(read_events(path, sort=sort))}")
             done += 1
         except Exception as error:  # whatever a file has done to a reader, the others are not to suffer
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            fail(f"failed: {line}" if str(path) in line else f"failed: {path}: {line}")
+            fail(f"failed: {line_about(scan, error)}")
             failed += 1
     if not done + failed:
         raise ValueError(f"no recordings in {', '.join(map(str, paths))}; accepted: {', '.join(SUFFIXES)}")
     return failed
+
+
+def _described_once(scan: Scan, sort: bool) -> str:
+    """Return the line on a recording, of this run or, marked so, of one before; write its files in this one."""
+    asked = state_of(scan) | {"sort": sort}
+    earlier = earlier_record(scan, asked, *PICTURES)
+    if earlier is not None:
+        return f"{earlier['events']} (done before)"
+    events = read_events(scan.source, sort=sort)
+    write_pictures(events, scan.target)
+    write_json(scan.output(".json"), asked | {"events": described(events)})
+    return described(events)

@@ -69,11 +69,11 @@ def work_of(layer: nn.Module, given: tuple[Any, ...], out: Any) -> Work | None:
 def features(x: Any) -> Tensor:
     """Return a tensor, or the features of a sparse one."""
     x = x if isinstance(x, Tensor) else x.features
-    return x.float() if x.dtype == torch.bool else x
+    return x.float() if x.dtype in (torch.bool, torch.uint8) else x
 
 
 def _steps(x: Any) -> int:
-    """Return how many steps of spikes a call takes at once, as unrolled sparse convolutions do."""
+    """Return how many steps of spikes stand side by side, as unrolled sparse convolutions in training take them."""
     return 1 if isinstance(x, Tensor) or x.features.ndim == 2 else len(x.features)
 
 

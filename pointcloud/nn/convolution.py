@@ -48,7 +48,8 @@ class CPUConvolution(SparseConvolution):
     def forward(self, input: SparseConvTensor, add_input: SparseConvTensor | None = None) -> SparseConvTensor:
         """Return the convolved tensor; `add_input` is added before the activation, as spconv does in inference.
 
-        Features of `with_steps` are steps of spikes, whose outputs are added up: where `takes_steps` says so.
+        Features of `with_steps` are steps of spikes, whose outputs are added up, and bytes are numbers of spikes that
+        arrive together: where `takes_steps` says so.
         """
         # A 1x1 convolution is one matrix product in spconv too; quantised tensors have CUDA kernels only.
         if self.groups == 1 and (input.features.is_cuda or input.is_quantized or self.conv1x1):
@@ -61,12 +62,12 @@ class CPUConvolution(SparseConvolution):
         out = input.shadow_copy()
         out.indice_dict = dict(input.indice_dict)
         kernel_map = self._kernel_map(input, out.indice_dict)
-        weight, features = _one_type(self.weight, features)
+        weight, features = _one_type(self.weight, features, self.groups)
         bias = None if self.bias is None else self.bias.to(weight.dtype)
-        if features.ndim == 2:
-            features = sparse_conv(features, weight, kernel_map, bias, groups=self.groups)
-        else:
+        if features.ndim == 3 or features.dtype == torch.uint8:
             features = spike_conv(features, weight, kernel_map, bias)
+        else:
+            features = sparse_conv(features, weight, kernel_map, bias, groups=self.groups)
         if add_input is not None:
             features = features + add_input.features
         out = out.replace_feature(_apply_act(features, self.act_type, self.act_alpha, self.act_beta))
@@ -108,7 +109,7 @@ class CPUConvolution(SparseConvolution):
 
 
 def takes_steps(layer: Any, features: Tensor) -> bool:
-    """Return whether a layer adds up steps of spikes in one event-driven call."""
+    """Return whether a layer takes all spikes of a step in one event-driven call."""
     one = isinstance(layer, CPUConvolution) and layer.groups == 1
     return one and not features.is_cuda and not layer.conv1x1
 
@@ -120,10 +121,11 @@ def with_steps(x: SparseConvTensor, steps: Shaped[Tensor, "steps rows channels"]
     return out
 
 
-def _one_type(weight: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both in autocast's type where it is on, else in the weights' own."""
+def _one_type(weight: Tensor, features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return both in autocast's type where it is on, else in the weights' own; but spikes of a byte stay."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-    return weight.to(dtype), features if features.dtype == torch.bool else features.to(dtype)
+    stay = groups == 1 and features.dtype in (torch.bool, torch.uint8)
+    return weight.to(dtype), features if stay else features.to(dtype)
 
 
 def indice_data(made: KernelMap, layer: Any, submanifold: bool) -> IndiceData:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal, no_type_check
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from pointcloud.nn.surrogates import Surrogate, arctangent, fire
 
+MOST_BUNDLED = 255
 Reset = Literal["hard", "soft"]
 Step = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]
+LastStep = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"] | None]
 
 
 class LIF(nn.Module):
@@ -86,12 +88,18 @@ class IntegerLIF(nn.Module):
         _check_decay("decay", decay)
         self.levels, self.decay = levels, decay
 
-    def forward(self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None) -> Step:
-        """Return the integers of a step, 0 to `levels`, and the membrane potential after it; None is one of 0."""
+    def forward(
+        self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None, keep: bool = True
+    ) -> LastStep:
+        """Return the integers of a step, 0 to `levels`, and the membrane potential after it; None is one of 0.
+
+        The last step of a network has no use for the latter: without `keep` it is None.
+        """
         potential = self._potential(current, membrane)
-        counts = (potential.detach().clamp(0, self.levels) + 0.5).floor()
-        counts = _StraightThrough.apply(counts, potential, self.levels, 1.0)
-        return counts, potential - counts
+        counts = potential.detach().clamp(0, self.levels).add_(0.5).floor_()
+        if potential.requires_grad and torch.is_grad_enabled():
+            counts = _StraightThrough.apply(counts, potential, self.levels, 1.0)
+        return counts, potential - counts if keep else None
 
     def spikes(
         self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None
@@ -109,11 +117,26 @@ class IntegerLIF(nn.Module):
 
     @torch.no_grad()
     def fired(
-        self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None
-    ) -> tuple[Bool[Tensor, " levels *shape"], Float[Tensor, "*shape"]]:
-        """Return the same as bool, without a gradient: a quarter of the bytes."""
+        self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None, keep: bool = True
+    ) -> tuple[Bool[Tensor, " levels *shape"], Float[Tensor, "*shape"] | None]:
+        """Return the same as bool, without a gradient: a quarter of the bytes; `keep` as in `forward`."""
         potential = self._potential(current, membrane)
-        return self._fired(potential), potential - (potential.clamp(0, self.levels) + 0.5).floor()
+        after = potential - (potential.clamp(0, self.levels) + 0.5).floor() if keep else None
+        return self._fired(potential), after
+
+    @torch.no_grad()
+    def bundle(
+        self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None, keep: bool = True
+    ) -> tuple[UInt8[Tensor, "*shape"], Float[Tensor, "*shape"] | None]:
+        """Return how many of these spikes each neuron sends, one byte in place of `levels` numbers, without a gradient.
+
+        ValueError where a byte is too small for `levels`; `keep` as in `forward`.
+        """
+        if self.levels > MOST_BUNDLED:
+            raise ValueError(f"a byte holds up to {MOST_BUNDLED} spikes, these neurons send up to {self.levels}")
+        potential = self._potential(current, membrane)
+        counts = potential.clamp(0, self.levels).add_(0.5).to(torch.uint8)  # which cuts off what is behind the point
+        return counts, potential - counts if keep else None
 
     def _fired(self, potential: Float[Tensor, "*shape"]) -> Bool[Tensor, " levels *shape"]:
         """Return in which steps a spike leaves; a reset takes 1 off, exactly, so that none has to wait for another."""
@@ -130,7 +153,9 @@ class IntegerLIF(nn.Module):
 class Rectified(nn.Module):
     """What the same network without spikes has in place of a neuron: ReLU, and no state."""
 
-    def forward(self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None) -> Step:
+    def forward(
+        self, current: Float[Tensor, "*shape"], membrane: Float[Tensor, "*shape"] | None = None, keep: bool = True
+    ) -> Step:
         """Return the rectified current, and the current for a potential, which the next step does not see."""
         return torch.relu(current), current
 

@@ -10,7 +10,7 @@ from spconv.pytorch.core import SparseConvTensor
 from torch import Tensor, nn
 
 from pointcloud.nn.convolution import takes_steps, with_steps
-from pointcloud.nn.neurons import IntegerLIF, Rectified
+from pointcloud.nn.neurons import MOST_BUNDLED, IntegerLIF, Rectified
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,30 +19,29 @@ class SpikingLayer(nn.Module):
     """A neuron, and the linear layer that reads its spikes: a linear map or a convolution, dense or of spconv.
 
     The layer must be linear but for parameters named `bias`, which count once. It gets integers, or after `unroll` the
-    spikes of 0 and 1 that add up to them, and what it makes of them is added up: convolutions of ours add up a step's
+    spikes of 0 and 1 that add up to them, and what it makes of them is added up: convolutions of ours take a step's
     spikes in one event-driven call, other layers get each in a call of its own. With `Rectified` for a neuron nothing
-    spikes.
+    spikes. Where no step follows another (`stateful` is False) nothing is kept, and None returned for the potential.
     """
 
-    def __init__(self, neuron: IntegerLIF | Rectified, layer: nn.Module) -> None:
+    def __init__(self, neuron: IntegerLIF | Rectified, layer: nn.Module, stateful: bool = True) -> None:
         super().__init__()
-        self.neuron, self.layer, self.unrolled = neuron, layer, False
+        self.neuron, self.layer, self.stateful = neuron, layer, stateful
+        self.unrolled = self.bundled = False
 
     def forward(
         self, current: Tensor | SparseConvTensor, membrane: Float[Tensor, "*shape"] | None = None
-    ) -> tuple[Any, Float[Tensor, "*shape"]]:
+    ) -> tuple[Any, Float[Tensor, "*shape"] | None]:
         """Return what the layer makes of a step's spikes, of the kind of `current`, and the potential after the step.
 
         Of a SparseConvTensor the features are the current.
         """
         features = _features(current)
         if not self.unrolled or isinstance(self.neuron, Rectified):
-            counts, after = self.neuron(features, membrane)
-            return self.layer(_with_features(current, counts)), after
+            counts, after = self.neuron(features, membrane, self.stateful)
+            return self.layer(_with_features(current, counts)), after if self.stateful else None
         if isinstance(current, SparseConvTensor) and takes_steps(self.layer, features):
-            send = self.neuron.spikes if features.requires_grad and torch.is_grad_enabled() else self.neuron.fired
-            steps, after = send(features, membrane)
-            return self.layer(with_steps(current, steps)), after
+            return self._send_together(current, membrane)
         steps, after = self.neuron.spikes(features, membrane)
         out = self.layer(_with_features(current, steps[0]))
         total, without_bias = _features(out), _zero_biases(self.layer)
@@ -50,15 +49,29 @@ class SpikingLayer(nn.Module):
             more = torch.func.functional_call(self.layer, without_bias, (_with_features(current, spikes),))
             _check_same_rows(out, more)
             total = total + _features(more)
-        return _with_features(out, total), after
+        return _with_features(out, total), after if self.stateful else None
+
+    def _send_together(self, current: SparseConvTensor, membrane: Tensor | None) -> tuple[Any, Tensor | None]:
+        """Return the same from a layer that takes all spikes of a step at once."""
+        features, neuron = current.features, self.neuron
+        assert isinstance(neuron, IntegerLIF)
+        if features.requires_grad and torch.is_grad_enabled():
+            spikes, after = neuron.spikes(features, membrane)
+            return self.layer(with_steps(current, spikes)), after if self.stateful else None
+        if self.bundled and neuron.levels <= MOST_BUNDLED:
+            counts, after = neuron.bundle(features, membrane, self.stateful)
+            return self.layer(current.replace_feature(counts)), after
+        spikes, after = neuron.fired(features, membrane, self.stateful)
+        return self.layer(with_steps(current, spikes)), after
 
 
-def unroll(network: Network, unrolled: bool = True) -> Network:
+def unroll(network: Network, unrolled: bool = True, bundled: bool = False) -> Network:
     """Let every SpikingLayer of `network` send spikes of 0 and 1 in place of integers, or integers again.
 
     A step of the network becomes `levels` steps of each neuron, T steps T x levels; outputs, states and gradients stay
-    the same to rounding. Done in place and returned: parameters, hooks and names stay. ValueError if the network has no
-    SpikingLayer with neurons that spike.
+    the same to rounding. Done in place and returned: parameters, hooks and names stay. With `bundled`, sparse
+    convolutions get the spikes that arrive together as their number, one byte, where no gradient is asked for.
+    ValueError if the network has no SpikingLayer with neurons that spike.
     """
     layers = [module for module in network.modules() if isinstance(module, SpikingLayer)]
     if not any(isinstance(layer.neuron, IntegerLIF) for layer in layers):
@@ -66,7 +79,7 @@ def unroll(network: Network, unrolled: bool = True) -> Network:
             f"{type(network).__name__} has no SpikingLayer to unroll, with an IntegerLIF for a neuron; put those there"
         )
     for layer in layers:
-        layer.unrolled = unrolled
+        layer.unrolled, layer.bundled = unrolled, bundled
     return network
 
 

@@ -16,6 +16,7 @@ from sparse_kernels.spike_conv.choice import break_even
 
 MOST_CHANNELS = 65_534  # they are listed in 16 bits
 COUNTED_ROWS = 64
+BYTES = torch.bool, torch.uint8
 
 
 def spike_conv(
@@ -28,18 +29,19 @@ def spike_conv(
 ) -> Float[Tensor, "outputs c_out"]:
     """Return sparse_conv of spikes: for each pair of rows the weights of the channels that fired are added.
 
-    `spikes` are (inputs c_in), 0 or 1 in the type of the weights or bool; or (steps inputs c_in), several steps of one
-    neuron whose outputs are added up, in one pass over the pairs. The work follows the share of channels that fired;
-    above the share at which that stops being quicker (`break_even`, measured once for a shape), and in a graph of
-    torch.compile, the steps are added first and go through sparse_conv. Backends, always event-driven: cpu (C++),
-    triton, reference (torch). The same bits come out for every number of threads. Gradients are sparse_conv's.
-    ValueError on shapes or types that do not fit, and but for Triton on spikes that are neither 0 nor 1.
+    `spikes` are (inputs c_in), 0 or 1 in the type of the weights or bool, or uint8: how many spikes arrive together; or
+    (steps inputs c_in), several steps of one neuron whose outputs are added up, in one pass over the pairs. The work
+    follows the share of channels that fired; above the share at which that stops being quicker (`break_even`, measured
+    once for a shape), and in a graph of torch.compile, the steps are added first and go through sparse_conv. Backends,
+    always event-driven: cpu (C++), triton, reference (torch). The same bits come out for every number of threads.
+    Gradients are sparse_conv's.
+    ValueError on shapes or types that do not fit, and but for Triton on other spikes than these.
     """
     spikes = _check(spikes, weight, kernel_map, bias)
     slots = weight.flatten(1, -2).permute(1, 2, 0)
     out = _events(spikes, slots, kernel_map, backend)
     if out is None:
-        counts = spikes.sum(0, dtype=weight.dtype)
+        counts = spikes.sum(0, dtype=weight.dtype) if len(spikes) > 1 else spikes[0].to(weight.dtype)
         out = convolve(counts, slots, kernel_map.forward, kernel_map.backward, _dense_backend(counts))
     return out if bias is None else out + bias
 
@@ -73,14 +75,14 @@ def _dense_backend(x: Tensor) -> str:
 
 
 def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Shaped[Tensor, "steps inputs c_in"]:
-    """Return the spikes as steps, bool or in the type of the weights."""
+    """Return the spikes as steps, bool, uint8 or in the type of the weights."""
     if not isinstance(spikes, Tensor) or spikes.ndim not in (2, 3) or (spikes.ndim == 3 and not len(spikes)):
         raise ValueError(f"spikes must be (rows, channels) or (steps, rows, channels), got {described(spikes)}")
-    rows = {} if spikes.dtype == torch.bool else {"spikes": spikes}
+    rows = {} if spikes.dtype in BYTES else {"spikes": spikes}
     check_types((*DTYPES, torch.float64), **rows, weight=weight)
     check_devices(spikes=spikes, weight=weight)
     spikes = spikes if spikes.ndim == 3 else spikes[None]
-    check_convolution(spikes[0], weight, kernel_map, bias, types=spikes.dtype != torch.bool)
+    check_convolution(spikes[0], weight, kernel_map, bias, types=spikes.dtype not in BYTES)
     if spikes.shape[2] > MOST_CHANNELS:
         raise ValueError(f"spikes must have at most {MOST_CHANNELS} channels, got {spikes.shape[2]}")
     return spikes

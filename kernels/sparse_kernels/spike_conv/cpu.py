@@ -24,8 +24,7 @@ def accumulate(
     instructions: str = "",
 ) -> Float[Tensor, "m c_out"]:
     """Return the outputs; sums are in float32. `instructions` forces an instruction set, for tests."""
-    if spikes.dtype == torch.bool and weight.dtype != torch.float32:
-        spikes = spikes.to(weight.dtype)
     spikes = spikes if spikes.stride(2) == 1 else spikes.contiguous()
     kernel_map = kernel_map if kernel_map.stride(1) == 1 else kernel_map.contiguous()
-    return torch.ops.sparse_kernels.spike_conv_cpu(spikes, weight.float(), kernel_map, instructions)
+    out = torch.ops.sparse_kernels.spike_conv_cpu(spikes, weight.float(), kernel_map, instructions)
+    return out.to(weight.dtype)  # of bytes the sums are float32

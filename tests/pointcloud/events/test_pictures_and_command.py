@@ -55,7 +55,36 @@ def test_the_command_goes_on_past_a_bad_file(tmp_path: Path) -> None:
     assert "good.npz: 200 events in 0." in done.output and "34 x 34 pixels" in done.output
     assert f"failed: {source / 'bad.bin'} has 3 bytes" in done.output
     written = sorted(path.name for path in (tmp_path / "out/below").iterdir())
-    assert written == ["good.npz.gif", "good.npz.png", "good.npz.surface.png"]
+    assert written == ["good.npz.gif", "good.npz.json", "good.npz.png", "good.npz.surface.png"]
+
+
+def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pointcloud.events import inspect
+
+    source, out, read = tmp_path / "a.npz", tmp_path / "out", []
+    monkeypatch.setattr(inspect, "write_animation", lambda path, *_: path.write_bytes(b"GIF"))
+    monkeypatch.setattr(inspect, "read_events", lambda path, sort: read.append(path) or read_events(path, sort=sort))
+    write_events(source, some_events())
+
+    def run(*options: str) -> str:
+        read.clear()
+        done = CliRunner().invoke(app, ["events", str(source), "--output", str(out), *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    first = run()
+    assert len(read) == 1 and "done before" not in first
+    assert first.splitlines()[0] + " (done before)" == run().splitlines()[0] and not read
+    assert "done before" not in run("--sort") and len(read) == 1  # asked otherwise
+    (out / "a.npz.gif").unlink()
+    run("--sort")
+    assert len(read) == 1 and (out / "a.npz.gif").is_file()
+    write_events(source, some_events(100))
+    assert "100 events" in run("--sort") and len(read) == 1
+    (tmp_path / "other").mkdir()
+    write_events(tmp_path / "other/a.npz", some_events())
+    done = CliRunner().invoke(app, ["events", str(tmp_path / "other/a.npz"), "--output", str(out)])
+    assert done.exit_code == 1 and "give another output folder" in done.output
 
 
 def test_the_command_simulates(tmp_path: Path) -> None:

@@ -144,6 +144,21 @@ def test_integers_are_the_sum_of_their_spikes_and_so_are_gradients(levels: int) 
         assert set(results[0][0].unique().tolist()) == set(range(levels + 1))
 
 
+def test_a_bundle_is_the_same_integers_in_bytes() -> None:
+    neuron = IntegerLIF(4, 0.8)
+    given = torch.cat([currents(3, 4), torch.arange(-1, 2 * NEURONS - 1).view(2, -1) / 2])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        membrane = None
+        for current in given.to(dtype):
+            counts, after = neuron(current, membrane)
+            bundled, same = neuron.bundle(current, membrane)
+            assert bundled.dtype == torch.uint8 and torch.equal(bundled.to(dtype), counts) and torch.equal(same, after)
+            assert neuron(current, membrane, keep=False)[1] is None is neuron.bundle(current, membrane, keep=False)[1]
+            membrane = after
+    with pytest.raises(ValueError, match="holds up to 255 spikes, these neurons send up to 300"):
+        IntegerLIF(300).bundle(given)
+
+
 def test_the_integers_gradient_passes_straight_inside_and_stops_outside() -> None:
     x = torch.tensor([-1.0, 0.0, 0.2, 3.9, 4.0, 9.0], requires_grad=True)
     IntegerLIF(4)(x)[0].sum().backward()

@@ -77,7 +77,7 @@ def make(kind: str) -> tuple[nn.Module, Any, int]:
     if kind == "dense":
         return Residual().double(), torch.randn(5, 4, 3, 9, dtype=torch.float64), 5 * (4 + 3)
     scene = make_scene()
-    return Sparse().double(), scene.replace_feature(scene.features.double()), 3
+    return Sparse().double(), scene.replace_feature(scene.features.double().requires_grad_()), 3
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -96,6 +96,36 @@ def test_integers_and_spikes_give_the_same_logits_and_gradients(kind: str) -> No
     (logits * weights).sum().backward()
     for (name, ours), expected in zip(spiking.named_parameters(), network.parameters(), strict=True):
         assert (ours.grad - expected.grad).abs().max() < 1e-10 * max(1, expected.grad.abs().max()), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [4, 300])
+def test_bundled_spikes_that_arrive_together_are_one_byte(levels: int) -> None:
+    network, x, tensors = make("sparse")
+    for layer in network.layers:
+        layer.neuron.levels = levels
+    integers = network(x)
+    seen = watch(unroll(network, bundled=True))
+    assert (network(x) - integers).abs().max() < 1e-10
+    assert len(seen) == tensors and all((spikes.dtype == torch.uint8) == (levels == 4) for spikes in seen)
+    seen.clear()
+    assert (unroll(network)(x) - integers).abs().max() < 1e-10
+    assert len(seen) == tensors and all(spikes.dtype == torch.bool for spikes in seen)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_a_layer_without_a_state_returns_none(unrolled: bool) -> None:
+    scene = make_scene()
+    channels = scene.features.shape[1]
+    for layer, given in (
+        (layers.SubMConv3d(channels, 8, 3), scene),
+        (nn.Linear(channels, 3), scene.features),
+    ):
+        keeping, passing = (SpikingLayer(IntegerLIF(4), layer, stateful) for stateful in (True, False))
+        keeping.unrolled = passing.unrolled = unrolled
+        (out, after), (same, nothing) = keeping(given), passing(given)
+        assert nothing is None and after.shape == scene.features.shape
+        assert torch.equal(getattr(out, "features", out), getattr(same, "features", same))
 
 
 def test_unrolling_leads_back_and_keeps_names() -> None:

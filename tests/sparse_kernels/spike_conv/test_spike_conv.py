@@ -120,6 +120,31 @@ def test_bool_spikes_give_the_same_in_the_type_of_the_weights(dtype: torch.dtype
     torch.testing.assert_close(leaf.grad, other.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_bytes_are_numbers_of_spikes_that_arrive_together(dtype: torch.dtype) -> None:
+    for seed in (0, 2, 5):
+        spikes, weight, kernel_map = draw(seed, dtype)
+        counts = spikes.sum(0).byte() * 3  # as of three times the steps
+        expected = sparse_conv(counts.double(), weight.double(), kernel_map)
+        for backend in ("reference", None, *(["cpu"] if dtype != torch.float64 and _extension.load() is None else [])):
+            out = spike_conv(counts, weight, kernel_map, backend=backend)
+            limit = 16 * expected.abs().amax().item() * torch.finfo(dtype).eps + 1e-12 if expected.numel() else 0.0
+            assert out.dtype == dtype
+            torch.testing.assert_close(out.double(), expected, rtol=0, atol=limit)
+
+
+@built
+@pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512"])
+def test_bytes_give_the_same_on_every_instruction_set(instructions: str) -> None:
+    for seed in range(0, CASES, 10):
+        spikes, weight, kernel_map = draw(seed, torch.float32)
+        slots, counts = weight.flatten(1, -2).permute(1, 2, 0), (spikes * 255).byte()
+        with available(instructions):
+            out = cpu.accumulate(counts, slots, kernel_map.forward, instructions)
+        expected = reference.accumulate(counts, slots.double(), kernel_map.forward)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-2)
+
+
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=built), pytest.param(None, marks=built)])
 @pytest.mark.parametrize("wrong", [0.5, -1.0, 2.0, 1e-40, float("nan"), float("inf")])
 def test_what_is_no_spike_is_refused(

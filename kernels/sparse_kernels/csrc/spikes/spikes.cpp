@@ -1,6 +1,6 @@
 // torch.ops.sparse_kernels.spike_conv_cpu: event-driven convolution over a kernel map. Every output has one author and a
 // fixed order of summation, so that the bits do not depend on the number of threads. Arguments are checked by
-// spike_conv/api.py; that spikes are 0 or 1 is seen here, while they are listed.
+// spike_conv/api.py; that spikes are 0 or 1 is seen here, while they are listed. A byte is a number of spikes.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -37,10 +37,13 @@ struct Spikes {
   int64_t rows, row_bytes, step_bytes;
   int32_t steps, channels;
   Element element;
+  bool numbers, counted;  // bytes are numbers of spikes; a channel may have sent more than one
 
   explicit Spikes(const Tensor& x)
       : data(static_cast<const char*>(x.data_ptr())), rows(x.size(1)), steps(static_cast<int32_t>(x.size(0))),
-        channels(static_cast<int32_t>(x.size(2))), element(x.scalar_type() == ScalarType::Bool ? BYTE : element_of(x)) {
+        channels(static_cast<int32_t>(x.size(2))), numbers(x.scalar_type() == ScalarType::Byte),
+        counted(steps > 1 || numbers) {
+    element = numbers || x.scalar_type() == ScalarType::Bool ? BYTE : element_of(x);
     const int64_t bytes = element == BYTE ? 1 : static_cast<int64_t>(element_bytes(element));
     row_bytes = x.stride(1) * bytes;
     step_bytes = x.stride(0) * bytes;
@@ -72,11 +75,11 @@ struct Lists {
       const int64_t first = item * CHUNK, last = std::min(count, first + CHUNK);
       uint16_t* channels = (chunks[item].channels = std::make_unique_for_overwrite<uint16_t[]>((last - first) * room + SLACK)).get();
       float* counts = nullptr;
-      if (x.steps > 1)
+      if (x.counted)
         counts = (chunks[item].counts = std::make_unique_for_overwrite<float[]>((last - first) * room + SLACK)).get();
       for (int64_t row = first; row < last; row++) {
         const Listed listed = kernel.list(x.row(row, channels, counts));
-        if (!listed.binary) binary = false;
+        if (!listed.binary && !x.numbers) binary = false;
         rows[row] = {channels, counts, listed.number};
         channels += listed.number;
         if (counts) counts += listed.number;
@@ -118,7 +121,7 @@ std::vector<float> pack_weights(const Accumulator& kernel, const Tensor& weight)
   return packed;
 }
 
-// x (steps n c_in), weight (slots c_in c_out) in float32, map (slots m) -> (m c_out) in the type of x, float32 for bool
+// x (steps n c_in), weight (slots c_in c_out) in float32, map (slots m) -> (m c_out) in the type of x, float32 for bool and bytes
 Tensor spike_conv(Tensor x, Tensor weight, Tensor map, std::string instructions) {
   const Accumulator& kernel = choose_accumulator(instructions);
   const Spikes spikes(x);
@@ -137,7 +140,7 @@ Tensor spike_conv(Tensor x, Tensor weight, Tensor map, std::string instructions)
   const size_t bytes = kernel.scratch_bytes(static_cast<int32_t>(tall), static_cast<int32_t>(width));
   share_out((rows + tall - 1) / tall, bytes, [&](int64_t tile, char* scratch) {
     const int64_t first = tile * tall;
-    if (!kernel.accumulate({lists.rows.data(), spikes.rows, spikes.steps > 1, depth, static_cast<int32_t>(width),
+    if (!kernel.accumulate({lists.rows.data(), spikes.rows, spikes.counted, depth, static_cast<int32_t>(width),
                             packed.data(), slots, named_rows + first, map_stride,
                             static_cast<int32_t>(std::min(tall, rows - first)),
                             results + first * row_bytes, element, scratch}))

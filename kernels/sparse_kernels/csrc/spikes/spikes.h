@@ -9,7 +9,7 @@ struct ListJob {
   int32_t steps, channels;
   Element element;
   uint16_t* fired;  // room for channels + SLACK
-  float* counts;    // the same, or null where there is one step
+  float* counts;    // the same, or null where no channel can have sent more than one spike
 };
 
 struct Listed {
@@ -17,7 +17,7 @@ struct Listed {
   bool binary;  // no value but 0 and 1
 };
 
-// The channels of an input row that fired, and how often where there are several steps.
+// The channels of an input row that fired, and how often where that may be more than once.
 struct Fired {
   const uint16_t* channels;
   const float* counts;
@@ -28,7 +28,7 @@ struct Fired {
 struct AccumulateJob {
   const Fired* inputs;
   int64_t input_rows;
-  bool counted;  // there are several steps
+  bool counted;  // inputs have counts
   int32_t channels_in, channels_out;
   const float* packed;  // slot by slot, panel by panel: channels_in rows and one of zeros
   int32_t slots;

@@ -34,6 +34,11 @@ static inline uint32_t differs(vf x, vf y) {
 
 static inline vf load_channels(const char* row, int32_t first, int32_t count, Element element) {
   if (element == FLOAT32 && count >= LANES) return load(reinterpret_cast<const float*>(row) + first);
+#if LANES == 16 && defined(__AVX512F__)
+  const __mmask16 there = count < LANES ? static_cast<__mmask16>((1u << count) - 1) : 0xffff;
+  if (element == FLOAT32) return (vf)_mm512_maskz_loadu_ps(there, reinterpret_cast<const float*>(row) + first);
+  if (element == BYTE) return (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, row + first)));
+#endif
   if (element == BYTE) {
     typedef uint8_t bytes __attribute__((vector_size(LANES)));
     bytes some{};

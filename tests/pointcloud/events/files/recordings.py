@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from pointcloud.events.files import write_events
@@ -42,6 +43,40 @@ def _packet(events: Events) -> bytes:
     return head + b"".join(struct.pack("<II", x << 17 | y << 2 | polarity << 1 | 1, t) for t, x, y, polarity in rows)
 
 
+def aedat4(events: Events, path: Path) -> None:
+    """Write a file by its vendor's own library."""
+    pytest.importorskip("aedat")
+    vendor = pytest.importorskip("dv_processing")
+    store = vendor.EventStore()
+    for t, x, y, polarity in zip(events.t, events.x, events.y, events.polarity, strict=True):
+        store.push_back(int(t), int(x), int(y), bool(polarity))
+    form = vendor.io.MonoCameraWriter.EventOnlyConfig("DVS", (events.width, events.height))
+    writer = vendor.io.MonoCameraWriter(str(path), form)
+    writer.writeEvents(store)
+    del writer
+
+
+def hdf5(events: Events, path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("hdf5plugin")
+    with h5py.File(path, "w") as file:
+        for name, column in {"t": events.t, "x": events.x, "y": events.y, "p": events.polarity}.items():
+            file.create_dataset(f"events/{name}", data=column.numpy(), compression="gzip", chunks=(64,))
+        file["t_offset"] = 1000
+
+
+def evt3(events: Events) -> bytes:
+    """Return words: time high 0x8, time low 0x6, row 0x0, one pixel 0x2 with the polarity at bit 11."""
+    pytest.importorskip("evt3")
+    words = []
+    for t, x, y, polarity in zip(
+        *(getattr(events, name).tolist() for name in ("t", "x", "y", "polarity")), strict=True
+    ):
+        words += [0x8000 | t >> 12 & 0xFFF, 0x6000 | t & 0xFFF, y, 0x2000 | polarity << 11 | x]
+    head = f"% evt 3.0\n% format EVT3;height={events.height};width={events.width}\n% end\n".encode()
+    return head + struct.pack(f"<{len(words)}H", *words)
+
+
 def npy(events: Events) -> bytes:
     whole = io.BytesIO()
     np.save(
@@ -51,9 +86,14 @@ def npy(events: Events) -> bytes:
 
 
 def written(events: Events, path: Path) -> bytes:
-    """Return the bytes of a file of the kind that the name says."""
+    """Return the bytes of a file of the kind that the name says; `.evt3.raw` is EVT3."""
     others = {".bin": nmnist, ".aedat": aedat31, ".npy": npy}
-    if path.suffix in others:
+    libraries = {".aedat4": aedat4, ".h5": hdf5}
+    if path.name.endswith(".evt3.raw"):
+        path.write_bytes(evt3(events))
+    elif path.suffix in libraries:
+        libraries[path.suffix](events, path)
+    elif path.suffix in others:
         path.write_bytes(others[path.suffix](events))
     else:
         write_events(path, events)

@@ -14,7 +14,7 @@ from pointcloud.events.files import read_events, read_gestures, write_events
 from pointcloud.events.record import Events
 from tests.pointcloud.events.files.recordings import WRITTEN, aedat31, nmnist, some_events, written
 
-KINDS = (*WRITTEN, ".npy", ".bin", ".aedat")
+KINDS = (*WRITTEN, ".npy", ".bin", ".aedat", ".aedat4", ".evt3.raw")
 
 
 def assert_same(found: Events, wanted: Events) -> None:
@@ -31,6 +31,13 @@ def test_what_is_written_comes_back(tmp_path: Path, suffix: str) -> None:
     assert (found.width, found.height) == ((128, 128) if suffix == ".aedat" else (34, 34))
 
 
+def test_hdf5_with_its_offset(tmp_path: Path) -> None:
+    events = some_events()
+    written(events, tmp_path / "events.h5")
+    found = read_events(tmp_path / "events.h5")
+    assert torch.equal(found.t, events.t + 1000) and torch.equal(found.polarity, events.polarity)
+
+
 def test_evt2_knows_times_beyond_its_34_bits(tmp_path: Path) -> None:
     words = [8 << 28 | 0xFFFFFFF, 1 << 28 | 63 << 22 | 5 << 11 | 7, 8 << 28 | 0, 3 << 22 | 6 << 11 | 8]
     path = tmp_path / "late.raw"
@@ -45,30 +52,6 @@ def test_structured_arrays_and_signed_polarity(tmp_path: Path) -> None:
     np.save(tmp_path / "table.npy", table)
     found = read_events(tmp_path / "table.npy", size=(20, 10))
     assert (found.t.tolist(), found.polarity.tolist(), found.width, found.height) == ([1, 4], [False, True], 20, 10)
-
-
-def test_hdf5_with_its_offset(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    pytest.importorskip("hdf5plugin")
-    events = some_events()
-    with h5py.File(tmp_path / "events.h5", "w") as file:
-        for name, column in {"t": events.t, "x": events.x, "y": events.y, "p": events.polarity}.items():
-            file[f"events/{name}"] = column.numpy()
-        file["t_offset"] = 1000
-    found = read_events(tmp_path / "events.h5")
-    assert torch.equal(found.t, events.t + 1000) and torch.equal(found.polarity, events.polarity)
-
-
-def test_aedat4_of_its_vendor(tmp_path: Path) -> None:
-    pytest.importorskip("aedat")
-    vendor, events, path = pytest.importorskip("dv_processing"), some_events(), tmp_path / "vendor.aedat4"
-    store = vendor.EventStore()
-    for t, x, y, polarity in zip(events.t, events.x, events.y, events.polarity, strict=True):
-        store.push_back(int(t), int(x), int(y), bool(polarity))
-    writer = vendor.io.MonoCameraWriter(str(path), vendor.io.MonoCameraWriter.EventOnlyConfig("DVS", (34, 34)))
-    writer.writeEvents(store)
-    del writer
-    assert_same(read_events(path), events)
 
 
 def test_evt3_words(tmp_path: Path) -> None:
