@@ -31,6 +31,9 @@ def train_router(
     learning_rate: Annotated[float, typer.Option(help="of the routers")] = 1e-3,
     backbone_rate: Annotated[float, typer.Option(help="learning rate of a joint backbone")] = 1e-5,
     weight: Annotated[float, typer.Option(help="weight of the rates beside the error")] = 1.0,
+    distillation: Annotated[
+        float, typer.Option(help="share of the model as it was in what is learnt; 0 learns from the videos alone")
+    ] = 0.0,
     variant: Annotated[str, typer.Option(help="shared (small) or published (a large layer in each block)")] = "shared",
     seed: Annotated[int, typer.Option(help="of weights, noise and the choice of videos")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in the output folder")] = False,
@@ -51,7 +54,10 @@ def train_router(
         if backbone not in BACKBONES:
             raise InputError(f"backbone is {backbone!r}; accepted: {', '.join(BACKBONES)}")
         tuned = backbone_rate if backbone == "joint" else 0.0
-        recipe = Recipe(rate, low_rate, width_rate, weight, learning_rate, tuned, variant=variant, seed=seed)
+        recipe = Recipe(
+            rate, low_rate, width_rate, weight, learning_rate, tuned,
+            distillation=distillation, variant=variant, seed=seed,
+        )  # fmt: skip
         options.set_threads(threads)
         find_videos(data)
         check_writable(output)

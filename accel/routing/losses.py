@@ -17,14 +17,13 @@ def target_rate(timestep: Float[Tensor, " b"], high: float, low: float) -> Float
     return high + (low - high) * timestep / 1000
 
 
-def flow_matching_loss(
+def velocity_loss(
     velocity: Float[Tensor, "b c t h w"],
-    latents: Float[Tensor, "b c t h w"],
-    noise: Float[Tensor, "b c t h w"],
+    wanted: Float[Tensor, "b c t h w"],
     weights: Float[Tensor, "b 1 t h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error of a velocity that leads from latents to noise, weighted if there are weights."""
-    error = (velocity.float() - (noise - latents)).square()
+    """Return the mean squared error of a velocity, weighted if there are weights."""
+    error = (velocity.float() - wanted).square()
     return (error if weights is None else error * weights).mean()
 
 

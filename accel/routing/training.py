@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from accel.files import replacing
 from accel.models.adapters.adapter import Adapter
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import save_routers
-from accel.routing.losses import flow_matching_loss, gate_rate_loss, target_rate, width_rate_loss
+from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.router import VARIANTS, WIDTHS, Routers, RoutersConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -35,8 +36,9 @@ class Recipe:
     (None: whole) where blocks run; `weight` is that of both beside the error (published 1; rates 0.6 and 0.5). The
     transformer learns with them if its `backbone_rate` is above 0, after so many steps in which the routers learn
     `alone` which blocks cannot be missed; weights with one of the words `frozen` in their names stay as they are, and
-    are not saved. Noise levels are logit-normal, moved up by `shift`. All random numbers of a step come from `seed` and
-    its number.
+    are not saved. `distillation` is the share of the transformer as it was before in the velocity that is wanted; the
+    rest is the video's own, as published. Whole blocks' answers teach faster than videos, which noise hides. Noise
+    levels are logit-normal, moved up by `shift`. All random numbers of a step come from `seed` and its number.
     """
 
     rate: float = 0.6
@@ -47,6 +49,7 @@ class Recipe:
     backbone_rate: float = 0.0
     alone: int = 50
     frozen: tuple[str, ...] = ()
+    distillation: float = 0.0
     shift: float = 3.0
     variant: str = "shared"
     seed: int = 0
@@ -59,6 +62,8 @@ class Recipe:
         for name in ("learning_rate", "backbone_rate", "weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name):g}; it must be 0 or more, and finite")
+        if not 0 <= self.distillation <= 1:
+            raise InputError(f"distillation is {self.distillation:g}; give a share between 0 and 1")
         if self.variant not in VARIANTS:
             raise InputError(f"variant is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
         if not 0 <= self.seed < 2**31:
@@ -87,6 +92,8 @@ class RouterTrainer:
             torch.manual_seed(recipe.seed)
             self.routers = Routers(config)
         self.transformer = transformer.requires_grad_(False).train(self.joint)
+        distils = recipe.distillation > 0
+        self.teacher = copy.deepcopy(transformer).eval().to(self.accelerator.device) if distils else None
         self.tuned = self._tuned()
         groups = [{"params": list(self.routers.parameters()), "share": recipe.learning_rate, "waits": False}]
         if self.joint:
@@ -146,7 +153,7 @@ class RouterTrainer:
         """Return the loss, the error of the velocity in it, and the shares of blocks and of widths that were run."""
         recipe, level = self.recipe, (timestep / 1000).view(-1, 1, 1, 1, 1)
         velocity, said = self.module(latents + level * (noise - latents), timestep, text)
-        error = flow_matching_loss(velocity, latents, noise, weights)
+        error = velocity_loss(velocity, self._wanted(latents, noise, level, timestep, text), weights)
         low = recipe.rate if recipe.low_rate is None else recipe.low_rate
         rates = gate_rate_loss(said.probabilities, said.gates, target_rate(timestep, recipe.rate, low))
         if recipe.width_rate is not None:
@@ -154,6 +161,15 @@ class RouterTrainer:
         runs = said.gates.detach()
         widths = (runs * said.widths.detach()).sum() / runs.sum().clamp(min=1)
         return {"loss": error + recipe.weight * rates, "error": error, "gates": runs.mean(), "widths": widths}
+
+    @torch.no_grad()
+    def _wanted(self, latents: Tensor, noise: Tensor, level: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """Return the velocity to learn: from latents to noise, or the teacher's, or of both."""
+        if self.teacher is None:
+            return noise - latents
+        with self.accelerator.autocast():
+            told = self.teacher(latents + level * (noise - latents), timestep, text, return_dict=False)[0]
+        return torch.lerp(noise - latents, told.float(), self.recipe.distillation)
 
     def progress(self) -> str:
         """Return the step and the means of the figures since it was asked last."""
@@ -187,10 +203,9 @@ class RouterTrainer:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{str(path)!r} cannot be gone on from: {reason}; start without resuming") from error
         for name, value in dataclasses.asdict(self.recipe).items():
-            if recipe.get(name) != value:
-                raise InputError(
-                    f"{str(path)!r} is of a training with {name} {recipe.get(name)}, not {value}; give that"
-                )
+            before = recipe.get(name, getattr(Recipe, name))
+            if before != value:
+                raise InputError(f"{str(path)!r} is of a training with {name} {before}, not {value}; give that")
         try:
             self.routers.load_state_dict(state["routers"])
             if self.joint:

@@ -84,6 +84,7 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="of the routers")] = 1e-3,
     alone: Annotated[int, typer.Option(help="steps until the transformer learns too")] = 50,
     frozen: Annotated[str, typer.Option(help="words, with commas; weights with one in their names stay")] = "",
+    distillation: Annotated[float, typer.Option(help="share of the dense model in the velocity to learn")] = 1.0,
     weight: Annotated[float, typer.Option(help="of the rates, beside the error of the velocity")] = 5.0,
     mix: Annotated[str, typer.Option(help="GEOMETRY:FRAMES, ...: each step takes one, and so many frames")] = MIX,
     tokens: Annotated[int, typer.Option(help="a step's tokens: videos are repeated to fill it")] = 8448,
@@ -107,7 +108,9 @@ def main(
         device, mix, tokens = "cpu", "coarse:3,coarse:4", 512
     parts = parse_mix(mix)
     words = tuple(word.strip() for word in frozen.split(",") if word.strip())
-    recipe = Recipe(rate, low_rate, width_rate, weight, learning_rate, joint, alone, words, shift, seed=seed)
+    recipe = Recipe(
+        rate, low_rate, width_rate, weight, learning_rate, joint, alone, words, distillation, shift, seed=seed
+    )
     transformer = shipped_transformer(model)
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
     if resume:

@@ -18,7 +18,7 @@ from accel.errors import InputError
 from accel.models.adapters.wan import WAN
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers
-from accel.routing.losses import flow_matching_loss, gate_rate_loss, target_rate, width_rate_loss
+from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.policy import Routed
 from accel.routing.router import Routers, RoutersConfig
 from accel.routing.training import Recipe, RouterTrainer, learning_rate_factor
@@ -86,13 +86,28 @@ def test_losses_by_hand() -> None:
     assert width_rate_loss(soft, hard, torch.zeros(2, 2), 0.5).item() == 0
     x, noise = torch.zeros(1, 1, 1, 1, 2), torch.tensor([1.0, 2.0]).view(1, 1, 1, 1, 2)
     weights = torch.tensor([2.0, 0.0]).view(1, 1, 1, 1, 2)
-    assert flow_matching_loss(x, x, noise).item() == 2.5 and flow_matching_loss(x, x, noise, weights).item() == 1
+    assert velocity_loss(x, noise - x).item() == 2.5 and velocity_loss(x, noise - x, weights).item() == 1
 
 
 def routed(varied: int | None = None, spread: float = 1.0) -> RoutedTransformer:
     torch.manual_seed(1)
     routers = Routers(RoutersConfig("WanTransformer3DModel", DEPTH, CHANNELS, 16))
     return RoutedTransformer(tiny(), routers if varied is None else vary(routers, varied, spread), WAN)
+
+
+@pytest.mark.parametrize("joint", [0.0, 1e-2])
+def test_a_teacher_is_the_transformer_as_it_was(joint: float) -> None:
+    made = trainer(distillation=1.0, backbone_rate=joint)
+    noise, timestep = made.draw(LATENTS)
+    assert made.losses(LATENTS, noise, timestep, TEXT)["error"] == 0  # new routers let every block run
+    half = trainer(distillation=0.5, backbone_rate=joint).losses(LATENTS, noise, timestep, TEXT)["error"]
+    whole = trainer(backbone_rate=joint).losses(LATENTS, noise, timestep, TEXT)["error"]
+    torch.testing.assert_close(half, whole / 4)
+    for _ in range(3):
+        made.step(LATENTS, TEXT)
+    assert made.teacher is not None
+    for weight, before in zip(made.teacher.parameters(), tiny().parameters(), strict=True):
+        assert torch.equal(weight, before) and not weight.requires_grad
 
 
 def test_new_routers_leave_the_transformer_as_it_is() -> None:
