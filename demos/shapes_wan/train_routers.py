@@ -9,6 +9,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -42,13 +43,16 @@ def train(
 ) -> None:  # fmt: skip
     """Train until the time is over, in steps of so many tokens; saves about once a minute."""
     start = saved = time.monotonic()
-    transformer, first = trainer.transformer, trainer.done
+    first = trainer.done
+    ropes = [each.rope for each in (trainer.transformer, trainer.teacher) if each is not None]
     while (spent := time.monotonic() - start) < seconds and trainer.done - first != most_steps:
         part = choose()
         batch = batches(part).filling(part[1], tokens)
         picked = choose_frames(len(batch.frames), part[1], random.Random(trainer.done))
         weights = _weights(batch, picked, forms)
-        with at_frames(transformer.rope, batch.length, batch.frames[picked]):
+        with ExitStack() as stack:
+            for rope in ropes:
+                stack.enter_context(at_frames(rope, batch.length, batch.frames[picked]))
             factor = learning_rate_factor(spent / seconds)
             trainer.step(batch.latents[:, :, picked].float(), embed(batch.captions), factor, weights)
         if trainer.done % 10 == 0 or trainer.done - first == most_steps:
