@@ -20,5 +20,11 @@ LTX = Adapter(
     latents=denoised(2),
 )
 LTX_2 = Adapter(
-    ("LTX2VideoTransformer3DModel",), BLOCKS, from_sizes(), stays="attention to text; all attention of audio"
+    ("LTX2VideoTransformer3DModel",),
+    BLOCKS,
+    from_sizes(),
+    stays="attention to text; all attention of audio",
+    sizes=COMPRESSED.sizes,
+    grid=COMPRESSED.grid,
+    frames_per_second=24,
 )
