@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pointcloud.nn import LIF, PLIF, surrogates
+from pointcloud.nn.neurons import run_steps
 from pointcloud.spikepoint.config import SpikePointConfig
 
 
@@ -19,11 +19,7 @@ class Neurons(nn.Module):
 
     def forward(self, current: Float[Tensor, " steps *places"]) -> Float[Tensor, " steps *places"]:
         """Return spikes, 0 or 1."""
-        membrane, steps = None, []
-        for step in current:
-            spikes, membrane = self.neuron(step, membrane)
-            steps.append(spikes)
-        return torch.stack(steps)
+        return run_steps(self.neuron, current)
 
 
 class Layer(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import snntorch
@@ -14,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("spconv.pytorch")  # the package of the layers asks for it
 
 from pointcloud.nn import LIF, PLIF, IntegerLIF, arctangent, fire, rectangular, sigmoid  # noqa: E402
+from pointcloud.nn.neurons import run_steps  # noqa: E402
 
 STEPS, NEURONS = 30, 40
 
@@ -142,6 +144,20 @@ def test_integers_are_the_sum_of_their_spikes_and_so_are_gradients(levels: int) 
         limit = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype]
         assert (results[0][2] - results[1][2]).abs().max() < limit
         assert set(results[0][0].unique().tolist()) == set(range(levels + 1))
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("kind", [LIF, PLIF])
+def test_all_steps_in_place_are_the_same_bits(kind: type[LIF | PLIF], reset: Literal["hard", "soft"]) -> None:
+    neuron, given = kind(0.7, 0.8, reset), currents(5, 4).float()
+    learns = run_steps(neuron, given.clone().requires_grad_())
+    heard: list[Tensor] = []
+    with torch.no_grad():
+        in_place = run_steps(neuron, given)
+        neuron.register_forward_hook(lambda module, inputs, output: heard.append(output[0]))
+        listened = run_steps(neuron, given)
+    assert learns.requires_grad and torch.equal(learns, in_place) and torch.equal(torch.stack(heard), in_place)
+    assert torch.equal(listened, in_place) and 0 < in_place.mean() < 1
 
 
 def test_a_bundle_is_the_same_integers_in_bytes() -> None:
