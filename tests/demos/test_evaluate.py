@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 from accel.errors import InputError
 from accel.workbench.generation import Generation
 from accel.workbench.loading import load_pipeline
+from accel.workbench.their_caches import from_text
 from demos.shapes_wan import evaluate
 from demos.shapes_wan.results import Results
 from demos.shapes_wan.scenes import COLORS, SIZES, held_out_scenes
 
 
 def test_a_second_run_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, method, scenes = load_pipeline(str(tiny_model), "cpu"), evaluate._method("sparse-vdit", 0.5, 0.3), []
+    loaded = load_pipeline(str(tiny_model), "cpu")
+    chosen = evaluate.Chosen(evaluate._method("sparse-vdit", 0.5, 0.3), from_text("prune:threshold=0"))
     made: list[str] = []
 
     def counted(*arguments: Any, **options: Any) -> Generation:
@@ -27,18 +29,19 @@ def test_a_second_run_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     generate = evaluate.generate
     monkeypatch.setattr(evaluate, "generate", counted)
     scenes = held_out_scenes()
-    evaluate.run(loaded, method, scenes[:2], 0, 2, tmp_path)
-    results = evaluate.run(loaded, method, scenes[:3], 0, 2, tmp_path)
+    evaluate.run(loaded, chosen, scenes[:2], 0, 2, tmp_path)
+    results = evaluate.run(loaded, chosen, scenes[:3], 0, 2, tmp_path)
     assert made == [scene.caption for scene in scenes[:3] for _ in ("dense", "sparse")]
     content = json.loads((tmp_path / "results.json").read_text())
     assert list(content["prompts"]) == [scene.caption for scene in scenes[:3]]
-    assert content["summary"]["sparse"]["psnr_db"] > 10
+    assert content["summary"]["sparse"]["psnr_db"] > 10 and content["settings"]["cache"].startswith("Prune(")
+    assert content["prompts"][scenes[0].caption]["sparse"]["blocks_computed"] == 1
     assert len(content["prompts"][scenes[0].caption]["sparse"]["verdicts"]) == len(scenes[0].actors)
     assert results.table().row_count == 2
     assert imageio.imread(tmp_path / "contact_sheet.png").std() > 10
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(InputError, match="another seed; give another --output"):
-        evaluate.run(loaded, method, scenes[:3], 1, 2, tmp_path)
+        evaluate.run(loaded, chosen, scenes[:3], 1, 2, tmp_path)
 
 
 def test_targets_are_met_or_missed(tmp_path: Path) -> None:
@@ -76,6 +79,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     app.command()(evaluate.main)
     for arguments, message in (
         (["--method", "magic"], "unknown method 'magic'"),
+        (["--method", "none", "--cache", "magic"], "unknown cache 'magic'"),
         (["--model", str(tmp_path / "absent")], "does not exist"),
     ):
         result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])

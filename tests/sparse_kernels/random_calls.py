@@ -22,9 +22,11 @@ from sparse_kernels import (
     block_mass,
     block_sparse_attention,
     centroid_log_error,
+    fill_budget,
     kmeans,
     merge_centroids,
     pooled,
+    rank_entries,
 )
 from sparse_kernels.points import (
     ball_query,
@@ -285,6 +287,21 @@ def _merge(generator: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def _entries(generator: random.Random) -> Arguments:
+    shape = [generator.randint(1, 3) for _ in range(generator.randint(0, 2))]
+    scores = torch.randn(*shape, generator.choice((1, 2, 7, 64, 300)))
+    return {"scores": (4 * scores).round() if generator.random() < 0.5 else scores}  # with ties
+
+
+def _budget(generator: random.Random) -> Arguments:
+    scores = _entries(generator)["scores"]
+    areas = torch.randint(0, 20, scores.shape[-1:] if generator.random() < 0.5 else scores.shape, dtype=torch.int32)
+    budget: Any = generator.randint(0, 400)
+    if generator.random() < 0.5:
+        budget = torch.randint(0, 400, (*scores.shape[:-1], 1))
+    return {"scores": scores, "areas": areas, "budget": budget, "crossing": generator.random() < 0.5}
+
+
 def _convolution(generator: random.Random) -> Arguments:
     case = draw_case(generator.randrange(2**30))
     dtype = generator.choice((torch.float32, torch.bfloat16, torch.float16))
@@ -372,6 +389,8 @@ CALLS: tuple[tuple[Callable[..., Any], Callable[[random.Random], Arguments]], ..
     (kmeans, _kmeans),
     (centroid_log_error, _centroid_error),
     (merge_centroids, _merge),
+    (rank_entries, _entries),
+    (fill_budget, _budget),
     (sparse_conv, _convolution),
     (spike_conv, _spikes),
     (farthest_point_sampling, _sampling),

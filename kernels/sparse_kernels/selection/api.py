@@ -44,6 +44,10 @@ def fill_budget(
     """
     _check_scores(scores)
     _check_fits("areas", areas, scores, scores.shape)
+    # A GPU would have to be waited for, and a graph must not depend on values.
+    readable = areas.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and areas.numel() and areas.min() < 0:
+        raise ValueError(f"areas must not be negative, got {int(areas.min())}")
     if not isinstance(budget, int):
         _check_fits("budget", budget, scores, (*scores.shape[:-1], 1))
     return _module(backend, scores).fill_budget(scores, areas, budget, crossing)
@@ -56,7 +60,7 @@ def _check_scores(scores: object) -> None:
 
 def _check_fits(name: str, x: Any, scores: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse what is no tensor of whole numbers beside the scores, or does not expand to a shape."""
-    whole = isinstance(x, Tensor) and not x.is_floating_point() and x.device == scores.device
+    whole = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()) and x.device == scores.device
     pairs = zip(reversed(x.shape), reversed(shape), strict=False) if isinstance(x, Tensor) else ()
     if not whole or x.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in pairs):
         raise ValueError(

@@ -87,5 +87,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in (areas.float(), areas[:, :2], areas.expand(4, 2, 3), None):
         with pytest.raises(ValueError, match=r"areas must be whole numbers that expand to \(2, 3\)"):
             fill_budget(scores, wrong, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="areas must not be negative, got -1"):
+        fill_budget(torch.zeros(2, 3), torch.tensor([1, -1, 2]), 4)
     with pytest.raises(ValueError, match=r"budget must be whole numbers that expand to \(2, 1\)"):
         fill_budget(scores, areas, areas)
