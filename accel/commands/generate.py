@@ -25,7 +25,7 @@ def generate(
         str | None, typer.Option(help="sparse-attention method, NAME or NAME:OPTION=VALUE, or dense; default: preset")
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(help="lets steps or blocks rest, as NAME or NAME:OPTION=VALUE: easy, dual-block, ...")
+        str | None, typer.Option(help="lets blocks rest, as NAME or NAME:OPTION=VALUE (easy, table, ...), or none")
     ] = None,
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,
@@ -56,11 +56,13 @@ def generate(
         how = Preparation(lora, offload, quantize, compiled)
         rests = _cache(cache)
         chosen = _method(method, density, dense_steps, compare and rests is None)
+        is_default = method is None and cache is None and density is None and dense_steps is None
         options.set_threads(threads)
         check_writable(output)
         loaded = load_pipeline(model, device, dtype, how)
         asked = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
         asked |= dict(image=image, negative_prompt=negative_prompt)
+        rests = loaded.calibrated(steps) if is_default else rests
         if compare:
             _compare(loaded, chosen, rests, prompt, output, asked)
         else:
@@ -71,7 +73,7 @@ def _cache(text: str | None) -> Cache | None:
     from accel.workbench.their_caches import from_text
 
     try:
-        return None if text is None else from_text(text)
+        return None if text in (None, "none") else from_text(text)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -133,6 +135,8 @@ def _say_choice(report: dict[str, Any]) -> None:
     """Say what a preset chose; that it stayed dense was a warning."""
     if report.get("chosen") and report["density"] is not None:
         typer.echo(report["chosen"])
+    if report.get("cache") == "table":
+        typer.echo("blocks rest by a table that was calibrated; without it: --cache none")
 
 
 def _report_table(report: dict[str, Any]) -> Table:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
+from accel.caching.table import Table
 from accel.errors import InputError
 from accel.models.adapters import adapter_for, generated_classes, supported_classes, transformers_of
 from accel.models.adapters.adapter import Adapter
@@ -24,11 +25,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A diffusers pipeline, the name it was asked for by, and the call arguments it is made for."""
+    """A diffusers pipeline, the name it was asked for by, the call arguments it is made for, and its local folder."""
 
     pipeline: Any  # a DiffusionPipeline, whose parts are dynamic attributes
     name: str
     defaults: dict[str, Any]
+    folder: Path | None = None
 
     @property
     def transformers(self) -> list[Any]:
@@ -54,6 +56,12 @@ class LoadedPipeline:
         """Return how many tokens such a video has in self-attention."""
         assert self.adapter.grid is not None
         return math.prod(self.adapter.grid(self.pipeline, frames, height, width))
+
+    def calibrated(self, steps: int | None) -> Table | None:
+        """Return the table of blocks that lies beside the model for so many steps, in `tables/STEPS.json`, or None."""
+        steps = self.defaults["num_inference_steps"] if steps is None else steps
+        file = None if self.folder is None else self.folder / "tables" / f"{steps}.json"
+        return Table(table=str(file)) if file is not None and file.is_file() else None
 
     def check(self, frames: int, height: int, width: int, steps: int) -> None:
         """Raise InputError, naming the nearest accepted values, if the pipeline cannot make such a video."""
@@ -88,7 +96,8 @@ def load_pipeline(
         raise InputError(f"model {name!r} could not be loaded: {_first_line(error)}") from error
     check_weights(pipeline)
     prepare(pipeline, how or Preparation(), torch_device)
-    return LoadedPipeline(pipeline, name, _defaults(pipeline, source))
+    folder = Path(source) if Path(source).is_dir() else None
+    return LoadedPipeline(pipeline, name, _defaults(pipeline, source), folder)
 
 
 def check_weights(pipeline: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 from typer.testing import CliRunner
 
+from accel.caching.table import BlockTable
 from accel.cli import app
 from tests.tiny_wan import save_tiny, tiny_transformer
 
@@ -129,3 +132,24 @@ def test_bad_loras(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {"unet.down.to_q.lora_A.weight": torch.ones(2, 2), "unet.down.to_q.lora_B.weight": torch.ones(2, 2)}, lora
     )
     assert "lora" in refused(run(model, output, "--lora", lora), output)
+
+
+@pytest.mark.filterwarnings("ignore:accel runs dense attention:UserWarning")
+def test_a_table_beside_the_model_is_the_default_cache(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / "tables").mkdir()
+    BlockTable("WanTransformer3DModel", ("cc", "rr", "cc")).save(folder / "tables" / "3.json")
+
+    def report(*arguments: str) -> dict[str, Any]:
+        given = ["generate", "a red circle moves left", "--model", str(folder), "--output", str(tmp_path / "out")]
+        result = CliRunner().invoke(app, [*given, "--device", "cpu", "--dtype", "float32", *arguments])
+        assert result.exit_code == 0, result.output
+        return json.loads((tmp_path / "out" / "report.json").read_text()) | {"said": result.output}
+
+    by_itself = report("--compare")
+    assert by_itself["cache"] == "table" and by_itself["blocks"] == ["cc", "rr", "cc"]
+    assert "without it: --cache none" in by_itself["said"]
+    for arguments in (("--cache", "none"), ("--steps", "2"), ("--method", "adaspa:block=16")):
+        plain = report(*arguments)
+        assert plain["cache"] == "none" and "blocks rest" not in plain["said"]
