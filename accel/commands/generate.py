@@ -62,7 +62,8 @@ def generate(
         loaded = load_pipeline(model, device, dtype, how)
         asked = dict(steps=steps, seed=seed, frames=frames, height=height, width=width, guidance_scale=guidance_scale)
         asked |= dict(image=image, negative_prompt=negative_prompt)
-        rests = loaded.calibrated(steps) if is_default else rests
+        if is_default and (rests := loaded.calibrated(steps)) is not None:
+            typer.echo("blocks rest by the table that lies beside the model; without it: --cache none")
         if compare:
             _compare(loaded, chosen, rests, prompt, output, asked)
         else:
@@ -135,8 +136,6 @@ def _say_choice(report: dict[str, Any]) -> None:
     """Say what a preset chose; that it stayed dense was a warning."""
     if report.get("chosen") and report["density"] is not None:
         typer.echo(report["chosen"])
-    if report.get("cache") == "table":
-        typer.echo("blocks rest by a table that was calibrated; without it: --cache none")
 
 
 def _report_table(report: dict[str, Any]) -> Table:

@@ -92,8 +92,9 @@ class RouterTrainer:
             torch.manual_seed(recipe.seed)
             self.routers = Routers(config)
         self.transformer = transformer.requires_grad_(False).train(self.joint)
-        distils = recipe.distillation > 0
-        self.teacher = copy.deepcopy(transformer).eval().to(self.accelerator.device) if distils else None
+        self.teacher = None
+        if recipe.distillation > 0:  # a frozen one teaches itself: routers touch it in their own passes only
+            self.teacher = copy.deepcopy(transformer).eval().to(self.accelerator.device) if self.joint else transformer
         self.tuned = self._tuned()
         groups = [{"params": list(self.routers.parameters()), "share": recipe.learning_rate, "waits": False}]
         if self.joint:
@@ -152,8 +153,10 @@ class RouterTrainer:
     ) -> dict[str, Tensor]:
         """Return the loss, the error of the velocity in it, and the shares of blocks and of widths that were run."""
         recipe, level = self.recipe, (timestep / 1000).view(-1, 1, 1, 1, 1)
-        velocity, said = self.module(latents + level * (noise - latents), timestep, text)
-        error = velocity_loss(velocity, self._wanted(latents, noise, level, timestep, text), weights)
+        toward = noise - latents
+        noisy = latents + level * toward
+        velocity, said = self.module(noisy, timestep, text)
+        error = velocity_loss(velocity, self._wanted(toward, noisy, timestep, text), weights)
         low = recipe.rate if recipe.low_rate is None else recipe.low_rate
         rates = gate_rate_loss(said.probabilities, said.gates, target_rate(timestep, recipe.rate, low))
         if recipe.width_rate is not None:
@@ -163,13 +166,13 @@ class RouterTrainer:
         return {"loss": error + recipe.weight * rates, "error": error, "gates": runs.mean(), "widths": widths}
 
     @torch.no_grad()
-    def _wanted(self, latents: Tensor, noise: Tensor, level: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """Return the velocity to learn: from latents to noise, or the teacher's, or of both."""
+    def _wanted(self, toward: Tensor, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """Return the velocity to learn: the one toward the noise, or the teacher's, or of both."""
         if self.teacher is None:
-            return noise - latents
+            return toward
         with self.accelerator.autocast():
-            told = self.teacher(latents + level * (noise - latents), timestep, text, return_dict=False)[0]
-        return torch.lerp(noise - latents, told.float(), self.recipe.distillation)
+            told = self.teacher(noisy, timestep, text, return_dict=False)[0]
+        return torch.lerp(toward, told.float(), self.recipe.distillation)
 
     def progress(self) -> str:
         """Return the step and the means of the figures since it was asked last."""

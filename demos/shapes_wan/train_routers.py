@@ -44,14 +44,14 @@ def train(
     """Train until the time is over, in steps of so many tokens; saves about once a minute."""
     start = saved = time.monotonic()
     first = trainer.done
-    ropes = [each.rope for each in (trainer.transformer, trainer.teacher) if each is not None]
+    ropes = {id(each.rope): each.rope for each in (trainer.transformer, trainer.teacher) if each is not None}
     while (spent := time.monotonic() - start) < seconds and trainer.done - first != most_steps:
         part = choose()
         batch = batches(part).filling(part[1], tokens)
         picked = choose_frames(len(batch.frames), part[1], random.Random(trainer.done))
         weights = _weights(batch, picked, forms)
         with ExitStack() as stack:
-            for rope in ropes:
+            for rope in ropes.values():  # one, where a frozen transformer teaches itself
                 stack.enter_context(at_frames(rope, batch.length, batch.frames[picked]))
             factor = learning_rate_factor(spent / seconds)
             trainer.step(batch.latents[:, :, picked].float(), embed(batch.captions), factor, weights)

@@ -70,7 +70,8 @@ def unroll(network: Network, unrolled: bool = True, bundled: bool = False) -> Ne
 
     A step of the network becomes `levels` steps of each neuron, T steps T x levels; outputs, states and gradients stay
     the same to rounding. Done in place and returned: parameters, hooks and names stay. With `bundled`, sparse
-    convolutions get the spikes that arrive together as their number, one byte, where no gradient is asked for.
+    convolutions get the spikes that arrive together as their number, one byte, where no gradient is asked for and the
+    neurons have at most 255 levels.
     ValueError if the network has no SpikingLayer with neurons that spike.
     """
     layers = [module for module in network.modules() if isinstance(module, SpikingLayer)]

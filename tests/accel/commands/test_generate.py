@@ -154,3 +154,5 @@ def test_a_table_beside_the_model_is_the_default_cache(model: Path, tmp_path: Pa
     assert plain["cache"] == "none" and "blocks rest" not in plain["said"]
     named = report("--method", "adaspa:block=16")
     assert named["cache"] == "none"
+    own = report("--cache", "table:every=2")
+    assert own["cache"] != "none" and "blocks rest" not in own["said"]
