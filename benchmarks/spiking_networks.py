@@ -1,7 +1,7 @@
 """Time and energy of whole spiking networks: on integers, on true spikes, on spikes in bundles, and with ReLU.
 
-E-3DSNN of published sizes on a closed surface; the shipped classifier and segmenter, SpikePoint too, on what they never
-saw. Random weights are normalised by the input, so that their neurons fire as trained ones do.
+E-3DSNN of published sizes on a closed surface, SpikePoint on two windows of a made recording. Random weights are
+normalised by the input, so that their neurons fire as trained ones do.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 from torch import nn
 
-import pointcloud
-from benchmarks.rows import origin, show
+from benchmarks.rows import installed, origin, show
 from benchmarks.spike_conv import VOXELS, torus
 from benchmarks.timing import seconds_each
-from pointcloud.e3dsnn import LARGE, SMALL, TINY, Classifier
-from pointcloud.nn import unroll
-from pointcloud.spikepoint import SpikePoint, large, sample_cloud, small
-from pointcloud.spikepoint.patterns import make_recording
 
-SIZES = {"E-3DSNN-T": TINY, "E-3DSNN-S": SMALL, "E-3DSNN-L": LARGE}
+if TYPE_CHECKING:
+    from pointcloud.metering import Energy
+
+SIZES = {"E-3DSNN-T": "TINY", "E-3DSNN-S": "SMALL", "E-3DSNN-L": "LARGE"}
 MILLISECONDS = "ms_integers", "ms_spikes", "ms_bundled", "ms_relu"
 COLUMNS = "network", "threads", *MILLISECONDS, "rate", "microjoules", "microjoules_relu"
 CLASSES = tuple(f"class {number}" for number in range(10))
@@ -46,7 +44,7 @@ def times_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str
     return {name: statistics.median(times) * 1e3 for name, times in zip(calls, zip(*rounds, strict=True), strict=True)}
 
 
-def rate_of(measured: pointcloud.metering.Energy) -> float:
+def rate_of(measured: Energy) -> float:
     """Return how many spikes a step brings for a place that could take one, in the layers that read spikes."""
     layers = [layer for layer in measured.layers if layer.part == "layer" and layer.reads == "spikes"]
     return sum(layer.additions for layer in layers) / sum(layer.dense for layer in layers)
@@ -54,23 +52,31 @@ def rate_of(measured: pointcloud.metering.Energy) -> float:
 
 def convolutional(name: str, repeats: int) -> dict[str, Any]:
     """Return the row of an E-3DSNN of a published size."""
+    from pointcloud import e3dsnn, energy
+    from pointcloud.nn import unroll
+
+    config = getattr(e3dsnn, SIZES[name])
     voxels = torus(VOXELS)
     given = torch.randn(len(voxels), 6, generator=torch.Generator().manual_seed(0)), voxels, 1
-    network = settled(Classifier(SIZES[name]), *given)
-    rectified = settled(Classifier(replace(SIZES[name], levels=0)), *given)
+    network = settled(e3dsnn.Classifier(config), *given)
+    rectified = settled(e3dsnn.Classifier(replace(config, levels=0)), *given)
 
     def run(bundled: bool | None) -> Any:
         return unroll(network, bundled is not None, bool(bundled))(*given)
 
     calls = {"ms_integers": lambda: run(None), "ms_spikes": lambda: run(False), "ms_bundled": lambda: run(True)}
     times = times_in_turn(calls | {"ms_relu": lambda: rectified(*given)}, repeats)
-    spiking, relu = pointcloud.energy(unroll(network), *given), pointcloud.energy(rectified, *given)
+    spiking, relu = energy(unroll(network), *given), energy(rectified, *given)
     return times | {"rate": rate_of(spiking), "microjoules": spiking.picojoules / 1e6,
                     "microjoules_relu": relu.picojoules / 1e6}  # fmt: skip
 
 
 def on_events(name: str, repeats: int) -> dict[str, Any]:
     """Return the row of a SpikePoint of published size, on two windows of 1,024 events of a simulated recording."""
+    from pointcloud import energy
+    from pointcloud.spikepoint import SpikePoint, large, sample_cloud, small
+    from pointcloud.spikepoint.patterns import make_recording
+
     generator = torch.Generator().manual_seed(0)
     events = make_recording(1_000_003).events
     windows = [events.between(start, start + 500_000) for start in (0, 250_000)]
@@ -80,7 +86,7 @@ def on_events(name: str, repeats: int) -> dict[str, Any]:
     spiking, rectified = (settled(network, clouds, torch.Generator().manual_seed(0)) for network in networks)
     again = torch.Generator().manual_seed(0)
     calls = {"ms_spikes": lambda: spiking(clouds, again), "ms_relu": lambda: rectified(clouds, again)}
-    measured, relu = (pointcloud.energy(network, clouds, again) for network in (spiking, rectified))
+    measured, relu = (energy(network, clouds, again) for network in (spiking, rectified))
     return times_in_turn(calls, repeats) | {
         "rate": rate_of(measured), "microjoules": measured.picojoules / len(clouds) / 1e6,
         "microjoules_relu": relu.picojoules / len(clouds) / 1e6,
@@ -93,6 +99,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
 ) -> None:
     """Print a table of times and energies an input, and write the rows as JSON."""
+    if not installed("spconv", "spconv"):
+        return
     repeats, threads, rows = 3 if quick else 15, torch.get_num_threads(), []
     for count in (threads,) if quick else sorted({1, threads}):
         torch.set_num_threads(count)
