@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accel.errors import InputError
 from accel.methods.registry import from_text
@@ -14,6 +15,10 @@ from accel.workbench.comparison import Comparison, compare
 from accel.workbench.generation import CallOptions
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.reporting import write_comparison
+
+# Dense video, sparse video, rows of the table, picture, and what the browser keeps.
+Shown = tuple[str | None, str | None, list[list[str]], str | None, dict[str, Any] | None]
+NOTHING: Shown = (None, None, [], None, None)
 
 
 class Stopped(Exception):
@@ -73,3 +78,10 @@ class Runs:
         """Return the folder of that name with a result of this server, None for any other word of a browser."""
         known = {path.name: path for path in self.folder.iterdir() if (path / "report.json").is_file()}
         return known.get(name)
+
+    def shown(self, kept: dict[str, Any] | None) -> Shown:
+        """Return what the page shows of a result that the browser has kept, nothing if this server does not know it."""
+        folder = self.find(str(kept.get("folder"))) if isinstance(kept, dict) else None
+        if folder is None or kept is None:
+            return NOTHING
+        return str(folder / "dense.mp4"), str(folder / "sparse.mp4"), kept["rows"], str(folder / "report.png"), kept

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+import typer
 
 from accel.errors import InputError
 from accel.workbench.loading import load_pipeline
-from demos.app import NOTHING, check_free, shown
-from demos.runs import Runs, Stopped
+from demos import app
+from demos.runs import NOTHING, Runs, Stopped
 
 PROMPT, METHOD = "a red circle moves left", "adaspa:block=16:dense_steps=0.3"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +29,14 @@ def test_a_run_takes_seed_guidance_and_options_of_the_method(runs: Runs) -> None
     assert report["seed"] == 7 and report["guidance_scale"] == 2.0 and report["steps"] == 2
     assert report["method_options"] | {"block": 16, "dense_steps": 0.3, "density": 0.5} == report["method_options"]
     kept = {"folder": folder.name, "rows": [["speed-up", "2.00x"]]}
-    assert shown(kept, runs) == (
+    assert runs.shown(kept) == (
         str(folder / "dense.mp4"), str(folder / "sparse.mp4"), kept["rows"], str(folder / "report.png"), kept
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kept", [None, "x", {"rows": []}, {"folder": "../..", "rows": []}, {"folder": "gone"}])
 def test_what_a_browser_kept_of_another_server_shows_nothing(runs: Runs, kept: object) -> None:
-    assert shown(kept, runs) == NOTHING  # type: ignore[arg-type]
+    assert runs.shown(kept) == NOTHING  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("end", ["stop", "leave"])
@@ -80,12 +78,13 @@ def test_bad_input_is_one_sentence(runs: Runs, prompt: str, method: str, message
         runs.make("tab", prompt, method, None, {}, lambda share, message: None)
 
 
-def test_a_port_in_use_is_one_line() -> None:
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot be served at 127.0.0.1 port {port}: Address already in use"):
-            check_free("127.0.0.1", port)
-        command = [sys.executable, "-m", "demos.app", "--port", str(port), "--device", "cpu"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: the page cannot")
-    check_free("127.0.0.1", port)
+            app.check_free("127.0.0.1", port)
+        with pytest.raises(typer.Exit) as ended:
+            app.main(port=port, device="cpu")
+    said = capsys.readouterr().err
+    assert ended.value.exit_code == 2 and said.count("\n") == 1 and said.startswith("error: the page cannot")
+    app.check_free("127.0.0.1", port)
