@@ -8,7 +8,8 @@ from benchmarks import attention, dsvt, kmeans, points, scores, sparse_conv, spi
 def main() -> None:
     """Run every benchmark in its quick form on the CPU, some minutes on two cores; each alone has more options.
 
-    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv`, `.spike_conv`, `.dsvt`.
+    They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv`, `.spike_conv`, `.dsvt`;
+    `.pipeline` and `.sparse_networks` take longer and are run alone.
     """
     for benchmark in (attention, kmeans, scores, points, sparse_conv, spike_conv, dsvt):
         typer.echo(benchmark.__doc__)
