@@ -9,7 +9,7 @@ def main() -> None:
     """Run every benchmark in its quick form on the CPU, some minutes on two cores; each alone has more options.
 
     They are `python -m benchmarks.attention`, `.kmeans`, `.scores`, `.points`, `.sparse_conv`, `.spike_conv`,
-    `.spiking_networks`, `.dsvt`.
+    `.spiking_networks`, `.dsvt`; `.pipeline` and `.sparse_networks` take longer and are run alone.
     """
     for benchmark in (attention, kmeans, scores, points, sparse_conv, spike_conv, spiking_networks, dsvt):
         typer.echo(benchmark.__doc__)

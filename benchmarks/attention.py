@@ -1,9 +1,13 @@
-"""Block-sparse attention against the fastest dense SDPA of the same device, side by side in one process."""
+"""Block-sparse attention against the fastest dense one of the same device, side by side in one process.
+
+On a CPU that is the faster of torch SDPA and OpenVINO, on CUDA the fastest SDPA.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +17,18 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from benchmarks.dense import fastest_dense, product_rate
+from benchmarks.cases import Cases
+from benchmarks.dense import dense_seconds, product_rate
 from benchmarks.rows import origin, show
 from benchmarks.timing import median_seconds
 from sparse_kernels import BlockMap, block_sparse_attention
 from sparse_kernels._extension import instruction_set
 from sparse_kernels.block_sparse_attention import precision_reasons
 
-COLUMNS = ("backend", "head_dim", "seq", "blocks", "density", "ms_dense", "ms_ours", "speedup", "fraction_of_ideal")
+COLUMNS = (
+    "backend", "head_dim", "seq", "blocks", "density", "dense_backend", "ms_dense", "ms_ours", "speedup",
+    "fraction_of_ideal", "fraction_of_gemm",
+)  # fmt: skip
 
 
 def make_map(seq: int, heads: int, block: int, density: float, variable: bool, device: str) -> BlockMap:
@@ -71,7 +79,7 @@ def measure(
             return compiled_flex(q, k, v, block_mask=packed.to_flex())
         return block_sparse_attention(q, k, v, packed, precision=precision)
 
-    dense_backend, dense = fastest_dense(q, k, v, device)
+    dense_backend, dense = min(dense_seconds(q, k, v, device).items(), key=lambda item: item[1])
     sparse = median_seconds(lambda: attend(mask), device, 3)
     exact = scaled_dot_product_attention(q[:, :, :256].double(), k.double(), v.double())
     error = relative_error(attend(torch.ones_like(mask))[:, :, :256], exact)
@@ -88,7 +96,24 @@ def measure(
     }  # fmt: skip
 
 
-def cases(quick: bool) -> list[tuple[int, int, int, bool, float]]:
+def measure_dense(dtype: torch.dtype, head_dim: int, seq: int, heads: int, device: str) -> list[dict[str, Any]]:
+    """Return a row of each dense attention that is here: those of torch, and OpenVINO's."""
+    q, k, v = (torch.randn(1, seq, heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
+    seconds, work = dense_seconds(q, k, v, device), 4 * heads * seq * seq * head_dim
+    fastest = min(seconds, key=lambda name: seconds[name])
+    return [
+        {
+            **origin(device), "backend": name, "dense_backend": fastest, "dtype": str(dtype).removeprefix("torch."),
+            "head_dim": head_dim, "heads": heads, "seq": seq, "blocks": None, "density": 1.0,
+            "ms_dense": seconds[fastest] * 1e3, "ms_ours": taken * 1e3, "speedup": seconds[fastest] / taken,
+            "fraction_of_ideal": seconds[fastest] / taken,
+            "fraction_of_gemm": work / taken / product_rate(dtype, device),
+        }
+        for name, taken in seconds.items()
+    ]  # fmt: skip
+
+
+def shapes(quick: bool) -> list[tuple[int, int, int, bool, float]]:
     """Return (head_dim, seq, block, variable, density)."""
     densities = (0.125, 0.25, 0.5, 1.0)
     kinds = [(64, 128, False), (128, 128, False), (64, 64, False), (64, 96, True)]
@@ -103,7 +128,7 @@ def main(
     precision: Annotated[str | None, typer.Option(help="int8 or fp8: rows of it beside the plain ones")] = None,
     flex: Annotated[bool, typer.Option(help="rows of compiled FlexAttention beside ours, for blocks of 128")] = False,
     quick: Annotated[bool, typer.Option(help="under a minute on two cores")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="rows; a run goes on where one stopped")] = None,
 ) -> None:
     """Print a table of speed-ups and write the rows as JSON."""
     if precision is not None:
@@ -111,18 +136,19 @@ def main(
         reason = precision_reasons(precision, device)[backend]
         if reason is not None:
             raise typer.BadParameter(f"{backend} cannot run {precision}: {reason}", param_hint="--precision")
-    rows = [
-        measure(getattr(torch, dtype), head_dim, seq, heads, block, variable, density, device, kind)
-        for head_dim, seq, block, variable, density in cases(quick)
-        for kind in ((None,) if precision is None else (None, precision))
-    ]
-    if flex:
-        rows += [
-            measure(getattr(torch, dtype), head_dim, seq, heads, block, False, density, device, flex=True)
-            for head_dim, seq, block, variable, density in cases(quick)
-            if block == 128
-        ]
-    show(rows, COLUMNS if precision is None else ("precision", *COLUMNS), json_file)
+    cases, kind = Cases(json_file, device, float("inf")), getattr(torch, dtype)
+    for head_dim, seq in dict.fromkeys((head_dim, seq) for head_dim, seq, *_ in shapes(quick)):
+        name = f"dense, {dtype}, {head_dim} x {seq:,}"
+        cases.run(name, partial(measure_dense, kind, head_dim, seq, heads, device))
+    for head_dim, seq, block, variable, density in shapes(quick):
+        name = f"{dtype}, {head_dim} x {seq:,}, {'variable ' if variable else ''}{block}, {density}"
+        run = partial(measure, kind, head_dim, seq, heads, block, variable, density, device)
+        cases.run(f"ours, {name}", run)
+        if precision is not None:
+            cases.run(f"ours in {precision}, {name}", partial(run, precision))
+        if flex and (block, variable) == (128, False):
+            cases.run(f"flex, {name}", partial(run, flex=True))
+    show(cases.rows, COLUMNS if precision is None else ("precision", *COLUMNS))
 
 
 if __name__ == "__main__":

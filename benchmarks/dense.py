@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.in_openvino import attention as openvino_attention
+from benchmarks.in_openvino import has_openvino
 from benchmarks.timing import median_seconds
 
 SCORES_AT_MOST = 2**31  # bytes
@@ -32,15 +34,17 @@ def preferring(name: str) -> AbstractContextManager[Any]:
     return sdpa_kernel(list(dict.fromkeys([*BACKENDS[name], *BACKENDS["default"]])), set_priority=name != "default")
 
 
-def fastest_dense(q: Tensor, k: Tensor, v: Tensor, device: str) -> tuple[str, float]:
-    """Return the name and the seconds of the fastest dense SDPA; one that cannot run here is passed over."""
+def dense_seconds(q: Tensor, k: Tensor, v: Tensor, device: str) -> dict[str, float]:
+    """Return the seconds of every dense attention by its name; one that cannot run here is passed over."""
     names, seconds = backends_of(device), {}
     if 4 * q.shape[1] * q.shape[2] * k.shape[2] < SCORES_AT_MOST:
         names.append("math")
     for name in names:
         with suppress(RuntimeError), sdpa_kernel(BACKENDS[name]):
             seconds[name] = median_seconds(lambda: scaled_dot_product_attention(q, k, v), device, 3)
-    return min(seconds.items(), key=lambda item: item[1])
+    if has_openvino(device):
+        seconds["openvino"] = median_seconds(openvino_attention(q, k, v), device, 3)
+    return seconds
 
 
 @functools.cache

@@ -1,6 +1,7 @@
-"""Time of sparse convolution beside spconv, and on CUDA beside spconv-triton.
+"""Time of sparse convolution beside spconv, on a CPU beside ocnn, and on CUDA beside spconv-triton.
 
-On a CPU spconv gets one thread, the only setting in which its sums are right.
+On a CPU spconv gets one thread, the only setting in which its sums are right; ocnn, which is torch, gets all. Pairs
+of ocnn are an octree and the neighbours of its nodes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.in_ocnn import Octree, reason_against_ocnn
 from benchmarks.rows import installed, origin, show
 from benchmarks.timing import median_seconds
 from sparse_kernels.sparse_conv import sparse_conv, strided_map, submanifold_map
 
-PEERS = {"ms_spconv": ("spconv", "spconv"), "ms_spconv_triton": ("spconv-triton", "spconv_triton")}
+LIBRARIES = {"ms_spconv": ("spconv", "spconv"), "ms_spconv_triton": ("spconv-triton", "spconv_triton")}
+PEERS = (*LIBRARIES, "ms_ocnn")
 COLUMNS = ("op", "dtype", "voxels", "channels", "pairs_cached", *PEERS, "ms_ours", "speedup", "max_error")
 SHAPE = (40, 480, 480)
 KERNEL = 3
@@ -62,8 +65,8 @@ class Peer:
         self.library = importlib.import_module(f"{module}.pytorch")
         self.ops: Any = importlib.import_module(f"{module}.pytorch.ops")
         self.algorithms = importlib.import_module(f"{module}.core").ConvAlgo
-        if not coordinates.is_cuda:  # there, backward asks for a CUDA stream before it looks where the tensors are
-            self.ops.get_current_stream = lambda: 0
+        if not coordinates.is_cuda:
+            leave_no_stream(module)
         self.coordinates = coordinates
         channels = weight.shape[0]
         self.layer = self.library.SubMConv3d(channels, channels, KERNEL, bias=False, indice_key="pairs")
@@ -96,10 +99,27 @@ class Peer:
         return self.layer(tensor).features
 
 
-def make_peers(coordinates: Tensor, weight: Tensor) -> dict[str, Peer]:
+def leave_no_stream(module: str) -> None:
+    """Let spconv run backward on a CPU: it asks for a CUDA stream before it looks where the tensors are."""
+    ops: Any = importlib.import_module(f"{module}.pytorch.ops")
+    ops.get_current_stream = lambda: 0
+
+
+def make_octree(coordinates: Tensor, weight: Tensor) -> dict[str, Peer | Octree]:
+    """Return ocnn's convolution in the weight's dtype under its column, nothing where it does not run."""
+    if coordinates.is_cuda or not installed("ocnn", "ocnn"):
+        return {}
+    reason = reason_against_ocnn()
+    if reason is not None:
+        typer.echo(f"ocnn does not run here: {reason}", err=True)
+        return {}
+    return {"ms_ocnn": Octree(coordinates, weight)}
+
+
+def make_peers(coordinates: Tensor, weight: Tensor) -> dict[str, Peer | Octree]:
     """Return the other libraries that are installed and run on the device, by the name of their column."""
-    peers = {}
-    for column, (library, module) in list(PEERS.items())[: 2 if coordinates.is_cuda else 1]:
+    peers = make_octree(coordinates, weight)
+    for column, (library, module) in list(LIBRARIES.items())[: 2 if coordinates.is_cuda else 1]:
         if installed(library, module):
             try:
                 peers[column] = Peer(module, coordinates, weight)
@@ -119,7 +139,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_step(engine: Ours | Peer, x: Tensor, gradient: Tensor) -> None:
+def train_step(engine: Ours | Peer | Octree, x: Tensor, gradient: Tensor) -> None:
     """Run forward and backward, gradients of features and weights."""
     leaf = x.detach().requires_grad_()
     engine.weight.grad = None
@@ -137,7 +157,9 @@ def measure(voxels: int, channels: int, repeats: int, device: str = "cpu") -> li
     weight = (torch.randn(channels, *[KERNEL] * 3, channels, generator=generator) * (13 * channels) ** -0.5).to(device)
     ours, peers = Ours(coordinates, weight.clone().requires_grad_()), make_peers(coordinates, weight)
     half = Ours(coordinates, weight.half() if device != "cpu" else weight.bfloat16())
-    half_peers = make_peers(coordinates, half.weight) if device != "cpu" else peers
+    half_peers = (
+        peers | make_octree(coordinates, half.weight) if device == "cpu" else make_peers(coordinates, half.weight)
+    )
     exact = sparse_conv(x.double(), weight.double(), ours.map)
     measured = []
     for op, engine, others in (
@@ -158,7 +180,7 @@ def measure(voxels: int, channels: int, repeats: int, device: str = "cpu") -> li
     return measured
 
 
-def _times(op: str, engine: Ours | Peer, x: Tensor, gradient: Tensor, cached: bool, repeats: int) -> float:
+def _times(op: str, engine: Ours | Peer | Octree, x: Tensor, gradient: Tensor, cached: bool, repeats: int) -> float:
     """Return the fewest milliseconds."""
     x, gradient = x.to(engine.weight.dtype), gradient.to(engine.weight.dtype)
 
@@ -174,7 +196,7 @@ def _times(op: str, engine: Ours | Peer, x: Tensor, gradient: Tensor, cached: bo
     return _least(run, engine, repeats)
 
 
-def _least(run: Callable[[], object], engine: Ours | Peer, repeats: int) -> float:
+def _least(run: Callable[[], object], engine: Ours | Peer | Octree, repeats: int) -> float:
     device = engine.coordinates.device.type
     if device == "cpu" and isinstance(engine, Peer):
         with one_thread():
@@ -194,10 +216,12 @@ def measure_pairs(voxels: int, strided: bool, repeats: int, device: str = "cpu")
     coordinates = surface(voxels).to(device)
     weight = torch.zeros(16, *[KERNEL] * 3, 16, device=device)
     ours = Ours(coordinates, weight)
-    times = {
-        column: _least(engine.strided_pairs if strided else engine.pairs, engine, repeats)
-        for column, engine in {"ms_ours": ours, **make_peers(coordinates, weight)}.items()
-    }
+    engines: dict[str, Ours | Peer | Octree] = {"ms_ours": ours, **make_peers(coordinates, weight)}
+    times = {}
+    for column, engine in engines.items():
+        if not strided or not isinstance(engine, Octree):  # an octree holds every level already
+            run = engine.pairs if isinstance(engine, Octree) or not strided else engine.strided_pairs
+            times[column] = _least(run, engine, repeats)
     return _row(device, "pairs, stride 2" if strided else "pairs", len(coordinates), times) | {
         "dtype": "int32", "channels": 0, "pairs": None if strided else ours.map.pairs(), "pairs_cached": False,
         "max_error": 0.0,
@@ -207,15 +231,16 @@ def measure_pairs(voxels: int, strided: bool, repeats: int, device: str = "cpu")
 def main(
     device: str = "cpu",
     quick: Annotated[bool, typer.Option(help="a minute on two cores")] = False,
+    voxels: Annotated[int, typer.Option(help="only clouds of so many; 0: of 20,000 and of 100,000")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="where the rows go")] = None,
 ) -> None:
-    """Print a table of times beside spconv's, where it is installed (extra `bench`), and write the rows as JSON."""
+    """Print a table of times beside spconv's and ocnn's, where installed (extra `bench`), and write rows as JSON."""
     repeats = 3 if quick else 7
-    sizes = (20_000, 100_000)
-    rows = [measure_pairs(voxels, strided, repeats, device) for voxels in sizes for strided in (False, True)]
-    for voxels in sizes:
+    sizes = (voxels,) if voxels else (20_000, 100_000)
+    rows = [measure_pairs(size, strided, repeats, device) for size in sizes for strided in (False, True)]
+    for size in sizes:
         for channels in (16, 32, 64, 128):
-            rows += measure(voxels, channels, repeats, device)
+            rows += measure(size, channels, repeats, device)
     show(rows, COLUMNS, json_file)
 
 
