@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -37,6 +37,13 @@ class SVGEAR(Clustered):
         error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
         kept = self._route(call, queries.clusters, keys.clusters, error)
         return cluster_plan(queries, keys, kept, summaries_of(keys, values))
+
+    def again(self, call: AttentionCall, plan: Sparse, keys: ClusteredTokens) -> Sparse:
+        """Return the plan of an earlier step with the centroids that its clusters have today."""
+        k, v = (x[:, :, call.geometry.video] for x in (call.k, call.v))
+        centroids, values = (pooled(x, keys.clusters.offsets, keys.clusters.order) for x in (k, v))
+        today = replace(keys, clusters=replace(keys.clusters, centroids=centroids))
+        return replace(plan, summaries=summaries_of(today, values))
 
     def _route(
         self, call: AttentionCall, queries: Clusters, keys: Clusters, error: Float[Tensor, "b h nq nk"]

@@ -131,12 +131,12 @@ def test_memory_warm_starts_the_next_step(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(clusters_module, "kmeans", noted)
     memory, method = LayerMemory(), SVG2(**SMALL)
     method.plan(clustered_call(0), memory)
-    first = replace(memory.state)
+    first = replace(memory.state.warm)
     assert memory.nbytes() == sum(COUNTS) * 2 * 3 * 16 * 4
     method.plan(clustered_call(1, seed=1), memory)
     assert [iterations for _, iterations in calls] == [50, 2, 50, 2, 2, 2]
     assert torch.equal(calls[4][0], first.queries) and torch.equal(calls[5][0], first.keys)
-    assert not torch.equal(memory.state.keys, first.keys)
+    assert not torch.equal(memory.state.warm.keys, first.keys)
     method.plan(clustered_call(2, batch=1), memory)  # centroids of another batch are of no use
     method.plan(clustered_call(0), LayerMemory())
     assert [iterations for _, iterations in calls[6:]] == [50, 2] * 4
@@ -169,7 +169,7 @@ def test_warm_up_is_dense_and_can_cluster() -> None:
     memory = LayerMemory()
     assert isinstance(SVG2(**options).plan(clustered_call(1), memory), Dense) and memory.state is None
     clustering = SVG2(cluster_dense_steps=True, **options)
-    assert isinstance(clustering.plan(clustered_call(1), memory), Dense) and memory.state.keys is not None
+    assert isinstance(clustering.plan(clustered_call(1), memory), Dense) and memory.state.warm.keys is not None
     assert isinstance(clustering.plan(clustered_call(2), memory), Sparse)
     never_sparse = LayerMemory()
     assert isinstance(SVG2(cluster_dense_steps=True, dense_layers=1).plan(clustered_call(5), never_sparse), Dense)
@@ -231,6 +231,7 @@ def test_empty_clusters_make_empty_blocks() -> None:
         (dict(least_share=-0.1), "least_share must lie between 0 and 1"),
         (dict(iterations=-1), "iterations must be 0 or more"),
         (dict(key_clusters=0), "key_clusters must be 1 or more"),
+        (dict(every=0), "every must be 1 or more"),
     ],
 )
 @pytest.mark.parametrize("name", ["svg2", "svg-ear"])

@@ -208,6 +208,33 @@ def test_half_precision_and_strided_inputs() -> None:
 def test_memory_and_warm_up() -> None:
     memory, method = LayerMemory(), SVGEAR(**{**SMALL, "dense_steps": 0.1, "cluster_dense_steps": True})
     assert isinstance(method.plan(clustered_call(0), memory), Dense)
-    first = memory.state.keys
+    first = memory.state.warm.keys
     assert isinstance(method.plan(clustered_call(1), memory), Sparse)
-    assert memory.state.keys is not first and memory.nbytes() == sum(COUNTS) * 2 * 3 * 16 * 4
+    assert memory.state.warm.keys is not first and memory.nbytes() == sum(COUNTS) * 2 * 3 * 16 * 4
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=rows_around)
+def test_a_plan_serves_several_steps_with_the_means_of_each(geometry: Geometry) -> None:
+    method, memory = SVGEAR(density=0.3, every=2, **SMALL), LayerMemory()
+    calls = [clustered_call(step, geometry, seed=seed) for step, seed in enumerate((0, 1, 1))]
+    first, second, third = (sparse(method.plan(call, memory)) for call in calls)
+    assert second.block_map is first.block_map and second.kv_order is first.kv_order
+    assert third.block_map is not first.block_map
+    assert first.summaries is not None and second.summaries is not None and first.kv_order is not None
+    assert torch.equal(first.summaries.weights, second.summaries.weights)
+    video = geometry.video_tokens
+    assert (second.summaries.keys[:, :, : COUNTS[1]] - first.summaries.keys[:, :, : COUNTS[1]]).abs().max() > 0.1
+    for means, rows in ((second.summaries.keys, calls[1].k), (second.summaries.values, calls[1].v)):
+        ordered = rows.gather(2, first.kv_order[..., None].expand(-1, -1, -1, rows.shape[-1]))[:, :, :video].double()
+        cluster = torch.bucketize(torch.arange(video), first.block_map.kv_offsets[0, 0][1:].contiguous(), right=True)
+        expected = ordered[0, 0][cluster == 3].mean(0)
+        assert (means[0, 0, 3] - expected).abs().max() < 1e-5
+    alone = SVGEAR(density=0.3, **SMALL)
+    assert execute(calls[1], second)[0].isfinite().all()
+    assert torch.equal(execute(calls[0], first)[0], execute(calls[0], sparse(alone.plan(calls[0], LayerMemory())))[0])
+
+
+def test_a_plan_of_another_batch_is_made_anew() -> None:
+    method, memory = SVGEAR(density=0.3, every=5, **SMALL), LayerMemory()
+    plans = [sparse(method.plan(clustered_call(batch=batch), memory)) for batch in (2, 1)]
+    assert [plan.block_map.counts.shape[0] for plan in plans] == [2, 1]
