@@ -124,7 +124,7 @@ class ProgressHook(ModelHook):
 
     def _progress(self, timestep: Any, schedule: Tensor | None) -> tuple[Progress | None, bool]:
         """Return where the call stands, and whether its step is the loop's own index."""
-        value = float(timestep.max()) if isinstance(timestep, Tensor) else None
+        value = float(self.adapter.noisiest(timestep)) if isinstance(timestep, Tensor) else None
         before = getattr(self._order, "call", None)
         same_step = before is not None and before[0] is schedule and value is not None and before[1] == value
         number = before[2] + 1 if before is not None and same_step else 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from accel.errors import InputError
+from accel.workbench.parameters import call_defaults, class_of
 
 
 def conditions(
@@ -18,7 +18,7 @@ def conditions(
 
     InputError where the pipeline needs a picture and has none, or takes none, or where it is no picture.
     """
-    parameters, name = inspect.signature(pipeline.__call__).parameters, type(pipeline).__name__
+    parameters, name = call_defaults(pipeline), class_of(pipeline)
     if image is not None and "image" not in parameters:
         raise InputError(f"{name} takes no image; leave --image out, or give an image-to-video model")
     if image is None and "image" in parameters:

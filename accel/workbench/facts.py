@@ -36,7 +36,7 @@ def facts(
         "tokens": loaded.tokens(**size),
         **size,
         "steps": call["num_inference_steps"],
-        "guidance_scale": call["guidance_scale"],
+        "guidance_scale": call.get("guidance_scale"),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": device_name(loaded.device),
         "threads": torch.get_num_threads(),

@@ -130,7 +130,10 @@ def call_arguments(
         "width": width,
         "guidance_scale": guidance_scale,
     }
-    call = {**loaded.defaults, **{name: value for name, value in given.items() if value is not None}}
+    given = {name: value for name, value in given.items() if value is not None}
+    if other := given.keys() - loaded.defaults.keys():
+        raise InputError(f"{loaded.name} takes no {', '.join(sorted(other))}; leave it out")
+    call = {**loaded.defaults, **given}
     loaded.check(call["num_frames"], call["height"], call["width"], call["num_inference_steps"])
     if not 0 <= seed < SEED_LIMIT:
         raise InputError(f"seed is {seed}; it must be at least 0 and below 2**63")

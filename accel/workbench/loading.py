@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import re
@@ -15,8 +14,11 @@ from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUs
 
 from accel.caching.table import Table
 from accel.errors import InputError
-from accel.models.adapters import adapter_for, generated_classes, supported_classes, transformers_of
+from accel.models.adapters import adapter_for, transformers_of
 from accel.models.adapters.adapter import Adapter
+from accel.workbench.index import check_index, first_line
+from accel.workbench.modular import MODULAR_INDEX, load_modular
+from accel.workbench.parameters import call_defaults
 from accel.workbench.preparing import Preparation, prepare
 
 EMBEDDED_NAME = "shapes-wan"
@@ -88,12 +90,13 @@ def load_pipeline(
     torch_dtype = _dtype(dtype, torch_device)
     name = model or EMBEDDED_NAME
     source = _source(name)
-    _check_index(name, source)
+    modular = check_index(name, source)
+    # The VAE of Wan loses detail below float32, and decoding is short.
+    kinds = {"default": torch_dtype, "vae": torch.float32}
     try:
-        # The VAE of Wan loses detail below float32, and decoding is short.
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype={"default": torch_dtype, "vae": torch.float32})
+        pipeline = load_modular(source, kinds) if modular else DiffusionPipeline.from_pretrained(source, dtype=kinds)
     except Exception as error:
-        raise InputError(f"model {name!r} could not be loaded: {_first_line(error)}") from error
+        raise InputError(f"model {name!r} could not be loaded: {first_line(error)}") from error
     check_weights(pipeline)
     prepare(pipeline, how or Preparation(), torch_device)
     folder = Path(source) if Path(source).is_dir() else None
@@ -144,7 +147,7 @@ def _source(name: str) -> str:
         return str(embedded_folder())
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
+        if not any((path / index).is_file() for index in ("model_index.json", MODULAR_INDEX)):
             raise InputError(f"{name!r} is not a pipeline folder: it has no model_index.json; give the folder above it")
         return str(path)
     if path.exists():
@@ -154,46 +157,18 @@ def _source(name: str) -> str:
     return name
 
 
-def _check_index(name: str, source: str) -> None:
-    """Look at the pipeline's index, before anything large is read or downloaded."""
-    try:
-        index: Any = DiffusionPipeline.load_config(source)
-    except Exception as error:
-        if Path(source).is_dir():
-            raise InputError(f"{name!r} has an unreadable model_index.json: {_first_line(error)}") from error
-        raise InputError(
-            f"{name!r} is no folder here and could not be downloaded from the Hugging Face Hub; "
-            "check the spelling and the network, or give a local folder"
-        ) from error
-    entries = [index.get(part) or (None, None) for part in ("transformer", "transformer_2")]
-    classes = [entry[1] for entry in entries if entry[1] is not None]
-    accepted = ", ".join(generated_classes())
-    if not classes:
-        raise InputError(f"{name!r} ({index.get('_class_name')}) has no video transformer; accepted: {accepted}")
-    for other in set(classes) - set(generated_classes()):
-        known = other in supported_classes()
-        advice = "use accel.enable on its pipeline in Python" if known else "it is not supported"
-        raise InputError(
-            f"{name!r} has a transformer of class {other}; the command line makes videos with {accepted}: {advice}"
-        )
-
-
 def _defaults(pipeline: Any, source: str) -> dict[str, Any]:
     """Return the call arguments of generation.json over those of the pipeline's own signature."""
-    parameters = inspect.signature(pipeline.__call__).parameters
+    parameters = call_defaults(pipeline)
     options = adapter_for(transformers_of(pipeline)[0]).options
-    defaults = {name: parameters[name].default for name in options if name in parameters}
+    defaults = {name: parameters[name] for name in options if name in parameters}
     file = Path(source) / "generation.json"
     if not file.is_file():
         return defaults
     try:
         own = json.loads(file.read_text())
     except ValueError as error:
-        raise InputError(f"{file} is not JSON: {_first_line(error)}") from error
+        raise InputError(f"{file} is not JSON: {first_line(error)}") from error
     if not isinstance(own, dict) or set(own) - set(defaults):
         raise InputError(f"{file} must hold an object with keys from: {', '.join(defaults)}")
     return defaults | own
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

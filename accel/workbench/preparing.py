@@ -10,6 +10,7 @@ import torch
 
 from accel.errors import InputError
 from accel.models.adapters import transformers_of
+from accel.workbench.parameters import class_of
 
 OFFLOADS = ("model", "group")
 QUANTISATIONS = ("int8",)
@@ -45,24 +46,31 @@ def prepare(pipeline: Any, how: Preparation, device: torch.device) -> Any:
 
         for transformer in transformers_of(pipeline):
             quantize_(transformer, Int8WeightOnlyConfig())
-    if how.offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
-    elif how.offload == "group":
-        pipeline.enable_group_offload(device, offload_type="leaf_level")
-    else:
+    if how.offload is None:
         pipeline.to(device)
+    else:
+        _offload(pipeline, how.offload, device)
     for transformer in transformers_of(pipeline) if how.compiled else []:
         transformer.compile_repeated_blocks()
     return pipeline
 
 
+def _offload(pipeline: Any, kind: str, device: torch.device) -> None:
+    if not hasattr(pipeline, "enable_model_cpu_offload"):
+        raise InputError(f"{class_of(pipeline)} cannot be offloaded; leave --offload out")
+    if kind == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_group_offload(device, offload_type="leaf_level")
+
+
 def _load_lora(pipeline: Any, lora: str) -> None:
     if not hasattr(pipeline, "load_lora_weights"):
-        raise InputError(f"{type(pipeline).__name__} takes no LoRA; leave --lora out")
+        raise InputError(f"{class_of(pipeline)} takes no LoRA; leave --lora out")
     try:
         pipeline.load_lora_weights(lora)
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"lora {lora!r} could not be loaded into {type(pipeline).__name__}: {said}") from error
+        raise InputError(f"lora {lora!r} could not be loaded into {class_of(pipeline)}: {said}") from error
     if not pipeline.get_active_adapters():
-        raise InputError(f"lora {lora!r} holds nothing for {type(pipeline).__name__}; give one of this model")
+        raise InputError(f"lora {lora!r} holds nothing for {class_of(pipeline)}; give one of this model")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from accel.attention.call import Geometry
@@ -14,11 +15,12 @@ from accel.attention.call import Geometry
 
 @dataclass(frozen=True)
 class Size:
-    """The accepted values of a video's side: multiple * n + offset, from 1 on, with n up to `most`."""
+    """The accepted values of a video's side: multiple * n + offset, from 1 on, with n from `least` up to `most`."""
 
     multiple: int
     offset: int
     most: int
+    least: int = 0
 
     def accepts(self, value: int) -> bool:
         """Whether a video may have this side."""
@@ -26,7 +28,7 @@ class Size:
 
     def nearest(self, value: int) -> list[int]:
         """Return the accepted values next to one, itself if it is accepted."""
-        least, count = (0 if self.offset else 1), (value - self.offset) // self.multiple
+        least, count = max(self.least, 0 if self.offset else 1), (value - self.offset) // self.multiple
         bounds = {count, count if (value - self.offset) % self.multiple == 0 else count + 1}
         return sorted({min(max(bound, least), self.most) * self.multiple + self.offset for bound in bounds})
 
@@ -41,7 +43,8 @@ class Adapter:
     `self_attention` is a regular expression that the names of these modules match; `geometry` reads the grid of a
     forward call (or None), from the transformer and the call's arguments. Their processors ask diffusers' dispatcher
     for a backend of their own where they are `dispatched`, else they end at torch's attention. `timestep` is the name
-    of that argument. `stays` says what is computed in full, a `reason` why all of it is.
+    of that argument, `noisiest` what chooses from several timesteps that of what is denoised. `stays` says what is
+    computed in full, a `reason` why all of it is.
 
     For the command line, `sizes` gives the frames, height and width that a pipeline makes, `grid` the tokens of such a
     video; without them it does not take the family. `options` are what a user may set in a pipeline's call.
@@ -59,6 +62,7 @@ class Adapter:
     geometry: Callable[[Any, tuple[Any, ...], dict[str, Any]], Geometry | None]
     dispatched: bool = True
     timestep: str = "timestep"
+    noisiest: Callable[[Tensor], Tensor] = torch.max
     stays: str = "attention to text"
     reason: str | None = None
     sizes: Callable[[Any], dict[str, Size]] | None = None

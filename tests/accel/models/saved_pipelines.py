@@ -44,6 +44,43 @@ def hunyuan_video(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+def minimax_h3(folder: Path) -> None:
+    """Save a MiniMaxH3ModularPipeline; its processor, which wants torchvision for pictures, is its tokenizer."""
+    from diffusers.modular_pipelines import MiniMaxH3ModularPipeline
+    from diffusers.modular_pipelines.minimax_h3 import MiniMaxH3Blocks
+
+    torch.manual_seed(0)
+    sizes, letters = TINY["minimax-h3"].kwargs, tokenizer(64)
+    text = dict(
+        vocab_size=64, hidden_size=sizes["text_dim"], intermediate_size=32, num_hidden_layers=51,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        rope_scaling={"rope_type": "default", "mrope_section": [2, 3, 3]},
+    )  # fmt: skip
+    vision = dict(
+        depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, deepstack_visual_indexes=[0],
+        out_hidden_size=sizes["text_dim"],
+    )  # fmt: skip
+    qwen = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    channels, sounds = sizes["in_channels"], sizes["audio_in_channels"]
+    vae = diffusers.AutoencoderKLMiniMaxH3(
+        latent_channels=channels, block_out_channels=(8,) * 6, layers_per_block=1, norm_num_groups=4,
+        decoder_num_layers=1, decoder_num_attention_heads=2, decoder_attention_head_dim=16,
+        latents_mean=(0.0,) * channels, latents_std=(1.0,) * channels,
+    )  # fmt: skip
+    audio = diffusers.AutoencoderKLMiniMaxH3Audio(
+        encoder_dim=2, latent_dim=4 * sounds, latent_channels=sounds, num_attention_heads=2, decoder_dim=128,
+        resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),), latents_mean=[0.0] * sounds,
+        latents_std=[1.0] * sounds,
+    )  # fmt: skip
+    pipeline = MiniMaxH3ModularPipeline(blocks=MiniMaxH3Blocks())
+    pipeline.update_components(
+        text_encoder=transformers.Qwen3VLForConditionalGeneration(qwen), tokenizer=letters, processor=letters,
+        vae=vae, audio_vae=audio, scheduler=diffusers.MiniMaxH3Scheduler(12.0),
+        audio_scheduler=diffusers.MiniMaxH3Scheduler(3.0), transformer=TINY["minimax-h3"].build(),
+    )  # fmt: skip
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+
+
 def ltx_2(folder: Path) -> None:
     """Save an LTX2Pipeline, with its audio."""
     torch.manual_seed(0)
