@@ -11,6 +11,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
 
+# A test run starts some fifty processes of Python: what one of them compiles, the others need not.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test real-data lint sanitize fuzz bench app clean compiler system-packages apt
 
 demo: .venv/installed compiler

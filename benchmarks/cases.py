@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks.rows import Row, write_rows
 
 UNFINISHED = "did not finish"
@@ -53,6 +51,8 @@ class Cases:
         """Leave the memory to the next case, or the process to its driver when the device answers no more."""
         gc.collect()
         if self.device.startswith("cuda"):
+            import torch  # where it is needed: a part that dies starts again, and torch takes seconds
+
             try:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()

@@ -13,7 +13,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -25,6 +24,8 @@ WIDTH = 160  # columns of text where there is no terminal
 
 def origin(device: str) -> Row:
     """Return the fields that say when and where a row was measured."""
+    import torch
+
     return {
         "date": date.today().isoformat(),
         "device": processor(device),
@@ -36,6 +37,8 @@ def origin(device: str) -> Row:
 def processor(device: str) -> str:
     """Return the name of the graphics card or, where Linux tells it, of the processor."""
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []

@@ -37,7 +37,7 @@ def scene_of(*actors: Actor, background: str = "black") -> Scene:
 def test_ground_truth_is_judged_right(sigma: float, noise: float) -> None:
     generator, numbers = random.Random(7), np.random.default_rng(7)
     verdicts = []
-    for _ in range(40):
+    for _ in range(25):
         scene = sample_scene(generator)
         video = draw(scene, generator)
         if sigma:

@@ -133,7 +133,12 @@ CHECKS: dict[str, Callable[..., None]] = {
     "slabs": check_slabs,
     "extreme antidiagonals": check_extreme_antidiagonals,
 }
-INTERPRETED = PARITY | CHECKS | {"operators": check_operators, "one graph": check_one_graph}
+# float16 differs in what is loaded and stored: in the slow interpreter one case of each kernel will do.
+ENOUGH = SHAPES[0], TILES[0]
+FEWER = {
+    name: check for name, check in PARITY.items() if "float32" in name or any(str(case) in name for case in ENOUGH)
+}
+INTERPRETED = FEWER | CHECKS | {"operators": check_operators, "one graph": check_one_graph}
 
 
 @pytest.fixture(scope="module")

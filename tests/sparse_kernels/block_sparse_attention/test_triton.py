@@ -67,6 +67,9 @@ CASES = [
     Case("all at once", q_block=None, kv_block=None, head_dim=80, kv_heads=1, orders=(1, 4), keep=0.4),
 ]
 NAMES = [case.name for case in CASES]
+# float16 differs in what is loaded and stored: in the slow interpreter these cases will do.
+HALF = ("ragged", "variable", "shared orders", "all at once")
+INTERPRETED = [*((name, torch.float32) for name in NAMES), *((name, torch.float16) for name in HALF)]
 
 
 def offsets(case: Case, length: int, block: int | None) -> Tensor:
@@ -157,9 +160,8 @@ def compiled_equals_eager() -> bool:
 def report_from_interpreter() -> dict[str, Any]:
     """Everything that needs the kernel to run on CPU; called in a process of its own."""
     report: dict[str, Any] = {"compiled": compiled_equals_eager()}
-    for case in CASES:
-        for dtype in (torch.float32, torch.float16):
-            report[f"{case.name} {dtype}"] = error_and_budget(case, dtype)
+    for name, dtype in INTERPRETED:
+        report[f"{name} {dtype}"] = error_and_budget(CASES[NAMES.index(name)], dtype)
     for name, make in LAYOUTS.items():
         utilities = ("test_schema", "test_faketensor")
         report[name] = torch.library.opcheck(
@@ -174,8 +176,7 @@ def interpreter_report() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "dtype"), INTERPRETED, ids=str)
 def test_interpreter_parity(interpreter_report: dict[str, Any], name: str, dtype: torch.dtype) -> None:
     check(interpreter_report[f"{name} {dtype}"])
 

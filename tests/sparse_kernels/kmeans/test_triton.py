@@ -120,7 +120,9 @@ CHECKS: dict[str, Callable[..., None]] = {
     "adversarial values": check_adversarial_values,
     "strides": check_strides,
 }
-INTERPRETED = {name: partial(check, device="cpu") for name, check in (PARITY | CHECKS).items()}
+# float16 differs in what is loaded: in the slow interpreter its largest case is left out.
+FEWER = {name: check for name, check in PARITY.items() if name != f"{torch.float16} (2, 160, 70, 80)"}
+INTERPRETED = {name: partial(check, device="cpu") for name, check in (FEWER | CHECKS).items()}
 INTERPRETED |= {"operator": check_operator, "one graph": check_one_graph}
 
 
