@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from accel.errors import InputError
-from accel.workbench.parameters import call_defaults, class_of
+from accel.workbench.modular import call_defaults, class_of
 
 
 def conditions(

@@ -17,8 +17,7 @@ from accel.errors import InputError
 from accel.models.adapters import adapter_for, transformers_of
 from accel.models.adapters.adapter import Adapter
 from accel.workbench.index import check_index, first_line
-from accel.workbench.modular import MODULAR_INDEX, load_modular
-from accel.workbench.parameters import call_defaults
+from accel.workbench.modular import MODULAR_INDEX, call_defaults, load_modular
 from accel.workbench.preparing import Preparation, prepare
 
 EMBEDDED_NAME = "shapes-wan"

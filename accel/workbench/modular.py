@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,3 +94,15 @@ def load_modular(source: str, dtype: dict[str, torch.dtype]) -> VideoCall:
     if missing:
         raise ValueError(f"its {', '.join(missing)} could not be loaded; what diffusers says of it stands above")
     return VideoCall(pipeline)
+
+
+def call_defaults(pipeline: Any) -> dict[str, Any]:
+    """Return the names of a pipeline's arguments and their defaults."""
+    if isinstance(pipeline, VideoCall):
+        return pipeline.parameters
+    return {name: each.default for name, each in inspect.signature(pipeline.__call__).parameters.items()}
+
+
+def class_of(pipeline: Any) -> str:
+    """Return the name of a pipeline's class in diffusers."""
+    return type(pipeline.pipeline if isinstance(pipeline, VideoCall) else pipeline).__name__

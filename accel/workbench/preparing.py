@@ -10,7 +10,7 @@ import torch
 
 from accel.errors import InputError
 from accel.models.adapters import transformers_of
-from accel.workbench.parameters import class_of
+from accel.workbench.modular import class_of
 
 OFFLOADS = ("model", "group")
 QUANTISATIONS = ("int8",)
