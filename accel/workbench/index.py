@@ -12,11 +12,11 @@ from accel.models.adapters import generated_classes, supported_classes
 from accel.workbench.modular import WORKFLOWS, modular_class
 
 
-def check_index(name: str, source: str) -> bool:
-    """Return whether the pipeline is a modular one; InputError where the command line makes no videos of it."""
+def check_index(name: str, source: str) -> str | None:
+    """Return a modular pipeline's workflow, None for others; InputError where the command line makes no videos of it."""
     modular = modular_class(source)
     if modular in WORKFLOWS:
-        return True
+        return WORKFLOWS[modular]
     try:
         index: Any = DiffusionPipeline.load_config(source)
     except Exception as error:
@@ -41,7 +41,7 @@ def check_index(name: str, source: str) -> bool:
         raise InputError(
             f"{name!r} has a transformer of class {other}; the command line makes videos with {accepted}: {advice}"
         )
-    return False
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -89,11 +89,14 @@ def load_pipeline(
     torch_dtype = _dtype(dtype, torch_device)
     name = model or EMBEDDED_NAME
     source = _source(name)
-    modular = check_index(name, source)
+    workflow = check_index(name, source)
     # The VAE of Wan loses detail below float32, and decoding is short.
     kinds = {"default": torch_dtype, "vae": torch.float32}
     try:
-        pipeline = load_modular(source, kinds) if modular else DiffusionPipeline.from_pretrained(source, dtype=kinds)
+        if workflow is not None:
+            pipeline = load_modular(source, workflow, kinds)
+        else:
+            pipeline = DiffusionPipeline.from_pretrained(source, dtype=kinds)
     except Exception as error:
         raise InputError(f"model {name!r} could not be loaded: {first_line(error)}") from error
     check_weights(pipeline)

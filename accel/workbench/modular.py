@@ -83,9 +83,9 @@ def modular_class(source: str) -> str | None:
     return index.get("_class_name")
 
 
-def load_modular(source: str, dtype: dict[str, torch.dtype]) -> VideoCall:
-    """Load a pipeline of one of WORKFLOWS from a folder or an id of the Hub; ValueError naming what is missing."""
-    pipeline = ModularPipeline.from_pretrained(source, workflow=WORKFLOWS[str(modular_class(source))])
+def load_modular(source: str, workflow: str, dtype: dict[str, torch.dtype]) -> VideoCall:
+    """Load the blocks of a workflow from a folder or an id of the Hub; ValueError naming what is missing."""
+    pipeline = ModularPipeline.from_pretrained(source, workflow=workflow)
     # An index names the place that it was saved to: what lies beside it comes from here, also where it was moved.
     own = {name: source for name in pipeline.pretrained_component_names if (Path(source) / name).is_dir()}
     place: dict[str, Any] = {"pretrained_model_name_or_path": own} if own else {}
