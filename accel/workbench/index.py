@@ -13,7 +13,7 @@ from accel.workbench.modular import WORKFLOWS, modular_class
 
 
 def check_index(name: str, source: str) -> str | None:
-    """Return a modular pipeline's workflow, None for others; InputError where the command line makes no videos of it."""
+    """Return a modular pipeline's workflow, None for others; InputError where the command line makes no video of it."""
     modular = modular_class(source)
     if modular in WORKFLOWS:
         return WORKFLOWS[modular]
