@@ -74,7 +74,7 @@ def measure(
     mask = block_map.to_dense()
 
     def attend(mask: Tensor) -> Tensor:
-        packed = BlockMap.from_dense(mask, block_map.q_offsets, block_map.kv_offsets)
+        packed = BlockMap.from_dense(mask, block_map.q_offsets, block_map.kv_offsets, block_map.key_block)
         if flex:
             return compiled_flex(q, k, v, block_mask=packed.to_flex())
         return block_sparse_attention(q, k, v, packed, precision=precision)

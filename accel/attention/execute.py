@@ -17,11 +17,14 @@ RECALL_ROWS = 16
 
 @dataclass(frozen=True)
 class Attended:
-    """What a plan gave: the output, the plan's kind (dense, refresh or sparse), its density, and the kept keys' LSE."""
+    """What a plan gave: the output, the plan's kind (dense, refresh or sparse), its density, and the kept keys' LSE.
+
+    A sparse plan's density stays on the device until somebody reads it.
+    """
 
     out: Float[Tensor, "b h s d"]
     kind: str
-    density: float = 1.0
+    density: float | Float[Tensor, ""] = 1.0
     lse: Float[Tensor, "b h s"] | None = None
 
 
@@ -32,7 +35,7 @@ def attend(call: AttentionCall, plan: Plan) -> Attended:
     if isinstance(plan, Computed):
         return Attended(plan.out, "refresh")
     out, lse = execute(call, plan)
-    return Attended(out, "sparse", plan.density, lse)
+    return Attended(out, "sparse", plan.share, lse)
 
 
 def execute(call: AttentionCall, plan: Sparse) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:

@@ -51,9 +51,14 @@ class Sparse:
     summaries: Summaries | None = None
 
     @cached_property
+    def share(self) -> Float[Tensor, ""]:
+        """The block map's density, on its device: who reads it waits for all that was asked of the device before."""
+        return self.block_map.share()
+
+    @property
     def density(self) -> float:
-        """The block map's density, read back from the device once for each plan."""
-        return self.block_map.density
+        """The block map's density, read back from the device."""
+        return self.share.item()
 
 
 Plan = Dense | Computed | Sparse

@@ -72,7 +72,7 @@ class AdaSpa(Scheduled):
         mass = block_mass(call.q, call.k, lse, offsets, offsets, q_order=order, kv_order=order, scale=call.scale)
         # Every order leaves the rest where it is, so its blocks are those of the native order.
         mask = keep_rest(self._select(call, mass), call.geometry, offsets, offsets)
-        return Sparse(BlockMap.from_dense(mask, offsets, offsets), order, order)
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets, self.block), order, order)
 
     def _select(self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
         blocks = mass.shape[-1]

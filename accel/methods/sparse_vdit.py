@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,6 @@ from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
 from accel.attention.masks.pattern_table import PatternTable
 from accel.attention.plan import Computed, Dense, Plan, Sparse
 from accel.methods.method import Scheduled, check_block
-from sparse_kernels import BlockMap
 
 CANDIDATES = MODES[1:]
 SAMPLE = 8  # every eighth query block is enough to tell the patterns apart
@@ -119,8 +118,7 @@ def _sampled(plan: Sparse) -> Sparse:
     """Return the plan with all but every SAMPLE-th query block emptied."""
     counts = plan.block_map.counts.clone()
     counts[..., torch.arange(counts.shape[-1], device=counts.device) % SAMPLE != SAMPLE // 2 % counts.shape[-1]] = 0
-    block_map = BlockMap(counts, plan.block_map.indices, plan.block_map.q_offsets, plan.block_map.kv_offsets)
-    return Sparse(block_map, plan.q_order, plan.kv_order)
+    return Sparse(replace(plan.block_map, counts=counts), plan.q_order, plan.kv_order)
 
 
 def _relative_error(call: AttentionCall, plan: Sparse, out: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h"]:

@@ -73,7 +73,7 @@ class XAttention(Scheduled):
         # Every order leaves the rest where it is, so its blocks are those of the native order.
         mask = keep_rest(self._select(scores), call.geometry, offsets, offsets)
         shared = None if order is None else order[None, None]
-        return Sparse(BlockMap.from_dense(mask, offsets, offsets), shared, shared)
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets, self.block), shared, shared)
 
     def _select(self, scores: Float[Tensor, "b h nq nk"]) -> Bool[Tensor, "b h nq nk"]:
         first = torch.arange(scores.shape[-1], device=scores.device) == 0

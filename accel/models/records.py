@@ -51,10 +51,10 @@ class BlockRecord:
 
 
 class Records:
-    """The records of one generation; recall and time stay on the device until somebody reads them."""
+    """The records of one generation; density, recall and time stay on the device until somebody reads them."""
 
     def __init__(self) -> None:
-        self._notes: list[tuple[CallRecord, Tensor | None, Stopwatch]] = []
+        self._notes: list[tuple[CallRecord, float | Tensor, Tensor | None, Stopwatch]] = []
         self._sparse_calls = 0
 
     def add(self, call: AttentionCall, attended: Attended, watch: Stopwatch) -> None:
@@ -66,21 +66,22 @@ class Records:
             recall = sampled_recall(call, attended.lse) if self._sparse_calls % RECALL_CALLS == 0 else None
             self._sparse_calls += 1
         record = CallRecord(
-            progress.step, progress.steps, call.layer, progress.branch, attended.kind, attended.density, 0.0, None,
+            progress.step, progress.steps, call.layer, progress.branch, attended.kind, 0.0, 0.0, None,
             tuple(call.q.shape),
         )  # fmt: skip
-        self._notes.append((record, recall, watch))
+        self._notes.append((record, attended.density, recall, watch))
 
     def read(self) -> list[CallRecord]:
         """Return all records, in the order of the calls."""
         return [
             dataclasses.replace(
                 record,
+                density=float(density),
                 seconds=watch.seconds(),
                 plan_seconds=watch.seconds(lap=0),
                 recall=None if recall is None else recall.item(),
             )
-            for record, recall, watch in self._notes
+            for record, density, recall, watch in self._notes
         ]
 
 

@@ -20,13 +20,15 @@ class BlockMap:
     """The one data structure of sparsity: packed lists of key blocks for each query block of each head.
 
     Blocks may differ in size, also from head to head; b or h of any field may be 1, which shares it. Offsets
-    count positions after `q_order` and `kv_order`, if these are given to the attention.
+    count positions after `q_order` and `kv_order`, if these are given to the attention. `key_block`, where it is
+    given, is the size of all key blocks but the last, so that nobody has to read the offsets for it.
     """
 
     counts: Int[Tensor, "#b #h nq"]
     indices: Int[Tensor, "#b #h nq m"]
     q_offsets: Int[Tensor, "#b #h nq1"]
     kv_offsets: Int[Tensor, "#b #h nk1"]
+    key_block: int | None = None
 
     def __post_init__(self) -> None:
         for name, dimensions in (("counts", 3), ("indices", 4), ("q_offsets", 3), ("kv_offsets", 3)):
@@ -45,7 +47,7 @@ class BlockMap:
         if self.kv_offsets.shape[-1] == 0:
             raise ValueError("kv_offsets must hold at least the 0 at which the first block begins, got nothing")
         for axis, name in enumerate(("batch", "heads")):
-            sizes = [field.shape[axis] for field in vars(self).values()]
+            sizes = [field.shape[axis] for field in vars(self).values() if isinstance(field, Tensor)]
             if len(set(sizes) - {1}) > 1:
                 raise ValueError(f"the fields of a map must agree on {name}, or have 1 there, got {sizes}")
 
@@ -61,7 +63,11 @@ class BlockMap:
 
     @classmethod
     def from_dense(
-        cls, mask: Bool[Tensor, "b h nq nk"], q_offsets: Int[Tensor, "*#bh nq1"], kv_offsets: Int[Tensor, "*#bh nk1"]
+        cls,
+        mask: Bool[Tensor, "b h nq nk"],
+        q_offsets: Int[Tensor, "*#bh nq1"],
+        kv_offsets: Int[Tensor, "*#bh nk1"],
+        key_block: int | None = None,
     ) -> BlockMap:
         """Pack a mask of blocks; offsets are (n+1,) when all heads share them, else (b|1 h|1 n+1).
 
@@ -77,7 +83,7 @@ class BlockMap:
         places = torch.where(mask, mask.cumsum(-1) - 1, blocks)
         numbers = torch.arange(blocks, dtype=torch.int32, device=mask.device).expand(mask.shape)
         indices = numbers.new_zeros(*mask.shape[:-1], blocks + 1).scatter_(-1, places, numbers)[..., :blocks]
-        return cls(mask.sum(-1, dtype=torch.int32), indices.contiguous(), q_offsets, kv_offsets)
+        return cls(mask.sum(-1, dtype=torch.int32), indices.contiguous(), q_offsets, kv_offsets, key_block)
 
     @classmethod
     def uniform(
@@ -92,9 +98,8 @@ class BlockMap:
                     f"the mask has {present} {name} blocks, {length} tokens in blocks of {block} are "
                     f"{_count(length, block)}"
                 )
-        return cls.from_dense(
-            mask, uniform_offsets(q_length, block_q, mask.device), uniform_offsets(kv_length, block_kv, mask.device)
-        )
+        q_offsets, kv_offsets = (uniform_offsets(length, block, mask.device) for _, length, block in lengths)
+        return cls.from_dense(mask, q_offsets, kv_offsets, block_kv)
 
     @property
     def q_length(self) -> int:
@@ -122,12 +127,18 @@ class BlockMap:
         visited = (self.to_dense() * kv_sizes[..., None, :]).sum(-1)
         return (visited * q_sizes).sum(-1)
 
+    def share(self) -> Float[Tensor, ""]:
+        """Return computed query-key pairs as a share of all pairs, over all heads, on the device: it is not read."""
+        pairs = self.pairs()
+        if not pairs.numel():
+            return pairs.new_zeros(())
+        every = self.q_offsets[0, 0, -1].double() * self.kv_offsets[0, 0, -1]
+        return pairs.mean() / every.clamp(min=1)
+
     @cached_property
     def density(self) -> float:
         """Computed query-key pairs as a share of all pairs, over all heads; 0 where there are none."""
-        pairs = self.pairs()
-        every = pairs.numel() * self.q_length * self.kv_length if pairs.numel() else 0
-        return pairs.sum().item() / every if every else 0.0
+        return self.share().item()
 
     def to_mask(self) -> Bool[Tensor, "b h sq skv"]:
         """Return the mask of query-key pairs, by position; for tests and small sizes only."""

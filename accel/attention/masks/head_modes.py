@@ -46,7 +46,7 @@ def head_mode_plan(
         torch.stack(parts).unflatten(0, (batch, heads)).to(device)
         for parts in ([drawn[name] for name in names], q_orders, kv_orders)
     )
-    return Sparse(BlockMap.from_dense(mask, offsets, offsets), q_order, kv_order)
+    return Sparse(BlockMap.from_dense(mask, offsets, offsets, block), q_order, kv_order)
 
 
 def _mode_mask(

@@ -29,7 +29,7 @@ def multi_diagonal_plan(
     if density is not None:
         half = _nearest_half(gaps, geometry.frame_tokens, offsets.diff().double(), density)
     order = token_major(geometry).to(device)[None, None]
-    return Sparse(BlockMap.from_dense((gaps <= half)[None, None], offsets, offsets), order, order)
+    return Sparse(BlockMap.from_dense((gaps <= half)[None, None], offsets, offsets, block), order, order)
 
 
 def block_gaps(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Int[Tensor, "n n"]:

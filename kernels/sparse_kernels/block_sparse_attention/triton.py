@@ -5,8 +5,7 @@ Names: p_ pointers, b_ block values, i_ indices, capitals are compile-time const
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Int32, Int64
@@ -16,9 +15,12 @@ from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, compiler_options, device_limits, jit, shared_strides, tl, triton
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
+from sparse_kernels.block_sparse_attention.triton_order import in_order
 from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
 from sparse_kernels.tiles import cut_blocks
 
+SMALLEST_TILE = 16  # keys of one product instruction
+BARRIERS = 1024  # bytes of shared memory beside the tiles
 SMALLEST_SCALE = 1e-30  # stands for zero: scores that are masked stay -inf under it
 
 
@@ -30,6 +32,7 @@ class LaunchConfig(NamedTuple):
     block_d: int
     num_warps: int
     num_stages: int
+    tma: bool  # whether the copy engine loads keys and values
 
     def options(self) -> dict[str, int | bool]:
         """Compiler options."""
@@ -67,44 +70,59 @@ def forward(
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s"]]:
     """Attention over the listed blocks: the output and the natural-log LSE, both in the callers' row order."""
     fields = (block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
+    key_block = block_map.key_block or 0
     if summaries is None:
-        return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale)
+        return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale, key_block=key_block)
     keys, values, weights = summaries.of_heads()
     heard = heard_weights(block_map, weights) * LOG2E
     means = (keys.to(q.dtype), values.to(q.dtype), heard)
-    return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale, *means, lse_of_visited)
+    return block_sparse_attention_triton(q, k, v, *fields, q_order, kv_order, scale, *means, lse_of_visited, key_block)
 
 
 def launch_config(
-    head_dim: int,
-    itemsize: int,
-    block_sizes: tuple[float, float],
-    *,
-    indirections: int,
-    shared_memory: int,
-    asynchronous_mma: bool,
+    head_dim: int, itemsize: int, query_block: float, key_block: int, *, shared_memory: int, asynchronous_mma: bool
 ) -> LaunchConfig:
-    """Tile shape for mean (query, key) block sizes in rows and the shared memory of one thread block in bytes.
+    """Tile shape for query blocks of a mean size and key blocks of one size (0: runs), in rows.
 
-    `indirections`: loads before the address of a key row is known, one for an order and one for runs.
-    `asynchronous_mma`: the device multiplies from shared memory (Hopper on).
+    `shared_memory`: of one thread block in bytes. `asynchronous_mma`: the device multiplies from shared memory (Hopper
+    on).
     """
     block_d = triton.next_power_of_2(head_dim)
+    key_block = key_block if key_block % SMALLEST_TILE == 0 else 0
     # The accumulator has to stay in registers; float32 products run without tensor cores, which takes more of them.
     if itemsize == 4:
         block_m, block_n, num_warps = 32, 32 if block_d <= 64 else 16, 4 if block_d <= 64 else 8
+    elif asynchronous_mma:
+        block_m, block_n, num_warps = _for_asynchronous_mma(block_d, query_block, key_block)
     else:
-        block_m = 64 if block_sizes[0] <= 64 or block_d == 256 else 128
-        block_n = 64 if asynchronous_mma or block_d <= 64 else 32
-        block_n = 128 if asynchronous_mma and block_d <= 64 and block_m == 128 and block_sizes[1] > 64 else block_n
+        block_m = 64 if query_block <= 64 or block_d == 256 else 128
+        block_n = 64 if block_d <= 64 else 32
         num_warps = 8 if block_m == 128 or block_d == 256 else 4
+    if key_block:
+        block_n = min(block_n, key_block & -key_block)
 
     def needed(buffers: int) -> int:
         return block_d * itemsize * (block_m + 2 * block_n * buffers)
 
-    buffers = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory), 1)
-    # The compiler shares its stages evenly between the indirections and the rows they lead to.
-    return LaunchConfig(block_m, block_n, block_d, num_warps, (1 + indirections) * (buffers - 1) + 1)
+    buffers = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory - BARRIERS), 1)
+    # The compiler shares its stages evenly between runs and the rows they lead to.
+    stages = buffers if key_block else 2 * buffers - 1
+    tma = key_block > 0 and asynchronous_mma and itemsize == 2
+    return LaunchConfig(block_m, block_n, block_d, num_warps, stages, tma)
+
+
+def _for_asynchronous_mma(block_d: int, query_block: float, key_block: int) -> tuple[int, int, int]:
+    """Return the (queries, keys, warps) of a tile that were fastest on an H200.
+
+    Runs are those of clusters, whose sizes differ: half as many rows leave fewer places of the last tile empty.
+    """
+    if block_d == 256:
+        return 64, 64, 8
+    if not key_block:
+        return 64, 32 if block_d <= 64 else 64, 4
+    if block_d <= 64:
+        return 64, 128, 4
+    return (128, 128, 8) if query_block > 64 and key_block % 128 == 0 else (64, 64, 4)
 
 
 def query_tiles(
@@ -120,27 +138,6 @@ def query_tiles(
     count = counts.expand(*heads, -1).gather(-1, block)
     launch_order = torch.where(first < end, count, -1).argsort(dim=-1, descending=True, stable=True)
     return torch.stack([tile.gather(-1, launch_order) for tile in (block, first, end, count)], dim=-1).to(torch.int32)
-
-
-@jit
-def _key_block_border(p_index, p_kv_offsets, valid):
-    """Positions at which one listed key block begins and ends."""
-    i_block = tl.load(p_index, mask=valid, other=0)
-    return tl.load(p_kv_offsets + i_block), tl.load(p_kv_offsets + i_block + 1)
-
-
-@jit
-def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
-    """Loop length: every listed key block is walked in pieces of BLOCK_N, an empty one takes one masked step."""
-    steps = 0
-    for start in range(0, count, 128):
-        i_entry = start + tl.arange(0, 128)
-        valid = i_entry < count
-        i_block = tl.load(p_index + i_entry, mask=valid, other=0)
-        size = tl.load(p_kv_offsets + i_block + 1) - tl.load(p_kv_offsets + i_block)
-        pieces = tl.maximum((size + BLOCK_N - 1) // BLOCK_N, 1)
-        steps += tl.sum(tl.where(valid, pieces, 0))
-    return steps
 
 
 @jit
@@ -176,14 +173,14 @@ def _hear_summaries(
 
 @jit
 def block_sparse_attention_fwd_kernel(
-    p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_kv_offsets, p_q_order, p_kv_order,
-    p_summary_keys, p_summary_values, p_summary_weights,
-    q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, kv_offset_strides, q_order_strides,
-    kv_order_strides, summary_strides, weight_strides, q_len, heads_per_kv_head, summaries, scale_log2,
+    p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_q_order, p_summary_keys, p_summary_values, p_summary_weights,
+    q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, q_order_strides, summary_strides,
+    weight_strides, q_len, kv_len, heads_per_kv_head, summaries, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RUN: tl.constexpr, PRECISION: tl.constexpr, LSE_OF_VISITED: tl.constexpr,
+    KEY_BLOCK: tl.constexpr, RUN: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    LSE_OF_VISITED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries. RUN = 0: p_indices lists key blocks; else it lists runs of at most RUN keys."""
+    """One tile of queries. p_indices lists key blocks of KEY_BLOCK keys; where that is 0, runs of at most RUN keys."""
     i_b, i_h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     p_tile = p_tiles + i_b * tile_strides[0] + i_h * tile_strides[1] + tl.program_id(0) * 4
     i_block, first, end, count = tl.load(p_tile), tl.load(p_tile + 1), tl.load(p_tile + 2), tl.load(p_tile + 3)
@@ -204,40 +201,44 @@ def block_sparse_attention_fwd_kernel(
     b_q = tl.load(p_q + i_row[:, None] * q_strides[2] + i_d[None, :], mask=q_mask, other=0.0)
 
     i_h_kv = i_h // heads_per_kv_head
-    p_k += i_b * k_strides[0] + i_h_kv * k_strides[1]
-    p_v += i_b * v_strides[0] + i_h_kv * v_strides[1]
+    if not TMA:
+        p_k += i_b * k_strides[0] + i_h_kv * k_strides[1]
+        p_v += i_b * v_strides[0] + i_h_kv * v_strides[1]
     p_index = p_indices + i_b * index_strides[0] + i_h * index_strides[1] + i_block.to(tl.int64) * index_strides[2]
-    p_kv_offsets += i_b * kv_offset_strides[0] + i_h * kv_offset_strides[1]
-    if p_kv_order is not None:
-        p_kv_order += i_b * kv_order_strides[0] + i_h * kv_order_strides[1]
 
     # The lowest finite float instead of -inf: a fully masked step then gives exp2(-inf) = 0 and never inf - inf.
     b_max = tl.full([BLOCK_M], -3.4e38, tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     i_column = tl.arange(0, BLOCK_N)
-    if RUN == 0:
-        i_entry = 0
-        start, stop = _key_block_border(p_index, p_kv_offsets, count > 0)
-        steps = _count_steps(p_index, p_kv_offsets, count, BLOCK_N)
+    if KEY_BLOCK > 0:
+        PIECES: tl.constexpr = KEY_BLOCK // BLOCK_N
+        steps = count * PIECES
+        start = tl.load(p_index, mask=count > 0, other=0) * KEY_BLOCK
     else:
         steps = (count * RUN + BLOCK_N - 1) // BLOCK_N
     for step in range(steps):
-        if RUN == 0:
+        if KEY_BLOCK > 0:
             i_key = start + i_column
-            in_block = i_key < stop
+            in_block = i_key < kv_len
         else:
             i_run = (step * BLOCK_N + i_column) // RUN
             b_run = tl.load(p_index + i_run, mask=i_run < count, other=0)
             i_key = b_run // 32 + i_column % RUN
             in_block = i_column % RUN < b_run % 32
-        if p_kv_order is None:
-            i_key_row = i_key.to(tl.int64)
+        if TMA:
+            b_k = p_k.load([i_b.to(tl.int32), i_h_kv.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)
+            b_v = p_v.load([i_b.to(tl.int32), i_h_kv.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)
         else:
-            i_key_row = tl.load(p_kv_order + i_key, mask=in_block, other=0)
-        kv_mask = in_block[:, None] & in_head[None, :]
-        b_k = tl.load(p_k + i_key_row[:, None] * k_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
-        b_v = tl.load(p_v + i_key_row[:, None] * v_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
+            i_key_row = i_key.to(tl.int64)
+            kv_mask = in_block[:, None] & in_head[None, :]
+            b_k = tl.load(p_k + i_key_row[:, None] * k_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
+            b_v = tl.load(p_v + i_key_row[:, None] * v_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
+        if KEY_BLOCK > 0:
+            # Loaded a step before it is needed: nothing has to wait for it.
+            following = step + 1
+            i_next = tl.load(p_index + following // PIECES, mask=following < steps, other=0)
+            start = i_next * KEY_BLOCK + following % PIECES * BLOCK_N
 
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_score = tl.where(in_block[None, :], b_score, float("-inf"))
@@ -248,15 +249,6 @@ def block_sparse_attention_fwd_kernel(
         b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
         b_out = tl.dot(b_weight.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision=PRECISION)
         b_max = b_new_max
-
-        # One flat loop over pieces of all listed blocks keeps loads pipelined across block borders.
-        if RUN == 0:
-            start += BLOCK_N
-            leaves = start >= stop
-            i_entry += leaves.to(tl.int32)
-            next_start, next_stop = _key_block_border(p_index + i_entry, p_kv_offsets, leaves & (i_entry < count))
-            start = tl.where(leaves, next_start, start)
-            stop = tl.where(leaves, next_stop, stop)
 
     b_lse = _natural_lse(b_max, b_sum)
     if p_summary_keys is not None:
@@ -281,16 +273,31 @@ def _empty_outputs(q: Float[Tensor, "b h s d"]) -> tuple[Float[Tensor, "b h s d"
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def _device_config(q: Tensor, block_sizes: tuple[float, float], indirections: int) -> LaunchConfig:
+def _device_config(q: Tensor, query_block: float, key_block: int) -> LaunchConfig:
     shared_memory, asynchronous_mma = device_limits(q)
     return launch_config(
         q.shape[-1],
         q.element_size(),
-        block_sizes,
-        indirections=indirections,
+        query_block,
+        key_block,
         shared_memory=shared_memory,
         asynchronous_mma=asynchronous_mma,
     )
+
+
+def can_describe(x: Tensor) -> bool:
+    """Return whether the copy engine can read the tensor: every row begins at a multiple of 16 bytes."""
+    steps = [stride * x.element_size() for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
+    return x.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+
+
+def described(x: Tensor, config: LaunchConfig) -> Any:
+    """Return the tensor as the copy engine of Hopper and later reads it: tiles of a head's rows, zeros behind them."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    # The step of what is there once is never made, but looked at.
+    strides = [stride if size > 1 else x.shape[3] for size, stride in zip(x.shape, x.stride(), strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, config.block_n, config.block_d])
 
 
 @torch.library.custom_op(
@@ -298,7 +305,7 @@ def _device_config(q: Tensor, block_sizes: tuple[float, float], indirections: in
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor q_offsets, Tensor kv_offsets, "
     "Tensor? q_order, Tensor? kv_order, float scale, Tensor? summary_keys=None, Tensor? summary_values=None, "
-    "Tensor? summary_weights=None, bool lse_of_visited=False) -> (Tensor, Tensor)",
+    "Tensor? summary_weights=None, bool lse_of_visited=False, int key_block=0) -> (Tensor, Tensor)",
 )
 def block_sparse_attention_triton(
     q: Float[Tensor, "b h s d"],
@@ -315,8 +322,12 @@ def block_sparse_attention_triton(
     summary_values: Float[Tensor, "#b #h nk d"] | None = None,
     summary_weights: Float[Tensor, "#b #h nq nk"] | None = None,
     lse_of_visited: bool = False,
+    key_block: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The custom operator behind forward: BlockMap fields as plain tensors, one graph node under torch.compile."""
+    """The custom operator behind forward: BlockMap fields as plain tensors, one graph node under torch.compile.
+
+    `key_block` is the size of all key blocks but the last, 0 where it is not known.
+    """
     out, lse = _empty_outputs(q)
     q, k, v = rows(q), rows(k), rows(v)
     q_order, kv_order = contiguous(q_order), contiguous(kv_order)
@@ -324,23 +335,25 @@ def block_sparse_attention_triton(
     if scale < 0:
         q, scale = -q, -scale
     b, h, q_len, head_dim = q.shape
-    # Key blocks of each head's own are the work of clustering; only their sizes, on the device, could tell for sure.
-    variable = kv_offsets.shape[:2] != (1, 1)
-    key_block = math.inf if variable else k.shape[2] / (kv_offsets.shape[-1] - 1)
-    config = _device_config(q, (q_len / counts.shape[-1], key_block), variable + (kv_order is not None))
+    uniform = key_block if key_block % SMALLEST_TILE == 0 else 0
+    config = _device_config(q, q_len / counts.shape[-1], uniform)
     with torch.cuda.device_of(q):
-        if variable:
+        if kv_order is not None:
+            k, v = in_order(k, v, kv_order)
+        if not uniform:
             counts, indices = list_runs(counts, indices, kv_offsets, k.shape[2])
         tiles = query_tiles(counts, q_offsets, q_len, config.block_m)
+        tma = config.tma and can_describe(k) and can_describe(v)
+        keys, values = (described(x, config) for x in (k, v)) if tma else (k, v)
         block_sparse_attention_fwd_kernel[(tiles.shape[2], h, b)](
-            q, k, v, out, lse, tiles, indices, kv_offsets, q_order, kv_order,
-            summary_keys, summary_values, summary_weights, q.stride()[:3], k.stride()[:3], v.stride()[:3],
-            out.stride()[:3], shared_strides(tiles), shared_strides(indices, 3), shared_strides(kv_offsets),
-            shared_strides(q_order), shared_strides(kv_order), shared_strides(summary_keys),
-            shared_strides(summary_weights, 3), q_len, h // k.shape[1],
+            q, keys, values, out, lse, tiles, indices, q_order, summary_keys, summary_values, summary_weights,
+            q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], shared_strides(tiles),
+            shared_strides(indices, 3), shared_strides(q_order), shared_strides(summary_keys),
+            shared_strides(summary_weights, 3), q_len, k.shape[2], h // k.shape[1],
             0 if summary_keys is None else summary_keys.shape[2], max(scale, SMALLEST_SCALE) * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            RUN=RUN if variable else 0, PRECISION="ieee", LSE_OF_VISITED=lse_of_visited, **config.options(),
+            KEY_BLOCK=uniform, RUN=RUN, TMA=tma, PRECISION="ieee",
+            LSE_OF_VISITED=lse_of_visited, **config.options(),
         )  # fmt: skip
     return out, lse
 

@@ -19,7 +19,6 @@ from sparse_kernels._checks import (
     described,
     shared_offsets,
 )
-from sparse_kernels.centroids import reference
 from sparse_kernels.kmeans import Clusters
 
 
@@ -86,8 +85,6 @@ def merge_centroids(
 
 
 def _module(backend: str | None, x: Tensor) -> ModuleType:
-    if backend is None and x.is_cuda:
-        return reference  # a few large products, which a GPU does well without a kernel of ours
     return choose("centroids", "centroids are weighed", backend, x)
 
 

@@ -124,7 +124,8 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 def test_memory_is_counted(name: str) -> None:
     memory = LayerMemory()
     run(small(name), steps(0, 1, 2, 3, 4), memory)
-    assert memory.nbytes() == sum(x.numel() * x.element_size() for x in _all_tensors(memory)) > 0
+    shares = len([x for x in _all_tensors(memory) if x.ndim == 0])  # densities that nobody has read yet
+    assert 0 < memory.nbytes() == sum(x.numel() * x.element_size() for x in _all_tensors(memory)) - 8 * shares
 
 
 def _all_tensors(value: object) -> list[Tensor]:

@@ -14,11 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from sparse_kernels import antidiagonal_scores  # noqa: E402
+from sparse_kernels import antidiagonal_scores, pooled  # noqa: E402
 from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.block_map import uniform_offsets  # noqa: E402
 from sparse_kernels.block_scores import triton as backend  # noqa: E402
 from sparse_kernels.block_scores import triton_antidiagonals as antidiagonals  # noqa: E402
+from sparse_kernels.block_scores.triton_pooled import pooled_triton  # noqa: E402
 from sparse_kernels.tiles import cut_blocks  # noqa: E402
 from tests.sparse_kernels.block_scores.test_block_scores import (  # noqa: E402
     Case,
@@ -96,7 +97,20 @@ def check_extreme_antidiagonals(device: str = "cpu") -> None:
     assert torch.equal(scores[0, 0], torch.tensor([[0.0, 2.0, 0.0, 0.0]]).expand(4, -1))
 
 
+def check_pooled(device: str = "cpu") -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype, head_dim in ((torch.float32, 40), (torch.float16, 16)):
+        x = torch.randn(2, 100, 3, head_dim, generator=generator).to(dtype).transpose(1, 2)
+        shared, order = torch.tensor([[[0, 0, 30, 31, 100]]]).int(), torch.rand(1, 3, 100).argsort(-1)
+        each = torch.tensor([[0, 10, 100], [0, 0, 100], [0, 99, 100]]).int()[None]
+        for offsets, rows in ((shared, None), (shared, order), (each, order)):
+            given = [None if tensor is None else tensor.to(device) for tensor in (x, offsets, rows)]
+            assert torch.allclose(pooled_triton(*given).cpu(), pooled(x, offsets, rows), atol=1e-6)
+
+
 def check_operators() -> None:
+    x, offsets = torch.randn(2, 3, 100, 16), torch.tensor([[[0, 30, 100]]]).int()
+    torch.library.opcheck(pooled_triton, (x, offsets, None), test_utils=("test_schema", "test_faketensor"))
     case, tests = make_case(6, (20, 30), 16), ("test_schema", "test_faketensor")
     tensors = (case.q, case.k, case.lse, case.q_offsets, case.kv_offsets, case.q_order, case.kv_order)
     torch.library.opcheck(backend.block_mass_triton, (*tensors, 0.3), test_utils=tests)
@@ -127,6 +141,7 @@ PARITY = {
     for case in cases
 }
 CHECKS: dict[str, Callable[..., None]] = {
+    "block means": check_pooled,
     "shared offsets": check_shared_offsets,
     "unusual lse": check_unusual_lse,
     "large logits": check_large_logits,

@@ -69,6 +69,7 @@ CASES = [
 NAMES = [case.name for case in CASES]
 # float16 differs in what is loaded and stored: in the slow interpreter these cases will do.
 HALF = ("ragged", "variable", "shared orders", "all at once")
+HOPPER = ("everything kept", "grouped heads, head_dim 80", "orders per head", "variable")
 INTERPRETED = [*((name, torch.float32) for name in NAMES), *((name, torch.float16) for name in HALF)]
 
 
@@ -89,7 +90,7 @@ def inputs(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any
     q_offsets, kv_offsets = offsets(case, case.q_len, case.q_block), offsets(case, case.kv_len, case.kv_block)
     heads = (1, 1) if case.shared_map else (2, 4)
     mask = torch.rand(*heads, q_offsets.shape[-1] - 1, kv_offsets.shape[-1] - 1) < case.keep
-    block_map = BlockMap.from_dense(mask.to(device), q_offsets.to(device), kv_offsets.to(device))
+    block_map = BlockMap.from_dense(mask.to(device), q_offsets.to(device), kv_offsets.to(device), case.kv_block)
     orders = [
         case.orders and torch.rand(*case.orders, length).argsort(-1).to(device) for length in (case.q_len, case.kv_len)
     ]
@@ -157,9 +158,19 @@ def compiled_equals_eager() -> bool:
     return all(torch.equal(a, b) for a, b in zip(compiled, backend.forward(q, k, v, *rest), strict=True))
 
 
+def error_as_on_hopper(name: str) -> dict[str, float | bool]:
+    """What `error_and_budget` returns where tiles are those of a device that multiplies from shared memory."""
+    limits, backend.device_limits = backend.device_limits, lambda x: (227 * 1024, True)
+    try:
+        return error_and_budget(CASES[NAMES.index(name)], torch.float16)
+    finally:
+        backend.device_limits = limits
+
+
 def report_from_interpreter() -> dict[str, Any]:
     """Everything that needs the kernel to run on CPU; called in a process of its own."""
     report: dict[str, Any] = {"compiled": compiled_equals_eager()}
+    report |= {f"{name} as on Hopper": error_as_on_hopper(name) for name in HOPPER}
     for name, dtype in INTERPRETED:
         report[f"{name} {dtype}"] = error_and_budget(CASES[NAMES.index(name)], dtype)
     for name, make in LAYOUTS.items():
@@ -179,6 +190,18 @@ def interpreter_report() -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "dtype"), INTERPRETED, ids=str)
 def test_interpreter_parity(interpreter_report: dict[str, Any], name: str, dtype: torch.dtype) -> None:
     check(interpreter_report[f"{name} {dtype}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOPPER)
+def test_interpreter_parity_of_the_copy_engine(interpreter_report: dict[str, Any], name: str) -> None:
+    check(interpreter_report[f"{name} as on Hopper"])
+
+
+def test_what_the_copy_engine_cannot_read() -> None:
+    x = torch.zeros(2, 3, 40, 64, dtype=torch.bfloat16)
+    assert backend.can_describe(x) and backend.can_describe(x.transpose(1, 2)) and backend.can_describe(x[:1, :, 1:])
+    assert not backend.can_describe(x[:1].expand(2, 3, 40, 64)) and not backend.can_describe(x[..., 4:])
 
 
 @pytest.mark.slow
@@ -246,43 +269,48 @@ def test_module_loads_without_triton() -> None:
 
 
 def build(
-    capability: int, head_dim: int, config: backend.LaunchConfig, gathered: bool, run: int, summaries: bool = False
-) -> Any:
-    """Compiles the kernel for bfloat16 as a launch on that device would."""
+    capability: int, head_dim: int, config: backend.LaunchConfig, gathered: bool, key_block: int,
+    summaries: bool = False,
+) -> Any:  # fmt: skip
+    """Compiles the kernel for bfloat16 as a launch on that device would; `gathered` queries go through an order."""
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": config.block_d, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-    constants |= {"LSE_OF_VISITED": summaries, "PRECISION": "ieee", "RUN": run}
+    constants |= {"LSE_OF_VISITED": summaries, "PRECISION": "ieee", "KEY_BLOCK": key_block}
+    constants |= {"RUN": triton_runs.RUN, "TMA": config.tma}
     means = ("p_summary_keys", "p_summary_values", "p_summary_weights")
     constants |= {} if summaries else dict.fromkeys(means)
-    constants |= {} if gathered else {"p_q_order": None, "p_kv_order": None}
-    types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), "*bf16") | dict.fromkeys(("p_q_order", "p_kv_order"), "*i64")
-    types |= dict.fromkeys(("p_tiles", "p_indices", "p_kv_offsets"), "*i32") | {"p_lse": "*fp32", "scale_log2": "fp32"}
+    constants |= {} if gathered else {"p_q_order": None}
+    types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), "*bf16") | {"p_q_order": "*i64"}
+    types |= dict.fromkeys(("p_tiles", "p_indices"), "*i32") | {"p_lse": "*fp32", "scale_log2": "fp32"}
     types |= dict.fromkeys(means[:2], "*bf16") | {means[2]: "*fp32"}
-    strides = ("summary_strides", "tile_strides", "kv_offset_strides", "q_order_strides", "kv_order_strides")
+    if config.tma:
+        types |= dict.fromkeys(("p_k", "p_v"), f"tensordesc<bf16[1,1,{config.block_n},{config.block_d}]>")
+    strides = ("summary_strides", "tile_strides", "q_order_strides")
     types |= dict.fromkeys(strides, ("i32",) * 2)
     strides = ("q_strides", "k_strides", "v_strides", "out_strides", "index_strides", "weight_strides")
     types |= dict.fromkeys(strides, ("i32",) * 3)
     return compile_kernel(backend.block_sparse_attention_fwd_kernel, capability, types, constants, config.options())
 
 
-@pytest.mark.parametrize("run", [0, pytest.param(16, marks=pytest.mark.slow)], ids=["blocks", "runs"])
+@pytest.mark.parametrize("key_block", [128, pytest.param(0, marks=pytest.mark.slow)], ids=["blocks", "runs"])
 @pytest.mark.parametrize("gathered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["direct", "gathered"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
 def test_ahead_of_time_build(
-    capability: int, kilobytes: int, instruction: str, head_dim: int, gathered: bool, run: int
+    capability: int, kilobytes: int, instruction: str, head_dim: int, gathered: bool, key_block: int
 ) -> None:
     config = backend.launch_config(
         head_dim,
         2,
-        (128.0, 128.0),
-        indirections=(run > 0) + gathered,
+        128.0,
+        key_block,
         shared_memory=kilobytes * 1024,
         asynchronous_mma=capability >= 90,
     )
-    built = build(capability, head_dim, config, gathered, run)
+    built = build(capability, head_dim, config, gathered, key_block)
     assert instruction in built.asm["ptx"]
-    assert "cp.async" in built.asm["ptx"], "key rows must be loaded ahead of their use"
-    assert_fits(built, kilobytes)
+    loads = "cp.async.bulk.tensor" if config.tma else "cp.async.cg"
+    assert loads in built.asm["ptx"], "key rows must be loaded ahead of their use"
+    assert_fits(built, kilobytes, spilled=8 if capability == 100 else 0)  # the tiles are those of Hopper
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -48,7 +49,7 @@ def check(name: str, dtype: torch.dtype, device: str = "cpu") -> None:
 def run(case: Case, summaries: Summaries, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the output, the LSE of all that answered and that of the visited keys."""
     moved = [x if x is None else x.to(device) for x in (case.q, case.k, case.v, case.q_order, case.kv_order)]
-    fields = {name: field.to(device) for name, field in vars(case.block_map).items()}
+    fields = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(case.block_map).items()}
     block_map = dataclasses.replace(case.block_map, **fields)
     options: dict[str, Any] = dict(q_order=moved[3], kv_order=moved[4], backend="triton")
     options["summaries"] = Summaries(*(x.to(device) for x in vars(summaries).values()))
@@ -69,19 +70,19 @@ def test_interpreter_parity(interpreter_report: dict[str, Any], name: str, dtype
     assert failure is None, failure
 
 
-@pytest.mark.parametrize("run", [0, pytest.param(16, marks=pytest.mark.slow)], ids=["blocks", "runs"])
+@pytest.mark.parametrize("key_block", [128, pytest.param(0, marks=pytest.mark.slow)], ids=["blocks", "runs"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
-def test_ahead_of_time_build(capability: int, kilobytes: int, instruction: str, head_dim: int, run: int) -> None:
+def test_ahead_of_time_build(capability: int, kilobytes: int, instruction: str, head_dim: int, key_block: int) -> None:
     config = backend.launch_config(
         head_dim,
         2,
-        (128.0, 128.0),
-        indirections=int(run > 0),
+        128.0,
+        key_block,
         shared_memory=kilobytes * 1024,
         asynchronous_mma=capability >= 90,
     )
-    built = build(capability, head_dim, config, False, run, summaries=True)
+    built = build(capability, head_dim, config, False, key_block, summaries=True)
     assert instruction in built.asm["ptx"]
     assert_fits(built, kilobytes)
 

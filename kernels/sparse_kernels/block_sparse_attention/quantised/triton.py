@@ -21,7 +21,6 @@ from sparse_kernels.block_sparse_attention.quantised.rounding import (
     round_blocks,
     round_channels,
 )
-from sparse_kernels.block_sparse_attention.triton import _count_steps, _key_block_border
 from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
 
 FP8_CAPABILITY = (8, 9)
@@ -52,12 +51,39 @@ def launch_config(
     head_dim: int, itemsize: int, block_sizes: tuple[float, float], *, indirections: int, shared_memory: int,
     asynchronous_mma: bool,
 ) -> plain.LaunchConfig:  # fmt: skip
-    """Return the plain kernel's tiles, with head_dim padded to what products of bytes need."""
+    """Return the plain kernel's tiles for mean (query, key) block sizes, head_dim padded to what bytes need.
+
+    `indirections`: loads before the address of a key row is known, one for an order and one for runs.
+    """
     config = plain.launch_config(
-        head_dim, itemsize, block_sizes,
-        indirections=indirections, shared_memory=shared_memory, asynchronous_mma=asynchronous_mma,
+        head_dim, itemsize, block_sizes[0], 128 if block_sizes[1] > 64 else 64,
+        shared_memory=shared_memory, asynchronous_mma=False,
     )  # fmt: skip
-    return config._replace(block_d=max(SMALLEST_DEPTH, config.block_d), block_n=max(SMALLEST_DEPTH, config.block_n))
+    block_n = max(SMALLEST_DEPTH, 64 if asynchronous_mma else config.block_n)
+    # The compiler shares its stages evenly between the indirections and the rows they lead to.
+    stages = (1 + indirections) * (config.num_stages - 1) + 1
+    return config._replace(block_d=max(SMALLEST_DEPTH, config.block_d), block_n=block_n, num_stages=stages)
+
+
+@jit
+def _key_block_border(p_index, p_kv_offsets, valid):
+    """Positions at which one listed key block begins and ends."""
+    i_block = tl.load(p_index, mask=valid, other=0)
+    return tl.load(p_kv_offsets + i_block), tl.load(p_kv_offsets + i_block + 1)
+
+
+@jit
+def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
+    """Loop length: every listed key block is walked in pieces of BLOCK_N, an empty one takes one masked step."""
+    steps = 0
+    for start in range(0, count, 128):
+        i_entry = start + tl.arange(0, 128)
+        valid = i_entry < count
+        i_block = tl.load(p_index + i_entry, mask=valid, other=0)
+        size = tl.load(p_kv_offsets + i_block + 1) - tl.load(p_kv_offsets + i_block)
+        pieces = tl.maximum((size + BLOCK_N - 1) // BLOCK_N, 1)
+        steps += tl.sum(tl.where(valid, pieces, 0))
+    return steps
 
 
 @jit
