@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pointcloud.events.record import Events
 from pointcloud.spikepoint.clouds import sample_cloud
-from pointcloud.spikepoint.patterns import make_recording
+from pointcloud.spikepoint.patterns import CLASSES, make_recording
 
 EVALUATION_START = 1_000_000  # training has the recordings below
 
@@ -41,11 +42,18 @@ class MovingPatterns(IterableDataset[LabelledCloud]):
         self.seeds, self.points = range(start, start + count), points
 
     def __iter__(self) -> Iterator[LabelledCloud]:
-        worker = get_worker_info()
-        for seed in self.seeds if worker is None else self.seeds[worker.id :: worker.num_workers]:
+        for seed in self._own_seeds():
             recording, generator = make_recording(seed), torch.Generator().manual_seed(seed)
             for window in windows(recording.events):
                 yield LabelledCloud(sample_cloud(window, self.points, generator), recording.label, seed)
+
+    def _own_seeds(self) -> Iterator[int]:
+        # A worker makes whole batches: one with a few of the classes only would tell them by its normalisation.
+        worker, classes = get_worker_info(), len(CLASSES)
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return chain.from_iterable(
+            self.seeds[start : start + classes] for start in range(first * classes, len(self.seeds), step * classes)
+        )
 
 
 def windows(events: Events, length: int = 500_000, step: int = 250_000, end: int = 1_000_000) -> list[Events]:

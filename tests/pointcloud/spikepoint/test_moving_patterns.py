@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -55,6 +57,18 @@ def test_splits_share_no_recording_and_classes_are_equally_frequent() -> None:
     assert {cloud.recording for cloud in evaluation} == set(range(EVALUATION_START, EVALUATION_START + 8))
     assert len(training) == len(evaluation) == 24 and {cloud.points.shape for cloud in training} == {(32, 3)}
     assert torch.bincount(torch.tensor([cloud.label for cloud in evaluation])).tolist() == [3] * len(CLASSES)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_each_worker_makes_batches_of_all_classes(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    made = []
+    for number in range(workers):
+        info = SimpleNamespace(id=number, num_workers=workers)
+        monkeypatch.setattr("pointcloud.spikepoint.dataset.get_worker_info", lambda info=info: info)
+        own = [cloud.recording for cloud in MovingPatterns("training", 40, 16, points=32)][::3]
+        assert all(len({seed % 8 for seed in own[start : start + 8]}) == 8 for start in range(0, len(own), 8))
+        made += own
+    assert sorted(made) == list(range(16, 56))
 
 
 @pytest.mark.parametrize(("count", "first"), [(9, EVALUATION_START), (-1, 0), (3, -1)])
