@@ -19,7 +19,7 @@ from accel.errors import InputError
 from accel.files import replacing
 from accel.models.adapters.adapter import Adapter
 from accel.routing.execution import RoutedTransformer
-from accel.routing.folder import save_routers
+from accel.routing.folder import read_routers, save_routers
 from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.router import VARIANTS, WIDTHS, Routers, RoutersConfig
 
@@ -195,6 +195,19 @@ class RouterTrainer:
         torch.save({"step": self.done, "recipe": dataclasses.asdict(self.recipe), **self._states()}, whole)
         with replacing(folder / CHECKPOINT) as temporary:
             temporary.write_bytes(whole.getbuffer())
+
+    def start_from(self, folder: Path) -> None:
+        """Take routers, and weights that were tuned with them, of an earlier training; InputError if they do not fit.
+
+        What the transformer is taught stays what it was before.
+        """
+        routers, backbone = read_routers(folder)
+        foreign = sorted(backbone.keys() - self.tuned.keys())
+        if routers.config != self.routers.config or foreign:
+            reason = f"it tunes {foreign[0]}, which stays as it is here" if foreign else "they are of another model"
+            raise InputError(f"the routers in {str(folder)!r} do not fit: {reason}; give others, or begin anew")
+        self.routers.load_state_dict(routers.state_dict())
+        self.transformer.load_state_dict(backbone, strict=False)
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt`; InputError if there is none, or it is of another recipe or model."""

@@ -99,6 +99,7 @@ def main(
     drop_caption: float = 0.1,
     workers: Annotated[int, typer.Option(help="drawing processes")] = 1,
     bfloat16: Annotated[bool, typer.Option(help="compute in bfloat16; fast on AMX, AVX512_BF16 and CUDA")] = True,
+    start_from: Annotated[Path | None, typer.Option(help="folder of routers to begin with")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in the output folder")] = False,
     threads: int = 2,
     seed: int = 0,
@@ -117,11 +118,14 @@ def main(
     )
     transformer = shipped_transformer(model)
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
+    if start_from is not None:
+        trainer.start_from(start_from)
     if resume:
         trainer.resume(output)
     stream = None
     if latents is None:
-        order = Order([kind_of(*part) for part in parts], 2, 1, corners, forms, seed)
+        videos = (2, 1) if device == "cpu" else (16, 8)  # a shard: encoding is what takes long without a GPU
+        order = Order([kind_of(*part) for part in parts], *videos, corners, forms, seed)
         stream = Stream(order, shipped_autoencoder(device), workers)
     try:
         batches, choose = _source(stream, latents, parts, drop_caption, corners, trainer.done + seed)

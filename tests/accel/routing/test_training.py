@@ -295,3 +295,19 @@ def test_bad_recipes(options: dict[str, float], message: str) -> None:
 def test_the_learning_rate_rises_and_falls() -> None:
     shares = [learning_rate_factor(done) for done in (0.0, 0.03, 0.5, 0.8, 1.0)]
     assert 0 < shares[0] < 0.1 and shares[1] == shares[2] == 1 and shares[3] == pytest.approx(0.5) and shares[4] == 0
+
+
+def test_another_training_starts_from_the_routers_and_backbone_of_one(tmp_path: Path) -> None:
+    first = trainer(backbone_rate=1e-3, frozen=("attn2",), distillation=1.0)
+    run(first, 3)
+    first.save(tmp_path)
+    second = trainer(backbone_rate=1e-3, frozen=("attn2",), distillation=1.0, seed=1)
+    second.start_from(tmp_path)
+    assert second.done == 0 and second.teacher is not None
+    for mine, other in ((second.routers, first.routers), (second.transformer, first.transformer)):
+        assert all(map(torch.equal, mine.state_dict().values(), other.state_dict().values()))
+    assert all(map(torch.equal, second.teacher.state_dict().values(), tiny().state_dict().values()))
+    with pytest.raises(InputError, match="do not fit: it tunes .*, which stays as it is here"):
+        trainer().start_from(tmp_path)
+    with pytest.raises(InputError, match="of another model"):
+        trainer(backbone_rate=1e-3, width_rate=0.5).start_from(tmp_path)
