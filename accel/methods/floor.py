@@ -19,6 +19,8 @@ from sparse_kernels import outruns_sdpa
 
 SIDE = 16
 SIZES = 2048, 4096, 8192  # tokens
+# A GPU has done these before the next call is launched: what larger ones would gain cannot be told from them.
+GPU_SIZES = 8192, 16384, 32768, 65536
 REPEATS = 2
 LEAST_GAIN = 1.1  # what a tie would gain is not worth another picture
 
@@ -41,12 +43,13 @@ def token_floor(method_for: Callable[[int], Method], sparse_steps: int, shape: S
     logarithm of the tokens between the two sizes next to the floor, and beyond the largest one.
     """
     gains: list[float] = []
-    for tokens in SIZES:
+    sizes = GPU_SIZES if shape.device.type == "cuda" else SIZES
+    for tokens in sizes:
         dense, first, later = seconds(method_for(tokens), tokens, shape)
         gains.append(sparse_steps * dense / (first + (sparse_steps - 1) * later))
         if gains[-1] >= LEAST_GAIN:
             break
-    last = SIZES[len(gains) - 1]
+    last = sizes[len(gains) - 1]
     if len(gains) == 1:
         return last
     rise = gains[-1] - gains[-2]

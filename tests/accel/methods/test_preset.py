@@ -63,6 +63,12 @@ def test_the_floor_is_where_the_gain_is_reached(
     assert len(seen) == timed
 
 
+def test_a_gpu_is_timed_at_lengths_that_keep_it_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "seconds", lambda method, tokens, shape: (tokens / 16384, 1.0, 1.0))
+    on_gpu = floor.Shape(1, 16, torch.bfloat16, torch.device("cuda"), 1)
+    assert floor.token_floor(lambda tokens: Full(), 3, on_gpu) == pytest.approx(16384 * 2**0.1)
+
+
 def test_calls_are_timed_once() -> None:
     times = floor.seconds(Full(), 256, SHAPE)
     assert len(times) == 3 and min(times) > 0 and floor.seconds(Full(), 256, SHAPE) is times
