@@ -48,12 +48,12 @@ class Part:
 
 
 PARTS = (
-    Part("parity", "benchmarks.gpu_parity", 100),
-    Part("attention", "benchmarks.gpu_kernels", 80, ("attention",)),
-    Part("transformers", "benchmarks.transformers", 130),
-    Part("tests", "benchmarks.gpu_tests", 65),
+    Part("parity", "benchmarks.gpu_parity", 60),
+    Part("attention", "benchmarks.gpu_kernels", 60, ("attention",)),
+    Part("transformers", "benchmarks.transformers", 150),
+    Part("tests", "benchmarks.gpu_tests", 80),
     Part("demo", "benchmarks.gpu_demo", 40),
-    Part("kernels", "benchmarks.gpu_kernels", 65, ("kmeans", "scores", "sparse_conv", "points")),
+    Part("kernels", "benchmarks.gpu_kernels", 90, ("kmeans", "scores", "sparse_conv", "points")),
 )
 
 
