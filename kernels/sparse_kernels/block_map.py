@@ -46,6 +46,8 @@ class BlockMap:
             )
         if self.kv_offsets.shape[-1] == 0:
             raise ValueError("kv_offsets must hold at least the 0 at which the first block begins, got nothing")
+        if self.key_block is not None and self.key_block < 1:
+            raise ValueError(f"key_block must be 1 key or more, got {self.key_block}")
         for axis, name in enumerate(("batch", "heads")):
             sizes = [field.shape[axis] for field in vars(self).values() if isinstance(field, Tensor)]
             if len(set(sizes) - {1}) > 1:

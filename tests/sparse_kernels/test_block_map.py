@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -105,6 +107,15 @@ def test_what_makes_no_map_is_named(name: str) -> None:
     make, message = BAD_MAPS[name]
     with pytest.raises(ValueError, match=message):
         make(torch.ones(1, 1, 2, 2, dtype=torch.bool), torch.tensor([0, 2, 4], dtype=torch.int32))
+
+
+def test_the_size_of_key_blocks_is_known_where_they_are_equal() -> None:
+    mask = torch.ones(1, 1, 2, 3, dtype=torch.bool)
+    assert BlockMap.uniform(mask, 2, 2, 4, 6).key_block == 2
+    given = BlockMap.from_dense(mask, uniform_offsets(4, 2), torch.tensor([0, 1, 3, 6]).int())
+    assert given.key_block is None and replace(given, counts=given.counts).key_block is None
+    with pytest.raises(ValueError, match="key_block must be 1 key or more, got 0"):
+        replace(given, key_block=0)
 
 
 def test_maps_of_the_same_blocks_are_equal() -> None:

@@ -19,7 +19,7 @@ from sparse_kernels.block_sparse_attention.triton_order import in_order
 from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
 from sparse_kernels.tiles import cut_blocks
 
-SMALLEST_TILE = 16  # keys of one product instruction
+SMALLEST_TILE, LARGEST_TILE = 16, 128  # keys; the smallest are those of one product instruction
 BARRIERS = 1024  # bytes of shared memory beside the tiles
 SMALLEST_SCALE = 1e-30  # stands for zero: scores that are masked stay -inf under it
 
@@ -335,6 +335,7 @@ def block_sparse_attention_triton(
     if scale < 0:
         q, scale = -q, -scale
     b, h, q_len, head_dim = q.shape
+    key_block = min(key_block, triton.cdiv(k.shape[2], LARGEST_TILE) * LARGEST_TILE)  # one block is all there is
     uniform = key_block if key_block % SMALLEST_TILE == 0 else 0
     config = _device_config(q, q_len / counts.shape[-1], uniform)
     with torch.cuda.device_of(q):

@@ -64,6 +64,7 @@ CASES = [
     Case("scale of zero", scale=0.0),
     Case("scale below zero", scale=-1.3, kv_block=None),
     Case("grouped heads, head_dim 80", kv_heads=2, head_dim=80),
+    Case("a block longer than the keys", kv_block=2**20 + 8, keep=1.0),
     Case("all at once", q_block=None, kv_block=None, head_dim=80, kv_heads=1, orders=(1, 4), keep=0.4),
 ]
 NAMES = [case.name for case in CASES]
