@@ -9,8 +9,6 @@ from torch import Tensor
 from sparse_kernels import _extension
 from sparse_kernels._checks import DTYPES, check_order, check_rows, check_types, shared_offsets
 from sparse_kernels._tensors import contiguous, rows
-from sparse_kernels._triton import triton
-from sparse_kernels.block_scores.triton_pooled import pooled_triton
 
 
 def pooled(
@@ -27,8 +25,11 @@ def pooled(
     check_order("order", order, x, x.shape[2])
     if x.dtype in DTYPES and not x.requires_grad and _extension.reason_against(x=x) is None:
         return torch.ops.sparse_kernels.pooled_cpu(rows(x), offsets.contiguous(), contiguous(order), "")
-    if x.is_cuda and triton is not None and x.dtype in DTYPES and not x.requires_grad and offsets.shape[-1] > 1:
-        return pooled_triton(x, offsets, order)
+    if x.is_cuda and x.dtype in DTYPES and not x.requires_grad and offsets.shape[-1] > 1:
+        from sparse_kernels.block_scores import triton_pooled  # here, since importing Triton takes its time
+
+        if triton_pooled.triton is not None:
+            return triton_pooled.pooled_triton(x, offsets, order)
     if order is not None:
         x = x.gather(2, order[..., None].expand_as(x))
     offsets = offsets.expand(*x.shape[:2], -1).contiguous()
