@@ -73,6 +73,7 @@ class BlockMap:
     ) -> BlockMap:
         """Pack a mask of blocks; offsets are (n+1,) when all heads share them, else (b|1 h|1 n+1).
 
+        `key_block`: keys of every key block but the last, if they are equal; nobody reads the offsets to check it.
         ValueError on other types and shapes.
         """
         _check_mask(mask)
