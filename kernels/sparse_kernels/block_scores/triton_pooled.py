@@ -30,7 +30,7 @@ def pooled_kernel(
             i_row = i_position.to(tl.int64)
         else:
             p_place = p_order + i_b * order_strides[0] + i_h * order_strides[1] + i_position
-            i_row = tl.load(p_place, mask=inside, other=0)
+            i_row = tl.load(p_place, mask=inside, other=0).to(tl.int64)
         mask = inside[:, None] & (i_d < HEAD_DIM)[None, :]
         b_sum += tl.load(p_x + i_row[:, None] * x_strides[2] + i_d[None, :], mask=mask, other=0.0).to(tl.float32)
     b_mean = tl.sum(b_sum, 0) / tl.maximum(end - start, 1).to(tl.float32)

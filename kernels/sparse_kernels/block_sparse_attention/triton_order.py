@@ -20,6 +20,7 @@ def order_kernel(
     i_place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = i_place < length
     i_row = tl.load(p_order + i_b * order_strides[0] + i_h * order_strides[1] + i_place, mask=inside, other=0)
+    i_row = i_row.to(tl.int64)  # an order of int32 must not overflow in the product with a step
     mask = inside[:, None] & (i_d < HEAD_DIM)[None, :]
     i_h_kv = i_h // heads_per_kv_head
     p_k += i_b * k_strides[0] + i_h_kv * k_strides[1]
