@@ -15,7 +15,9 @@ from sparse_kernels.centroids.reference import LARGEST_EXPONENT
 from sparse_kernels.centroids.reference import merge_centroids as merge_centroids
 from sparse_kernels.kmeans import Clusters
 
-QUERIES, KEYS = 64, 32  # of one tile: k-means makes clusters of some 64 keys
+# (queries, keys) of a tile, by whether products are rounded: k-means makes clusters of some 64 keys, and the three parts
+# of a product that is as exact as float32 stay in registers.
+TILES = {True: (64, 32), False: (32, 16)}
 # What the powers behind the fifth add to exp(x) - 1 up to here is less than it is rounded by.
 SERIES = 0.05 if tl is None else tl.constexpr(0.05)
 HELD = LARGEST_EXPONENT if tl is None else tl.constexpr(LARGEST_EXPONENT)
@@ -116,10 +118,11 @@ def log_error_triton(
     clusters = queries.shape[2], centroids.shape[2]
     error = queries.new_empty(batch, heads, *clusters)
     fixed = [x.contiguous() for x in (order, offsets, centroids, values)]
+    block_q, block_t = TILES[rounded]
     with torch.cuda.device_of(k):
-        log_error_kernel[(clusters[1], triton.cdiv(clusters[0], QUERIES), batch * heads)](
+        log_error_kernel[(clusters[1], triton.cdiv(clusters[0], block_q), batch * heads)](
             queries.contiguous(), k, v, *fixed, error, k.stride()[:3], v.stride()[:3], *clusters, tokens, heads, scale,
-            HEAD_DIM=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_Q=QUERIES, BLOCK_T=KEYS,
+            HEAD_DIM=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_Q=block_q, BLOCK_T=block_t,
             ROUNDED=rounded, PRECISION="ieee" if rounded else "tf32x3", **compiler_options(num_warps=4),
         )  # fmt: skip
     return error

@@ -76,12 +76,11 @@ def test_ahead_of_time_build(capability: int, kilobytes: int, _: str, rounded: b
     types: dict[str, str | tuple] = {"p_k": "*bf16", "p_v": "*bf16", "p_order": "*i64", "p_offsets": "*i32"}
     types |= dict.fromkeys(("p_queries", "p_centroids", "p_values", "p_error"), "*fp32") | {"scale": "fp32"}
     types |= dict.fromkeys(("k_strides", "v_strides"), ("i32",) * 3)
-    constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_Q": backend.QUERIES, "BLOCK_T": backend.KEYS}
+    block_q, block_t = backend.TILES[rounded]
+    constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_Q": block_q, "BLOCK_T": block_t}
     constants |= {"ROUNDED": rounded, "PRECISION": "ieee" if rounded else "tf32x3"}
     built = build(backend.log_error_kernel, capability, types, constants, compiler_options(num_warps=4))
-    assert built.metadata.shared <= kilobytes * 1024
-    if rounded:
-        assert_fits(built, kilobytes)
+    assert_fits(built, kilobytes)
 
 
 @pytest.mark.gpu
