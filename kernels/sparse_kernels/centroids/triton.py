@@ -15,8 +15,8 @@ from sparse_kernels.centroids.reference import LARGEST_EXPONENT
 from sparse_kernels.centroids.reference import merge_centroids as merge_centroids
 from sparse_kernels.kmeans import Clusters
 
-# (queries, keys) of a tile, by whether products are rounded: k-means makes clusters of some 64 keys, and the three parts
-# of a product that is as exact as float32 stay in registers.
+# (queries, keys) of a tile, by whether products are rounded: k-means makes clusters of some 64 keys, and the three
+# parts of a product that is as exact as float32 stay in registers.
 TILES = {True: (64, 32), False: (32, 16)}
 # What the powers behind the fifth add to exp(x) - 1 up to here is less than it is rounded by.
 SERIES = 0.05 if tl is None else tl.constexpr(0.05)
