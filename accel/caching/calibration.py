@@ -23,19 +23,19 @@ SKIP = 0  # in place of the age of what is reused
 
 @dataclass
 class Past:
-    """What each group of blocks added at the latest steps of one branch."""
+    """What each group of blocks added to each stream at the latest steps of one branch."""
 
-    groups: dict[int, History] = field(default_factory=lambda: defaultdict(History))
+    groups: dict[int, list[History]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass
 class Trial:
     """One run through the blocks: the first one notes them, the others repeat those before the ones that rest."""
 
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    inputs: list[tuple[Tensor, ...]] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
     rests: range | None = None
-    adds: Tensor | None = None
+    adds: list[Tensor | None] | None = None
 
 
 class Measuring(Resting):
@@ -71,29 +71,33 @@ class Measuring(Resting):
         self._threads.now = trial = Trial()
         output = stock(*args, **kwargs)
         for number, group in enumerate(self.groups):
-            history = past[number]
-            for age in range(min(self.ages, len(history.steps)) + 1):
-                trial.rests, trial.adds = group, self._added(history, progress.step, age)
+            pasts = past[number] = past[number] or [History() for _ in self.adapter.streams.given]
+            for age in range(min(self.ages, len(pasts[0].steps)) + 1):
+                trial.rests, trial.adds = group, [self._added(each, progress.step, age) for each in pasts]
                 moved = (stock(*args, **kwargs)[0] - output[0]).float().square().sum()
                 key = progress.step, number, age
                 self.errors[key] = moved + self.errors.get(key, 0)
-            added = trial.outputs[group[-1]] - trial.inputs[group[0]]
-            history.keep(progress.step, added, self.ages + self.order * (self.ages + 1))
+            ends = self.adapter.streams.outputs(trial.outputs[group[-1]])
+            for each, start, end in zip(pasts, trial.inputs[group[0]], ends, strict=True):
+                if end is not None:
+                    each.keep(progress.step, end - start, self.ages + self.order * (self.ages + 1))
         self._threads.now = None
         return output
 
     def block(self, index: int, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a block, repeat what it gave, or let it rest."""
         trial: Trial = self._threads.now
-        x = args[0] if args else kwargs["hidden_states"]
+        streams = self.adapter.streams
+        inputs = streams.inputs(args, kwargs)
         if trial.rests is None:
-            trial.inputs.append(x)
+            trial.inputs.append(inputs)
             trial.outputs.append(stock(*args, **kwargs))
             return trial.outputs[-1]
         if index < trial.rests[0]:
             return trial.outputs[index]
         if index in trial.rests:
-            return x if trial.adds is None or index > trial.rests[0] else x + trial.adds
+            adds = trial.adds if trial.adds is not None and index == trial.rests[0] else [None] * len(inputs)
+            return streams.packed(tuple(x if a is None else x + a for x, a in zip(inputs, adds, strict=True)))
         return stock(*args, **kwargs)
 
     def _added(self, history: History, step: int, age: int) -> Tensor | None:
@@ -101,7 +105,7 @@ class Measuring(Resting):
 
         These are the gaps of a schedule that goes on as it is; nearer ones would flatter the forecast.
         """
-        if age == SKIP:
+        if age == SKIP or not history.steps:
             return None
         last = len(history.steps) - age
         chosen = [last] if last == 0 else [max(0, last - age - 1), last]

@@ -78,9 +78,9 @@ class Memory:
         self._shape = tuple(call.x.shape)
         self._blocks, self._branch, self._sample = call.blocks, call.progress.branch, call.progress.sample
 
-    def history(self, branch: str | None = None) -> History:
-        """Return what these blocks added in this guidance branch, or in another."""
-        return self._find(History, (self._shape, self._sample, branch or self._branch, self._blocks))
+    def history(self, branch: str | None = None, stream: int = 0) -> History:
+        """Return what these blocks added in this guidance branch, or in another, to one of the streams."""
+        return self._find(History, (self._shape, self._sample, branch or self._branch, self._blocks, stream))
 
     def own(self, kind: type[State]) -> State:
         """Return the state of these blocks in this branch."""
@@ -128,6 +128,11 @@ class Policy(ABC):
     def check(self, transformer: nn.Module, adapter: Adapter) -> None:
         """Raise InputError if the policy does not fit a transformer, before anything is attached."""
         return None
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether it decides about the whole transformer where no stack of blocks is known."""
+        return False
 
     @property
     def narrows(self) -> bool:

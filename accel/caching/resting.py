@@ -27,7 +27,7 @@ Forward = Callable[..., Any]
 
 @dataclass
 class Pass:
-    """One run through the blocks: what went into the first one, and the stretch that runs or rests.
+    """One run through the blocks: what went into the first one, and the stretch that runs or rests, with its streams.
 
     `time` is the timestep embedding, `width` the share of the MLP's neurons with which a block runs, None is all.
     """
@@ -35,6 +35,7 @@ class Pass:
     generation: Generation
     entry: Tensor | None = None
     call: BlockCall | None = None
+    inputs: tuple[Tensor, ...] = ()
     decision: Decision = Compute()
     time: Tensor | None = None
     width: float | None = None
@@ -57,7 +58,11 @@ class Resting:
         self.depth = len(adapter.modules(transformer) if adapter.blocks is None else adapter.blocks(transformer))
         self.units = policy.units(self.depth)
         if self.units is not None and adapter.blocks is None:
-            raise InputError(f"{name} has no block stack that accel knows; take the cache easy, which needs none")
+            if not policy.takes_whole:
+                raise InputError(
+                    f"{name} has no block stack that accel knows; take the cache easy or table:every=2, which need none"
+                )
+            self.units = None
         self.policy, self.adapter, self.denoising = policy, adapter, denoising
         policy.check(transformer, adapter)
         if policy.narrows:
@@ -95,21 +100,23 @@ class Resting:
         now: Pass | None = getattr(self._threads, "now", None)
         if now is None:
             return stock(*args, **kwargs)
-        x = args[0] if args else kwargs["hidden_states"]
-        now.entry = entry = x if now.entry is None else now.entry
+        streams = self.adapter.streams
+        inputs = streams.inputs(args, kwargs)
+        now.entry = entry = inputs[0] if now.entry is None else now.entry
         unit = self._unit_of.get(index)
         if unit is None:
             self._note(now.generation, range(index, index + 1), Compute())
             return stock(*args, **kwargs)
         if index == unit[0]:
-            now.call = self._call(now.generation, x, entry, unit, now.time)
+            now.inputs, now.call = inputs, self._call(now.generation, inputs[0], entry, unit, now.time)
             now.decision = self._decide(now.generation, now.call)
         assert now.call is not None
         if not isinstance(now.decision, Compute | Narrow):
-            return self._rest(now.generation, now.call, now.decision) if index == unit[0] else x
+            first = index == unit[0]
+            return streams.packed(self._rest(now.generation, now.call, now.decision, inputs) if first else inputs)
         out = self._at_width(now, stock, args, kwargs)
         if index == unit[-1]:
-            self._keep(now.generation, now.call, out)
+            self._keep(now.generation, now.call, now.inputs, streams.outputs(out))
         return out
 
     def _run(self, generation: Generation, latents: Tensor, stock: Forward, args: Any, kwargs: Any) -> Any:
@@ -123,7 +130,7 @@ class Resting:
         call = self._call(generation, latents, latents, range(self.depth))
         decision = self._decide(generation, call)
         if not isinstance(decision, Compute):
-            return _like(self._threads.output, self._rest(generation, call, decision))
+            return _like(self._threads.output, self._rest(generation, call, decision, (latents,))[0])
         output = stock(*args, **kwargs)
         self._threads.output = type(output)
         if len(output) > 1:
@@ -131,7 +138,7 @@ class Resting:
         elif output[0].shape != latents.shape:
             self._warn_once(f"the output is {tuple(output[0].shape)}, and the latents are {tuple(latents.shape)}")
         else:
-            self._keep(generation, call, output[0])
+            self._keep(generation, call, (latents,), (output[0],))
         return output
 
     def note_time(self, output: Any) -> None:
@@ -168,15 +175,28 @@ class Resting:
         self._note(generation, call.blocks, decision)
         return decision
 
-    def _rest(self, generation: Generation, call: BlockCall, decision: Decision) -> Tensor:
+    def _rest(
+        self, generation: Generation, call: BlockCall, decision: Decision, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return the streams with what is reused added to them; one that ends in the stretch stays."""
         if not isinstance(decision, Reuse):
-            return call.x
-        return call.x + self._memory(generation, call).history().forecast(call.step, decision.order)
+            return inputs
+        memory = self._memory(generation, call)
+        pasts = [memory.history(stream=number) for number in range(len(inputs))]
+        return tuple(
+            x + past.forecast(call.step, decision.order) if past.steps else x
+            for x, past in zip(inputs, pasts, strict=True)
+        )
 
-    def _keep(self, generation: Generation, call: BlockCall, output: Tensor) -> None:
+    def _keep(
+        self, generation: Generation, call: BlockCall, inputs: tuple[Tensor, ...], outputs: tuple[Tensor | None, ...]
+    ) -> None:
         if not self.policy.reuses:
             return
-        self._memory(generation, call).history().keep(call.step, output - call.x, self.policy.order + 1)
+        memory = self._memory(generation, call)
+        for number, (x, output) in enumerate(zip(inputs, outputs, strict=True)):
+            if output is not None:
+                memory.history(stream=number).keep(call.step, output - x, self.policy.order + 1)
 
     def _memory(self, generation: Generation, call: BlockCall) -> Memory:
         return Memory(lambda kind, key: generation.memories[kind, key].of(kind), call)

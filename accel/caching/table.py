@@ -83,6 +83,11 @@ class Table(Policy):
         super().__post_init__()
         check_least(self, 1, "every")
 
+    @property
+    def takes_whole(self) -> bool:
+        """Whether it is a schedule of steps, and no table of blocks."""
+        return not isinstance(self.table, BlockTable)
+
     def units(self, depth: int) -> tuple[range, ...]:
         """Return the neighbours that always rest together; InputError for a table of another depth."""
         if not isinstance(self.table, BlockTable):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.attention.call import Geometry
+from accel.models.adapters.streams import ALONE, Streams
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Adapter:
     video; without them it does not take the family. `options` are what a user may set in a pipeline's call.
 
     Caches need `latents`, what a forward call denoises, in the form of its output, and `blocks` in the order in which
-    they run: each takes the hidden states first and returns only them. None: caches of that kind do not work.
+    they run, each on what the one before gives: the hidden states, or both `streams`. None: caches of blocks do not
+    work.
 
     Routers need `channels`, those of the hidden states, and `time_embedding`, the module whose (first) output is the
     timestep embedding (batch channels), or one for each token between the two. For narrower MLPs, `mlp` gives the
@@ -77,6 +79,7 @@ class Adapter:
     )
     frames_per_second: int = 16
     blocks: Callable[[Any], list[nn.Module]] | None = None
+    streams: Streams = ALONE
     latents: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None = None
     channels: Callable[[Any], int] | None = None
     time_embedding: Callable[[Any], nn.Module] | None = None

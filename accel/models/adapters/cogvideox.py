@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import denoised, from_latents
+from accel.models.adapters.readers import denoised, from_latents, stacks
+from accel.models.adapters.streams import TEXT_SECOND
 
 COGVIDEOX = Adapter(
-    ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"),
+    ("CogVideoXTransformer3DModel",),
+    r"transformer_blocks\.\d+\.attn1",
+    from_latents("btchw", rest="before"),
+    dispatched=False,
+    stays="rows of text",
+    blocks=stacks("transformer_blocks"),
+    streams=TEXT_SECOND,
+    latents=denoised(2),
+)
+# A face is added between blocks: no caches of blocks.
+CONSISID = Adapter(
+    ("ConsisIDTransformer3DModel",),
     r"transformer_blocks\.\d+\.attn1",
     from_latents("btchw", rest="before"),
     dispatched=False,
@@ -19,5 +31,7 @@ EASYANIMATE = Adapter(
     from_latents(rest="before"),
     dispatched=False,
     stays="rows of text",
+    blocks=stacks("transformer_blocks"),
+    streams=TEXT_SECOND,
     latents=denoised(),
 )

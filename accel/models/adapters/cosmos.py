@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import denoised, from_latents
+from accel.models.adapters.readers import denoised, from_latents, stacks
 
 COSMOS = Adapter(
     ("CosmosTransformer3DModel",),
     r"transformer_blocks\.\d+\.attn1",
     from_latents(),
     dispatched=False,
+    blocks=stacks("transformer_blocks"),
     latents=denoised(),
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import argument, denoised, from_latents
+from accel.models.adapters.readers import argument, denoised, from_latents, stacks
 from accel.models.adapters.sizes import Factors
+from accel.models.adapters.streams import TEXT_SECOND
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 # Latent frames, rows and columns that make one token of Framepack's histories (its code, clean_x_embedder).
@@ -40,6 +41,8 @@ HUNYUAN_VIDEO = Adapter(
     sizes=COMPRESSED.sizes,
     grid=COMPRESSED.grid,
     frames_per_second=24,
+    blocks=stacks("transformer_blocks", "single_transformer_blocks"),
+    streams=TEXT_SECOND,
     latents=denoised(),
 )
 HUNYUAN_VIDEO_15 = Adapter(
@@ -47,6 +50,8 @@ HUNYUAN_VIDEO_15 = Adapter(
     r"transformer_blocks\.\d+\.attn",
     from_latents(rest="after"),
     stays="rows of text",
+    blocks=stacks("transformer_blocks"),
+    streams=TEXT_SECOND,
     latents=denoised(),
 )
 FRAMEPACK = Adapter(
@@ -54,6 +59,8 @@ FRAMEPACK = Adapter(
     BOTH_STREAMS,
     framepack,
     stays="rows of text and history",
+    blocks=stacks("transformer_blocks", "single_transformer_blocks"),
+    streams=TEXT_SECOND,
     latents=denoised(),
 )
 HUNYUAN_IMAGE = Adapter(
@@ -61,5 +68,7 @@ HUNYUAN_IMAGE = Adapter(
     BOTH_STREAMS,
     from_latents("bchw", rest="after"),
     stays="rows of text",
+    blocks=stacks("transformer_blocks", "single_transformer_blocks"),
+    streams=TEXT_SECOND,
     latents=denoised(),
 )

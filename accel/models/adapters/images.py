@@ -8,7 +8,8 @@ from torch import Tensor
 
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import argument, denoised, from_latents
+from accel.models.adapters.readers import argument, denoised, from_latents, stacks
+from accel.models.adapters.streams import TEXT_FIRST
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 
@@ -58,10 +59,20 @@ def z_image(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 FLUX = Adapter(
-    ("FluxTransformer2DModel", "Flux2Transformer2DModel"),
+    ("FluxTransformer2DModel",),
     BOTH_STREAMS,
     flux,
     stays="rows of text and of reference pictures",
+    blocks=stacks("transformer_blocks", "single_transformer_blocks"),
+    streams=TEXT_FIRST,
+    latents=denoised(2),
+)
+FLUX_2 = Adapter(
+    ("Flux2Transformer2DModel",),
+    BOTH_STREAMS,
+    flux,
+    stays="rows of text and of reference pictures",
+    blocks=stacks("single_transformer_blocks"),  # most of it, and text and picture are one sequence only there
     latents=denoised(2),
 )
 QWEN_IMAGE = Adapter(
@@ -69,6 +80,8 @@ QWEN_IMAGE = Adapter(
     r"transformer_blocks\.\d+\.attn",
     qwen,
     stays="rows of text and of pictures that are edited",
+    blocks=stacks("transformer_blocks"),
+    streams=TEXT_FIRST,
     latents=qwen_latents,
 )
 SD3 = Adapter(
@@ -77,6 +90,8 @@ SD3 = Adapter(
     from_latents("bchw", rest="after"),
     dispatched=False,
     stays="rows of text",
+    blocks=stacks("transformer_blocks"),
+    streams=TEXT_FIRST,
     latents=denoised(),
 )
 Z_IMAGE = Adapter(("ZImageTransformer2DModel",), r"layers\.\d+\.attention", z_image, timestep="t", stays="rows of text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import denoised, from_sizes
+from accel.models.adapters.readers import denoised, from_sizes, stacks
 from accel.models.adapters.sizes import Factors
 
 BLOCKS = r"transformer_blocks\.\d+\.attn1"
@@ -17,6 +17,7 @@ LTX = Adapter(
     sizes=COMPRESSED.sizes,
     grid=COMPRESSED.grid,
     frames_per_second=25,
+    blocks=stacks("transformer_blocks"),
     latents=denoised(2),
 )
 LTX_2 = Adapter(

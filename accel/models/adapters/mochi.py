@@ -7,7 +7,8 @@ from typing import Any
 
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
-from accel.models.adapters.readers import denoised, from_latents
+from accel.models.adapters.readers import denoised, from_latents, stacks
+from accel.models.adapters.streams import TEXT_SECOND
 
 BLOCKS = r"transformer_blocks\.\d+\.attn1"
 
@@ -25,9 +26,18 @@ MOCHI = Adapter(
     from_latents(rest="after"),
     dispatched=False,
     stays="rows of text",
+    blocks=stacks("transformer_blocks"),
+    streams=TEXT_SECOND,
     latents=denoised(),
 )
-ALLEGRO = Adapter(("AllegroTransformer3DModel",), BLOCKS, from_latents(), dispatched=False, latents=denoised())
+ALLEGRO = Adapter(
+    ("AllegroTransformer3DModel",),
+    BLOCKS,
+    from_latents(),
+    dispatched=False,
+    blocks=stacks("transformer_blocks"),
+    latents=denoised(),
+)
 LATTE = Adapter(
     ("LatteTransformer3DModel",),
     BLOCKS,

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel.attention.call import Geometry
 
@@ -56,6 +56,11 @@ def denoised(channels: int = 1) -> Callable[[Any, tuple[Any, ...], dict[str, Any
         return given.narrow(channels, 0, min(made or given.shape[channels], given.shape[channels]))
 
     return read
+
+
+def stacks(*names: str) -> Callable[[Any], list[nn.Module]]:
+    """Return a reader of the blocks of one or several lists, in the order in which they run."""
+    return lambda transformer: [block for name in names for block in getattr(transformer, name)]
 
 
 def from_sizes() -> Read:

@@ -70,14 +70,23 @@ WAN = Adapter(
     blocks=blocks, latents=latents, channels=channels, time_embedding=time_embedding, mlp=mlp,
 )  # fmt: skip
 WAN_RELATED = Adapter(
-    (
-        "WanVACETransformer3DModel",
-        "WanAnimateTransformer3DModel",
-        "ChronoEditTransformer3DModel",
-        "SkyReelsV2Transformer3DModel",
-    ),
+    ("ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"),
+    r"blocks\.\d+\.attn1",
+    from_latents(),
+    blocks=blocks,
+    latents=denoised(),
+)
+# What a control or a face adds between blocks would be added twice where these rest: no caches of blocks.
+WAN_CONTROLLED = Adapter(
+    ("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
     r"(vace_blocks|blocks)\.\d+\.attn1",
     from_latents(),
     latents=denoised(),
 )
-ANYFLOW = Adapter(("AnyFlowTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents("btchw"), latents=denoised(2))
+ANYFLOW = Adapter(
+    ("AnyFlowTransformer3DModel",),
+    r"blocks\.\d+\.attn1",
+    from_latents("btchw"),
+    blocks=blocks,
+    latents=denoised(2),
+)

@@ -30,17 +30,18 @@ class Loop:
         self.inputs = prepared(name, self.transformer)
         self.timestep = "t" if "t" in self.inputs else "timestep"
 
-    def __call__(self, **changed: Any) -> list[Tensor]:
-        """Return what the transformer says in each step."""
+    def __call__(self, still: bool = False, **changed: Any) -> list[Tensor]:
+        """Return what the transformer says in each step; with `still` all steps see nearly the same."""
         inputs = self.inputs | changed
         first = float(inputs[self.timestep].max())
-        steps = [first * (STEPS - step) / STEPS for step in range(STEPS)]
+        size = 1e-6 if still else 1 / STEPS
+        steps = [first * (1 - size * step) for step in range(STEPS)]
         self.scheduler.timesteps = torch.tensor(steps)
         outputs, latents = [], inputs.get("hidden_states")
         with torch.no_grad():
             for number, step in enumerate(steps):
                 inputs[self.timestep] = torch.full_like(inputs[self.timestep], step)
-                if isinstance(latents, Tensor):
+                if isinstance(latents, Tensor) and not still:
                     inputs["hidden_states"] = latents * (1 - 0.1 * number)
                 output = self.transformer(**inputs, return_dict=False)[0]
                 outputs.append(output[0] if isinstance(output, (list, tuple)) else output)

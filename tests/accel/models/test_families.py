@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import accel
+from accel.caching.table import BlockTable, Table
 from accel.methods.registry import METHODS
 from accel.models.adapters import ADAPTERS, adapter_for, supported_classes
 from accel.models.adapters.left_dense import REASONS
@@ -185,7 +186,55 @@ def test_other_families_take_no_cache(name: str) -> None:
         accel.enable(Loop(name), None, cache="easy")
 
 
-@pytest.mark.parametrize("name", ["hunyuan-video", "ltx", "flux"])
-def test_caches_of_blocks_are_for_models_whose_blocks_are_known(name: str) -> None:
-    with pytest.raises(ValueError, match="no block stack that accel knows; take the cache easy"):
-        accel.enable(Loop(name), None, cache="dual-block")
+BLOCKS = [name for name in CACHED if any(TINY[name].cls in each.classes and each.blocks for each in ADAPTERS)]
+
+
+def blocks_of(loop: Loop) -> int:
+    adapter = adapter_for(loop.transformer)
+    assert adapter.blocks is not None
+    return len(adapter.blocks(loop.transformer))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_rest_with_all_that_they_hand_on(name: str) -> None:
+    """Where nothing changes from step to step, what is reused is what would have been computed, text included."""
+    loop = Loop(name)
+    stock, still, depth = loop(), loop(still=True), blocks_of(loop)
+    with accel.enabled(loop, None, cache="table:every=1"):
+        assert difference(loop(), stock) == 0
+    for letters, same in (("r" * depth, True), ("r" + "c" * (depth - 1), True), ("s" + "c" * (depth - 1), False)):
+        table = BlockTable(TINY[name].cls, ("c" * depth, letters, letters, letters))
+        with accel.enabled(loop, None, cache=Table(table=table)) as handle:
+            ours = loop(still=True)
+            rested = sum(record.kind != "computed" for record in handle.blocks())
+        assert rested == 3 and handle.memory_bytes() == 0
+        drift = difference(still[-1:], still[:1])  # the timesteps are not quite the same
+        assert difference(ours, still) < drift + 1e-5 if same else difference(ours, still) > 1e-3
+    assert difference(loop(), stock) == 0
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_policies_of_blocks_run_in_every_family_with_a_stack(name: str) -> None:
+    loop = Loop(name)
+    stock, depth = loop(), blocks_of(loop)
+    caches = ["table:every=2:order=1", *(["dual-block:threshold=1", "prune:threshold=9"] if depth > 1 else [])]
+    for cache in caches:
+        with accel.enabled(loop, None, cache=f"{cache}:warmup=1") as handle:
+            first = loop()
+            kinds = {record.kind for record in handle.blocks()}
+            second = loop()
+        assert kinds == {"computed", "reused"}
+        assert 0 < difference(first, stock) < 0.5 and difference(second, first) == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(CACHED) - set(BLOCKS)))
+def test_schedules_let_whole_calls_rest_where_no_stack_is_known(name: str) -> None:
+    loop = Loop(name)
+    stock = loop()
+    with accel.enabled(loop, None, cache="table:every=2:order=1:warmup=1") as handle:
+        ours = loop()
+        kinds = [record.kind for record in handle.blocks()]
+    assert kinds == ["computed", "reused", "computed", "reused"] and 0 < difference(ours, stock) < 0.5
+    for cache in ("dual-block", "prune"):
+        with pytest.raises(ValueError, match="no block stack that accel knows; take the cache easy or table:every=2"):
+            accel.enable(loop, None, cache=cache)
