@@ -35,6 +35,7 @@ def train_router(
         float, typer.Option(help="share of the model as it was in what is learnt; 0 learns from the videos alone")
     ] = 0.0,
     variant: Annotated[str, typer.Option(help="shared (small) or published (a large layer in each block)")] = "shared",
+    rest: Annotated[str, typer.Option(help="what blocks do that do not run: skip, or reuse what they added")] = "skip",
     seed: Annotated[int, typer.Option(help="of weights, noise and the choice of videos")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in the output folder")] = False,
     frames: options.Frames = None,
@@ -56,7 +57,7 @@ def train_router(
         tuned = backbone_rate if backbone == "joint" else 0.0
         recipe = Recipe(
             rate, low_rate, width_rate, weight, learning_rate, tuned,
-            distillation=distillation, variant=variant, seed=seed,
+            distillation=distillation, variant=variant, rest=rest, seed=seed,
         )  # fmt: skip
         options.set_threads(threads)
         find_videos(data)

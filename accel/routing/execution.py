@@ -1,8 +1,9 @@
 """A transformer under its routers with gradients: hard decisions forward, those of the probabilities backward.
 
 Elastic Diffusion Transformer (arXiv 2602.13993): a block adds g (B(x) - x), hidden neurons of its MLP are masked, both
-with straight-through estimators (Bengio et al., arXiv 1308.3432). Every block runs: what a gate would be worth is not
-known otherwise. Inference is `accel.routing.policy`.
+with straight-through estimators (Bengio et al., arXiv 1308.3432). Where blocks rest by reuse it adds g (B(x) - x) +
+(1 - g) d, with d what it added at an earlier step. Every block runs: what a gate would be worth is not known otherwise.
+Inference is `accel.routing.policy`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,12 @@ class Decisions(NamedTuple):
 
 @dataclass
 class Pass:
-    """What is known so far in one forward pass; the mask is that of the block that runs."""
+    """What is known so far in one forward pass; the mask is that of the block that runs.
 
+    `earlier` is what each block added at an earlier step, none where blocks that rest are skipped.
+    """
+
+    earlier: list[Tensor] = field(default_factory=list)
     time: Tensor | None = None
     gate: Tensor | None = None
     mask: Tensor | None = None
@@ -72,12 +77,34 @@ class RoutedTransformer(nn.Module):
         latents: Float[Tensor, "b c t h w"],
         timestep: Float[Tensor, " b"],
         text: Float[Tensor, "b tokens channels"],
+        earlier: list[Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b c t h w"], Decisions]:
-        """Return the velocity (towards noise), and what was decided."""
-        now = Pass()
+        """Return the velocity (towards noise), and what was decided; `earlier` is of `added`, for rests by reuse."""
+        now = Pass(earlier or [])
         with self._hooks(now):
             velocity = self.transformer(latents, timestep, text, return_dict=False)[0]
         return velocity, Decisions(*(torch.stack(values) for values in zip(*now.said, strict=True)))
+
+    @torch.no_grad()
+    def added(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        timestep: Float[Tensor, " b"],
+        text: Float[Tensor, "b tokens channels"],
+    ) -> list[Float[Tensor, "b _ _"]]:
+        """Return what each block adds to its tokens where all of them run."""
+        seen: list[Tensor] = []
+
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            seen.append(output - (args[0] if args else kwargs["hidden_states"]))
+
+        handles = [block.register_forward_hook(note, with_kwargs=True) for block in self.stack]
+        try:
+            self.transformer(latents, timestep, text, return_dict=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
 
     @contextmanager
     def _hooks(self, now: Pass) -> Iterator[None]:
@@ -88,7 +115,7 @@ class RoutedTransformer(nn.Module):
         try:
             for index, block in enumerate(self.stack):
                 handles.append(block.register_forward_pre_hook(partial(self._decide, now, index), with_kwargs=True))
-                handles.append(block.register_forward_hook(partial(_blend, now), with_kwargs=True))
+                handles.append(block.register_forward_hook(partial(_blend, now, index), with_kwargs=True))
                 if self._narrows:
                     handles.append(self._last(block).register_forward_pre_hook(partial(_mask, now)))
             yield
@@ -135,10 +162,14 @@ def _note_time(now: Pass, module: nn.Module, inputs: tuple[Any, ...], output: An
     now.time = mean_time(output)
 
 
-def _blend(now: Pass, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """Return what goes in, moved by the gate to what comes out; exactly one of both forward."""
+def _blend(
+    now: Pass, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+) -> Tensor:
+    """Return what a rest leaves, moved by the gate to what comes out; exactly one of both forward."""
     assert now.gate is not None
     x = args[0] if args else kwargs["hidden_states"]
+    if now.earlier:
+        x = x + now.earlier[index].to(x.dtype)
     return torch.lerp(x, output, now.gate[:, None, None].to(x.dtype))
 
 

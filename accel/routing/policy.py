@@ -44,7 +44,9 @@ class Routed(Policy):
     Below `threshold` a block is skipped; from there to `margin` above it, it adds what it added when it last ran, at
     most `most_reuses` times in a row (published: margin 0.1 and 5; the release has 0.015 and 10); above, it runs, with
     `widths` as much of its MLP as the router finds enough. In the first share `reuse_after` of the steps (the release:
-    half of them) nothing is reused. A margin of 0 is no reuse. Weights of the transformer that were tuned with the
+    half of them) nothing is reused. A margin of 0 is no reuse. Routers that have learnt to reuse (`RoutersConfig.rest`)
+    have two bands: below `threshold` a block repeats what it added, at most `most_reuses` times in a row; above it
+    runs; `margin` and `reuse_after` are not for them. Weights of the transformer that were tuned with the
     routers are in it while the policy is attached. E-DiT, arXiv 2602.13993. Waits for the device once a block.
     """
 
@@ -97,7 +99,7 @@ class Routed(Policy):
     @property
     def reuses(self) -> bool:
         """Whether there is a band in which blocks repeat what they added."""
-        return self.margin > 0 and self.most_reuses > 0
+        return (self.margin > 0 or self._taught_reuse) and self.most_reuses > 0
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -112,16 +114,22 @@ class Routed(Policy):
         if self.routers.device != call.x.device:
             self.routers.to(call.x.device)
         probability, width = self.routers.read(call.blocks[0], call.x, call.time)
-        if probability < self.threshold:
+        off = probability < self.threshold
+        if off and not self._taught_reuse:
             return Skip()
-        if self.reuses and probability <= self.threshold + self.margin and self._may_reuse(call, memory):
+        doubtful = off or (not self._taught_reuse and probability <= self.threshold + self.margin)
+        if self.reuses and doubtful and self._may_reuse(call, memory):
             memory.own(Reuses).used += 1
             return Reuse(self.order)
         memory.own(Reuses).used = 0
         return Narrow(width) if self.narrows and width < 1 else Compute()
 
+    @property
+    def _taught_reuse(self) -> bool:
+        return self.routers is not None and self.routers.config.rest == "reuse"
+
     def _may_reuse(self, call: BlockCall, memory: Memory) -> bool:
-        early = call.step < step_count(self.reuse_after, call.progress.steps)
+        early = not self._taught_reuse and call.step < step_count(self.reuse_after, call.progress.steps)
         return not early and bool(memory.history().steps) and memory.own(Reuses).used < self.most_reuses
 
 

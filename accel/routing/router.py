@@ -15,6 +15,7 @@ from accel.errors import InputError
 
 VARIANTS = ("published", "shared")
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
+RESTS = ("skip", "reuse")
 ON = math.log(0.7 / 0.3)  # a gate of 0.7 at first
 FULL = 2.0  # for the full width at first, 0 for the others
 NEAR_ZERO = 1e-3  # deviation of the heads' weights at first
@@ -26,7 +27,8 @@ class RoutersConfig:
     """The transformer's class, depth and channels; hidden neurons and accepted widths; how the timestep comes in.
 
     The variant "published" modulates by a layer of 2 channels^2 weights in each block, "shared" by one small network
-    for all of them with a shift and scale of each block's own. Widths of (1,) leave MLPs whole.
+    for all of them with a shift and scale of each block's own. Widths of (1,) leave MLPs whole. `rest` is what a block
+    whose gate is off has learnt to do: "skip" adds nothing, as published, "reuse" what it added when it last ran.
     """
 
     model: str
@@ -35,6 +37,7 @@ class RoutersConfig:
     hidden: int = 128
     widths: tuple[float, ...] = WIDTHS
     variant: str = "shared"
+    rest: str = "skip"
 
     def __post_init__(self) -> None:
         for name in ("depth", "channels", "hidden"):
@@ -43,6 +46,8 @@ class RoutersConfig:
                 raise InputError(f"{name} of routers is {value!r}; give a whole number, at least 1")
         if self.variant not in VARIANTS:
             raise InputError(f"variant of routers is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
+        if self.rest not in RESTS:
+            raise InputError(f"rest of routers is {self.rest!r}; accepted: {', '.join(RESTS)}")
         rising = all(a < b for a, b in zip((0.0, *self.widths), self.widths, strict=False))
         if not self.widths or not rising or self.widths[-1] != 1:
             raise InputError(f"widths of routers are {self.widths}; give rising shares above 0, the last one 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from accel.models.adapters.adapter import Adapter
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers, save_routers
 from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
-from accel.routing.router import VARIANTS, WIDTHS, Routers, RoutersConfig
+from accel.routing.router import RESTS, VARIANTS, WIDTHS, Routers, RoutersConfig
 
 CHECKPOINT = "checkpoint.pt"
 FIGURES = ("loss", "error", "gates", "widths")
 MOST_GRADIENT = 1.0
+GAPS = (1 / 30, 1 / 3)  # shares of denoising that lie between a block and what it reuses: from 1 of 30 steps to 4 of 12
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ class Recipe:
     transformer learns with them if its `backbone_rate` is above 0, after so many steps in which the routers learn
     `alone` which blocks cannot be missed; weights with one of the words `frozen` in their names stay as they are, and
     are not saved. `distillation` is the share of the transformer as it was before in the velocity that is wanted; the
-    rest is the video's own, as published. Whole blocks' answers teach faster than videos, which noise hides. Noise
-    levels are logit-normal, moved up by `shift`. All random numbers of a step come from `seed` and its number.
+    remainder is the video's own, as published. Whole blocks' answers teach faster than videos, which noise hides. Noise
+    levels are logit-normal, moved up by `shift`. With `rest` "skip" a block whose gate is off adds nothing, as
+    published; with "reuse" what it added at an earlier, noisier step, which is much nearer to what it would add. All
+    random numbers of a step come from `seed` and its number.
     """
 
     rate: float = 0.6
@@ -52,6 +56,7 @@ class Recipe:
     distillation: float = 0.0
     shift: float = 3.0
     variant: str = "shared"
+    rest: str = "skip"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +71,8 @@ class Recipe:
             raise InputError(f"distillation is {self.distillation:g}; give a share between 0 and 1")
         if self.variant not in VARIANTS:
             raise InputError(f"variant is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
+        if self.rest not in RESTS:
+            raise InputError(f"rest is {self.rest!r}; accepted: {', '.join(RESTS)}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed is {self.seed}; it must be at least 0 and below 2**31")
         if self.width_rate is not None and self.width_rate < 1 and self.backbone_rate == 0:
@@ -86,7 +93,7 @@ class RouterTrainer:
         widths = (1.0,) if recipe.width_rate is None else WIDTHS
         config = RoutersConfig(
             type(transformer).__name__, len(adapter.blocks(transformer)), adapter.channels(transformer),
-            widths=widths, variant=recipe.variant,
+            widths=widths, variant=recipe.variant, rest=recipe.rest,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -121,9 +128,9 @@ class RouterTrainer:
         ValueError, before anything changes, if the loss is not finite.
         """
         device = self.accelerator.device
-        noise, timestep = self.draw(latents)
-        latents, noise, timestep, text = (x.to(device) for x in (latents, noise, timestep, text))
-        losses = self.losses(latents, noise, timestep, text, None if weights is None else weights.to(device))
+        noise, timestep, before = self.draw(latents)
+        latents, noise, timestep, before, text = (x.to(device) for x in (latents, noise, timestep, before, text))
+        losses = self.losses(latents, noise, timestep, before, text, None if weights is None else weights.to(device))
         if not losses["loss"].isfinite():
             raise ValueError(f"the loss is {losses['loss'].item()} at step {self.done + 1}; give a lower learning rate")
         self.accelerator.backward(losses["loss"])
@@ -137,25 +144,42 @@ class RouterTrainer:
         self._recent.append(torch.stack([losses[name].detach() for name in FIGURES]))
         return losses
 
-    def draw(self, latents: Float[Tensor, "b c t h w"]) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, " b"]]:
-        """Return noise and timesteps (0 to 1000) of the next step."""
+    def draw(
+        self, latents: Float[Tensor, "b c t h w"]
+    ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Return noise and timesteps (0 to 1000) of the next step, and noisier ones, of what blocks reuse."""
         random = self.random()
         uniform = torch.sigmoid(torch.randn(len(latents), generator=random))
-        sigma = self.recipe.shift * uniform / (1 + (self.recipe.shift - 1) * uniform)
-        return torch.randn(latents.shape, generator=random), 1000 * sigma
+        noise = torch.randn(latents.shape, generator=random)
+        low, high = (math.log(gap) for gap in GAPS)
+        gaps = torch.exp(low + (high - low) * torch.rand(len(latents), generator=random))
+        sigma, before = (self._shifted(share) for share in (uniform, (uniform + gaps).clamp(max=1)))
+        return noise, 1000 * sigma, 1000 * before
+
+    def _shifted(self, uniform: Tensor) -> Tensor:
+        return self.recipe.shift * uniform / (1 + (self.recipe.shift - 1) * uniform)
 
     def random(self, stream: int = 0) -> torch.Generator:
         """Return random numbers of the next step: those of noise and timesteps, or another of two streams."""
         return torch.Generator().manual_seed((self.recipe.seed << 32) + 2 * self.done + stream)
 
     def losses(
-        self, latents: Tensor, noise: Tensor, timestep: Tensor, text: Tensor, weights: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Return the loss, the error of the velocity in it, and the shares of blocks and of widths that were run."""
-        recipe, level = self.recipe, (timestep / 1000).view(-1, 1, 1, 1, 1)
-        toward = noise - latents
-        noisy = latents + level * toward
-        velocity, said = self.module(noisy, timestep, text)
+        self, latents: Tensor, noise: Tensor, timestep: Tensor, before: Tensor, text: Tensor,
+        weights: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Return the loss, the error of the velocity in it, and the shares of blocks and of widths that were run.
+
+        `before` are the timesteps of what blocks reuse that rest.
+        """
+        recipe, toward = self.recipe, noise - latents
+        noisy = latents + _level(timestep) * toward
+        earlier = None
+        if recipe.rest == "reuse":
+            with self.accelerator.autocast():
+                earlier = self.accelerator.unwrap_model(self.module).added(
+                    latents + _level(before) * toward, before, text
+                )
+        velocity, said = self.module(noisy, timestep, text, earlier)
         error = velocity_loss(velocity, self._wanted(toward, noisy, timestep, text), weights)
         low = recipe.rate if recipe.low_rate is None else recipe.low_rate
         rates = gate_rate_loss(said.probabilities, said.gates, target_rate(timestep, recipe.rate, low))
@@ -247,6 +271,10 @@ class RouterTrainer:
 
     def _parameters(self) -> Iterable[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _level(timestep: Tensor) -> Tensor:
+    return (timestep / 1000).view(-1, 1, 1, 1, 1)
 
 
 def learning_rate_factor(done: float, warmup: float = 0.03, decay: float = 0.4) -> float:

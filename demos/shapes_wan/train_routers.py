@@ -90,6 +90,7 @@ def main(
     frozen: Annotated[str, typer.Option(help="words, with commas; weights with one in their names stay")] = "",
     distillation: Annotated[float, typer.Option(help="share of the dense model in the velocity to learn")] = 1.0,
     weight: Annotated[float, typer.Option(help="of the rates, beside the error of the velocity")] = 5.0,
+    rest: Annotated[str, typer.Option(help="what blocks do that do not run: skip, or reuse what they added")] = "skip",
     mix: Annotated[str, typer.Option(help="GEOMETRY:FRAMES, ...: each step takes one, and so many frames")] = MIX,
     tokens: Annotated[int, typer.Option(help="a step's tokens: videos are repeated to fill it")] = 8448,
     latents: Annotated[Path | None, typer.Option(help="folder of pools; default: videos are drawn meanwhile")] = None,
@@ -114,8 +115,9 @@ def main(
     parts = parse_mix(mix)
     words = tuple(word.strip() for word in frozen.split(",") if word.strip())
     recipe = Recipe(
-        rate, low_rate, width_rate, weight, learning_rate, joint, alone, words, distillation, shift, seed=seed
-    )
+        rate, low_rate, width_rate, weight, learning_rate, joint, alone, words, distillation, shift,
+        rest=rest, seed=seed,
+    )  # fmt: skip
     transformer = shipped_transformer(model)
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
     if start_from is not None:

@@ -61,6 +61,12 @@ def test_tuned_weights_are_in_while_routers_are_attached(tmp_path: Path) -> None
     assert not accel.load_routers(pipe, tmp_path).weights, "those of before are gone"
 
 
+def test_folders_of_before_rests_were_said_are_read(tmp_path: Path) -> None:
+    save_routers(wan_routers(), tmp_path)
+    break_config(tmp_path, lambda fields: {name: value for name, value in fields.items() if name != "rest"})
+    assert read_routers(tmp_path)[0].config.rest == "skip"
+
+
 def break_config(folder: Path, change: Callable[[dict], object]) -> None:
     fields = json.loads((folder / "config.json").read_text())
     made = change(fields)
@@ -77,6 +83,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda f: (f / "config.json").unlink(), "holds no routers: it has no config.json; give a"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "is no configuration of routers"),
     "a list": (lambda f: break_config(f, lambda fields: [1]), "it must hold model, depth, channels, hidden, widths"),
+    "another rest": (lambda f: break_config(f, lambda fields: fields.update(rest="sleep")), "'sleep'; accepted: skip"),
     "another key": (lambda f: break_config(f, lambda fields: fields.update(a=1)), "it must hold model, depth"),
     "a word": (lambda f: break_config(f, lambda fields: fields.update(depth="two")), "is no configuration of routers"),
     "bad widths": (lambda f: break_config(f, lambda fields: fields.update(widths=3)), "is no configuration of routers"),

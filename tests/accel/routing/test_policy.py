@@ -108,6 +108,35 @@ def test_the_three_bands() -> None:
     assert seen == {"computed", "reused", "skipped"}
 
 
+def test_routers_that_have_learnt_to_reuse_skip_nothing() -> None:
+    """Two bands: off repeats, at most so many times in a row and from the second step on; on computes."""
+    toy, loop = Toy(), make_loop(0, steps=12)
+    routers = toy_routers(varied=5)
+    routers.config = replace(routers.config, rest="reuse")
+    played = play(toy, Routed(routers=routers, most_reuses=2), loop)
+    seen = set()
+    with torch.no_grad():
+        state: dict[tuple[str, int], tuple[Tensor | None, int]] = {}
+        for step, latents in enumerate(loop.latents):
+            for branch, text in loop.text.items():
+                x = toy.embed(latents)
+                for index, block in enumerate(toy.blocks):
+                    p = routers.read(index, x, latents.mean(-1))[0]
+                    delta, used = state.get((branch, index), (None, 0))
+                    kind = played.kinds[step, f"{branch} 0", index]
+                    seen.add(kind)
+                    if p < 0.5 and delta is not None and used < 2:
+                        assert kind == "reused"
+                        x, state[branch, index] = x + delta, (delta, used + 1)
+                    else:
+                        assert kind == "computed"
+                        out = type(block).forward(block, x, text)
+                        x, state[branch, index] = out, (out - x, 0)
+                assert (played.outputs[step, branch] - toy.head(x)).abs().max() < 1e-12
+    assert seen == {"computed", "reused"}
+    assert not Routed(routers=routers, most_reuses=0).reuses and Routed(routers=routers).reuses
+
+
 def test_four_prompts_in_a_batch_are_four_single_runs() -> None:
     toy, loop = Toy(), make_loop(0, batch=4)
     policy = Routed(routers=toy_routers(varied=5), **VARIED)

@@ -20,7 +20,7 @@ from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers
 from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.policy import Routed
-from accel.routing.router import Routers, RoutersConfig
+from accel.routing.router import WIDTHS, Routers, RoutersConfig
 from accel.routing.training import Recipe, RouterTrainer, learning_rate_factor
 from tests.accel.routing.made import vary, wan_routers
 from tests.accel.wan_models import embeddings, pipeline
@@ -62,9 +62,9 @@ def measured(made: RouterTrainer, timestep: float | None = None) -> dict[str, fl
     sums: dict[str, float] = {}
     for _ in range(20):
         made.done += 1
-        noise, drawn = made.draw(LATENTS)
+        noise, drawn, before = made.draw(LATENTS)
         timesteps = drawn if timestep is None else torch.full((2,), timestep)
-        for name, value in made.losses(LATENTS, noise, timesteps, TEXT).items():
+        for name, value in made.losses(LATENTS, noise, timesteps, before, TEXT).items():
             sums[name] = sums.get(name, 0.0) + value.item() / 20
     made.done -= 20
     return sums
@@ -89,19 +89,19 @@ def test_losses_by_hand() -> None:
     assert velocity_loss(x, noise - x).item() == 2.5 and velocity_loss(x, noise - x, weights).item() == 1
 
 
-def routed(varied: int | None = None, spread: float = 1.0) -> RoutedTransformer:
+def routed(varied: int | None = None, spread: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> RoutedTransformer:
     torch.manual_seed(1)
-    routers = Routers(RoutersConfig("WanTransformer3DModel", DEPTH, CHANNELS, 16))
+    routers = Routers(RoutersConfig("WanTransformer3DModel", DEPTH, CHANNELS, 16, widths))
     return RoutedTransformer(tiny(), routers if varied is None else vary(routers, varied, spread), WAN)
 
 
 @pytest.mark.parametrize("joint", [0.0, 1e-2])
 def test_a_teacher_is_the_transformer_as_it_was(joint: float) -> None:
     made = trainer(distillation=1.0, backbone_rate=joint)
-    noise, timestep = made.draw(LATENTS)
-    assert made.losses(LATENTS, noise, timestep, TEXT)["error"] == 0  # new routers let every block run
-    half = trainer(distillation=0.5, backbone_rate=joint).losses(LATENTS, noise, timestep, TEXT)["error"]
-    whole = trainer(backbone_rate=joint).losses(LATENTS, noise, timestep, TEXT)["error"]
+    noise, *timesteps = made.draw(LATENTS)
+    assert made.losses(LATENTS, noise, *timesteps, TEXT)["error"] == 0  # new routers let every block run
+    half = trainer(distillation=0.5, backbone_rate=joint).losses(LATENTS, noise, *timesteps, TEXT)["error"]
+    whole = trainer(backbone_rate=joint).losses(LATENTS, noise, *timesteps, TEXT)["error"]
     torch.testing.assert_close(half, whole / 4)
     for _ in range(3):
         made.step(LATENTS, TEXT)
@@ -116,6 +116,39 @@ def test_new_routers_leave_the_transformer_as_it_is() -> None:
     assert torch.equal(velocity, tiny()(LATENTS, timestep, TEXT, return_dict=False)[0])
     assert said.gates.tolist() == [[1.0, 1.0]] * DEPTH == said.widths.tolist()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.transformer.modules())
+
+
+@torch.no_grad()
+def test_a_block_that_rests_by_reuse_adds_what_it_added() -> None:
+    """Against the blocks by hand; what was added at the very same step changes nothing."""
+    module, timestep = routed(varied=7, widths=(1.0,)), torch.tensor([300.0, 700.0])
+    stock, by_hand = tiny()(LATENTS, timestep, TEXT)[0], tiny()
+    earlier = module.added(LATENTS, torch.tensor([500.0, 900.0]), TEXT)
+    velocity, said = module(LATENTS, timestep, TEXT, earlier)
+    assert len(earlier) == DEPTH and 0 < said.gates.mean() < 1
+    numbers = iter(range(DEPTH))
+
+    def rest(block: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        index = next(numbers)
+        return torch.where(said.gates[index, :, None, None] == 1, output, inputs[0] + earlier[index])
+
+    for block in by_hand.blocks:
+        block.register_forward_hook(rest)
+    torch.testing.assert_close(velocity, by_hand(LATENTS, timestep, TEXT)[0])
+    assert (velocity - stock).abs().max() > 1e-3
+    torch.testing.assert_close(module(LATENTS, timestep, TEXT, module.added(LATENTS, timestep, TEXT))[0], stock)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.transformer.modules())
+
+
+def test_routers_learn_to_reuse(tmp_path: Path) -> None:
+    made = trainer(rest="reuse", rate=0.5, distillation=1.0)
+    run(made, 60, decay=True)
+    reused, skipped = measured(made), trainer(rate=0.5, distillation=1.0)
+    run(skipped, 60, decay=True)
+    assert reused["gates"] == pytest.approx(0.5, abs=0.05)
+    assert reused["error"] < 0.5 * measured(skipped)["error"], "what blocks added before is nearer than nothing"
+    made.save(tmp_path)
+    assert read_routers(tmp_path)[0].config.rest == "reuse"
 
 
 def test_each_sample_is_decided_by_itself() -> None:
