@@ -13,10 +13,11 @@ from pointcloud.commands.options import Device, Threads, find_device, one_line_e
 def train_events(
     output: Annotated[Path, typer.Option(help="folder of checkpoint and weights; a run goes on where one stopped")],
     size: Annotated[str, typer.Option(help="tiny, or as published small or large")] = "tiny",
-    steps: Annotated[int, typer.Option(min=1, help="steps in all")] = 2500,
-    batch: Annotated[int, typer.Option(min=3, help="windows a step, three from each recording")] = 24,
+    steps: Annotated[int, typer.Option(min=1, help="steps in all")] = 3000,
+    batch: Annotated[int, typer.Option(min=3, help="windows a step, three from each recording")] = 48,
     learning_rate: Annotated[float, typer.Option(min=0, help="at its peak")] = 3e-3,
     coding: Annotated[str | None, typer.Option(help="rate, latency or direct; default: that of the size")] = None,
+    neuron: Annotated[str | None, typer.Option(help="lif, plif or integer; default: that of the size")] = None,
     spiking: Annotated[bool, typer.Option(help="spikes, or ReLU in the same shape")] = True,
     seed: Annotated[int, typer.Option(min=0, help="of weights and of spikes")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="processes that make recordings")] = 1,
@@ -33,7 +34,8 @@ def train_events(
         if size not in sizes:
             raise ValueError(f"unknown size {size!r}; accepted: {', '.join(sizes)}")
         set_threads(threads)
-        config = sizes[size](CLASSES, spiking=spiking, **({} if coding is None else {"coding": coding}))
+        given = {name: value for name, value in (("coding", coding), ("neuron", neuron)) if value is not None}
+        config = sizes[size](CLASSES, spiking=spiking, **given)
         place = find_device(device)
         train(output, config, steps, batch, learning_rate, seed=seed, workers=workers, device=place, report=_say)
         typer.echo(f"wrote {output / 'events.safetensors'}")

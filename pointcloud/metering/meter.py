@@ -10,7 +10,7 @@ from torch import nn
 
 from pointcloud.metering.record import Energy, LayerEnergy
 from pointcloud.metering.work import Work, work_of
-from pointcloud.nn import SpikingLayer
+from pointcloud.nn import IntegerNeurons, SpikingLayer
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def _counting(name: str, calls: dict[str, tuple[nn.Module, list[Work]]]) -> Call
         work = work_of(module, (*given, *named.values()), out)
         if work is None:
             return
-        if isinstance(module, SpikingLayer):  # its neuron spikes there without being called
+        if isinstance(module, SpikingLayer | IntegerNeurons):  # its neuron spikes there without being called
             calls.setdefault(f"{name}.neuron".lstrip("."), (module.neuron, []))[1].append(work)
         else:
             calls.setdefault(name, (module, []))[1].append(work)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pointcloud.metering.pairs import pairs_and_channels
 from pointcloud.metering.record import Part
-from pointcloud.nn import LIF, PLIF, IntegerLIF, SpikingLayer
+from pointcloud.nn import LIF, PLIF, IntegerLIF, IntegerNeurons, SpikingLayer
 
 MOST_SPIKES = 16  # whole numbers up to it are spikes that arrive together, beyond it values that happen to be whole
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
@@ -51,7 +51,7 @@ def work_of(layer: nn.Module, given: tuple[Any, ...], out: Any) -> Work | None:
     first = given[0] if given else None
     if isinstance(layer, CodesInput):
         return Work("coding", *layer.coding_work(first, out))
-    if isinstance(layer, SpikingLayer):
+    if isinstance(layer, SpikingLayer | IntegerNeurons):
         neuron = layer.neuron
         return _neurons(neuron, given, neuron.levels) if layer.unrolled and isinstance(neuron, IntegerLIF) else None
     if isinstance(layer, LIF | PLIF | IntegerLIF):

@@ -32,12 +32,13 @@ from pointcloud.nn.pooling import (
     SparseMaxPool4d,
 )
 from pointcloud.nn.surrogates import arctangent, fire, rectangular, sigmoid
-from pointcloud.nn.unrolling import SpikingLayer, unroll
+from pointcloud.nn.unrolling import IntegerNeurons, SpikingLayer, unroll
 
 __all__ = [
     "LIF",
     "PLIF",
     "IntegerLIF",
+    "IntegerNeurons",
     "Rectified",
     "SparseAvgPool1d",
     "SparseAvgPool2d",

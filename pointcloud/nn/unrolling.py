@@ -65,16 +65,35 @@ class SpikingLayer(nn.Module):
         return self.layer(with_steps(current, spikes)), after
 
 
+class IntegerNeurons(nn.Module):
+    """Neurons of one step whose spikes are added or pooled before a layer reads them.
+
+    They send integers or, after `unroll`, `levels` steps of 0 and 1 along the first axis: those of a neuron begin all
+    at once, so that the largest of integers is the largest in each step. Who reads them adds up what it makes of steps.
+    A maximum shares its gradient among equals, of which steps have more: train on integers.
+    """
+
+    def __init__(self, neuron: IntegerLIF) -> None:
+        super().__init__()
+        self.neuron, self.unrolled, self.bundled = neuron, False, False
+
+    def forward(self, current: Float[Tensor, " one *places"]) -> Float[Tensor, " steps *places"]:
+        """Return what the neurons send from rest on."""
+        if not self.unrolled:
+            return self.neuron(current, None, False)[0]
+        return self.neuron.spikes(current[0])[0]
+
+
 def unroll(network: Network, unrolled: bool = True, bundled: bool = False) -> Network:
-    """Let every SpikingLayer of `network` send spikes of 0 and 1 in place of integers, or integers again.
+    """Let every SpikingLayer and IntegerNeurons of `network` send spikes of 0 and 1, or integers again.
 
     A step of the network becomes `levels` steps of each neuron, T steps T x levels; outputs, states and gradients stay
     the same to rounding. Done in place and returned: parameters, hooks and names stay. With `bundled`, sparse
     convolutions get the spikes that arrive together as their number, one byte, where no gradient is asked for and the
     neurons have at most 255 levels.
-    ValueError if the network has no SpikingLayer with neurons that spike.
+    ValueError if the network has neither of them with neurons that spike.
     """
-    layers = [module for module in network.modules() if isinstance(module, SpikingLayer)]
+    layers = [module for module in network.modules() if isinstance(module, SpikingLayer | IntegerNeurons)]
     if not any(isinstance(layer.neuron, IntegerLIF) for layer in layers):
         raise ValueError(
             f"{type(network).__name__} has no SpikingLayer to unroll, with an IntegerLIF for a neuron; put those there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from pointcloud.files import replacing
 from pointcloud.metering import energy
+from pointcloud.nn import unroll
 from pointcloud.spikepoint.dataset import LabelledCloud, MovingPatterns
 from pointcloud.spikepoint.network import SpikePoint
 from pointcloud.spikepoint.patterns import CLASSES
@@ -45,6 +47,7 @@ def evaluate(
 ) -> Accuracy:
     """Return how a network does on the windows of so many evaluation recordings; `seed` draws its spikes.
 
+    The energy is that of spikes of 0 and 1, also where it answers with integers.
     ValueError on a network with other classes than those of the recordings.
     """
     if network.config.classes != CLASSES:
@@ -61,7 +64,8 @@ def evaluate(
         found = network.classify(clouds.to(device), generator).argmax(1).cpu()
         confusion.index_put_((labels, found), torch.ones_like(labels), accumulate=True)
         if number == 0:
-            nanojoules = energy(network, clouds.to(device), generator).picojoules / 1000 / len(clouds)
+            spiking = unroll(copy.deepcopy(network)) if network.on_integers else network
+            nanojoules = energy(spiking, clouds.to(device), generator).picojoules / 1000 / len(clouds)
         report(f"{int(confusion.sum())} windows")
     return Accuracy(CLASSES, confusion, nanojoules)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pointcloud.nn import LIF, PLIF, surrogates
+from pointcloud.nn import LIF, PLIF, IntegerLIF, IntegerNeurons, surrogates
 from pointcloud.nn.neurons import run_steps
 from pointcloud.spikepoint.config import SpikePointConfig
 
@@ -30,10 +30,14 @@ class Layer(nn.Module):
         self.linear = nn.Linear(channels, out_channels)
         self.norm = nn.BatchNorm1d(out_channels)
         self.activation = make_activation(config, learned_leak)
+        self.steps = config.coded_steps
 
-    def forward(self, x: Float[Tensor, "steps *places channels"]) -> Float[Tensor, "steps *places out_channels"]:
-        """Return spikes, or without spiking values of 0 or more."""
+    def forward(self, x: Float[Tensor, "steps *places channels"]) -> Float[Tensor, "sent *places out_channels"]:
+        """Return spikes, or without spiking values of 0 or more; integers that are spikes take more steps than one."""
+        together = len(x) // self.steps
         x = self.linear(x)
+        if together > 1:  # spikes that make an integer: what they bring is added up, the bias counts once
+            x = x.unflatten(0, (self.steps, together)).sum(1) - (together - 1) * self.linear.bias
         return self.activation(self.norm(x.flatten(0, -2)).view_as(x))
 
 
@@ -58,5 +62,7 @@ def make_activation(config: SpikePointConfig, learned_leak: bool) -> nn.Module:
     """Return neurons with a decay of 0.5 (for PLIF at the start), threshold 1 and a hard reset; ReLU if not spiking."""
     if not config.spiking:
         return nn.ReLU()
+    if config.neuron == "integer":
+        return IntegerNeurons(IntegerLIF(config.steps))
     kind = PLIF if config.neuron == "plif" and learned_leak else LIF
     return Neurons(kind(0.5, 1.0, "hard", getattr(surrogates, config.surrogate)))

@@ -22,7 +22,7 @@ class Coding(nn.Module):
     def __init__(self, config: SpikePointConfig) -> None:
         super().__init__()
         self.kind = config.coding if config.spiking else "direct"
-        self.steps = config.steps if config.spiking else 1
+        self.steps = config.coded_steps
 
     def forward(
         self, values: Float[Tensor, "*shape"], generator: torch.Generator | None = None
@@ -75,10 +75,22 @@ class SpikePoint(nn.Module):
     ) -> Float[Tensor, "steps batch classes"]:
         """Return the same of clouds that are grouped already."""
         dtype = next(self.parameters()).dtype
-        local = self.local(self.coding(groups.local.to(dtype), generator)).amax(-2)
-        x = local + self.centers(self.coding(groups.centers.to(dtype), generator))
+        local, centers = (self.coding(values.to(dtype), generator) for values in groups)
+        x = self._pooled(local) + self.centers(centers)
         votes = self.head(self.stages(x).amax(-2))
+        if self.on_integers and len(votes) == self.config.coded_steps:
+            votes = votes / self.config.steps
         return votes.unflatten(-1, (len(self.config.classes), self.config.votes)).mean(-1)
+
+    def _pooled(self, x: Float[Tensor, "steps batch groups neighbors 6"]) -> Float[Tensor, "more batch groups c"]:
+        """Return what the local branch makes of each group."""
+        if self.config.neuron != "integer":
+            return self.local(x).amax(-2)
+        # The largest of sums is not known from the largest sums of steps; the largest of one neuron's spikes is.
+        layer, residual = self.local
+        assert isinstance(residual, Residual)
+        own = layer(x)
+        return own.amax(-2) + residual.layers(own).amax(-2)
 
     @torch.inference_mode()
     def classify(
@@ -90,6 +102,11 @@ class SpikePoint(nn.Module):
             return self.eval()(clouds, generator).mean(0)
         finally:
             self.train(training)
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether `pointcloud.nn.unroll` makes spikes of what its neurons send."""
+        return self.config.spiking and self.config.neuron == "integer"
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, replacing an old file at once."""

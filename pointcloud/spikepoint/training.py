@@ -85,8 +85,8 @@ class Trainer:
 def train(
     output: Path,
     config: SpikePointConfig,
-    steps: int = 2500,
-    batch: int = 24,
+    steps: int = 3000,
+    batch: int = 48,
     learning_rate: float = 3e-3,
     *,
     seed: int = 0,

@@ -121,7 +121,7 @@ def test_unrolled_spikes_cost_what_their_integers_count() -> None:
 def test_spikepoint_names_its_coding_and_counts_all_else() -> None:
     torch.manual_seed(0)
     clouds = torch.rand(2, 64, 3)
-    sizes = {"points": 64, "groups": 16, "neighbors": 8, "steps": 3}
+    sizes = {"points": 64, "groups": 16, "neighbors": 8, "steps": 3, "neuron": "lif"}
     for changes, reads, coding in (
         ({"coding": "rate"}, "spikes", 3 * 2 * 16 * (8 * 6 + 3)),
         ({"coding": "direct"}, "values", 0),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("spconv.pytorch")
 
+from pointcloud import energy  # noqa: E402
 from pointcloud.events.record import Events  # noqa: E402
-from pointcloud.nn import LIF, PLIF  # noqa: E402
+from pointcloud.nn import LIF, PLIF, IntegerLIF, IntegerNeurons, unroll  # noqa: E402
 from pointcloud.spikepoint import (  # noqa: E402
     SpikePoint,
     SpikePointConfig,
@@ -41,6 +42,7 @@ def tiny_network(**changes: object) -> SpikePoint:
         "steps": 5,
         "votes": 3,
         "coding": "rate",
+        "neuron": "lif",
     }
     network = SpikePoint(tiny(CLASSES, **{**sizes, **changes}))
     for module in network.modules():
@@ -92,15 +94,58 @@ def test_every_spike_is_0_or_1_and_layers_add_counts_of_them(neuron: str, coding
     assert inputs["local.0"].max() == inputs["centers.0"].max() == 1
 
 
+INTEGER = {"neuron": "integer", "coding": "direct"}
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+def test_neurons_that_train_on_integers_send_spikes_of_0_and_1(levels: int) -> None:
+    network = tiny_network(**INTEGER, steps=levels).double().eval()
+    integers = network(cloud())
+    spikes, inputs = [], {}
+    for name, module in unroll(network).named_modules():
+        if isinstance(module, IntegerNeurons):
+            module.register_forward_hook(lambda _, given, out: spikes.append(out))
+        if isinstance(module, Layer):
+            module.linear.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0]}))
+    steps = network(cloud())
+    assert integers.shape == (1, 2, 3) and steps.shape == (levels, 2, 3)
+    assert (steps.mean(0) - integers[0]).abs().max() < 1e-10 and 0.01 < integers.mean() < 0.99
+    assert len(spikes) == 13 and all(len(x) == levels and ((x == 0) | (x == 1)).all() for x in spikes)
+    bare = {"local.0", "centers.0"}
+    assert all(torch.equal(x, x.round()) and 0 <= x.min() and x.max() <= 4 for n, x in inputs.items() if n not in bare)
+    assert torch.equal(network.classify(cloud()), steps.mean(0))
+    assert torch.equal(unroll(network, False)(cloud()), integers)
+
+
+def test_integers_and_spikes_cost_as_many_sums() -> None:
+    network, clouds = tiny_network(**INTEGER).double(), cloud(4)
+    sums = []
+    for unrolled in (False, True):
+        rows = energy(unroll(network, unrolled), clouds).layers
+        sums.append(sum(row.additions for row in rows if row.part == "layer"))
+        assert sum(row.part == "neuron" for row in rows) == 13 and not any(row.part == "not counted" for row in rows)
+    assert sums[0] == pytest.approx(sums[1], rel=1e-6) and sums[0] > 0
+
+
+def test_files_keep_which_neurons_there_are(tmp_path: Path) -> None:
+    network = tiny_network(**INTEGER).eval()
+    network.save(tmp_path / "network.safetensors")
+    again = SpikePoint.load(tmp_path / "network.safetensors", CLASSES)
+    assert any(isinstance(module, IntegerLIF) for module in again.modules())
+    assert torch.equal(again.classify(cloud()), network.classify(cloud()))
+    with pytest.raises(ValueError, match="coding is 'rate'; neurons that train on integers take direct, lif and plif"):
+        tiny_network(neuron="integer")
+
+
 def test_the_network_without_spikes_has_the_same_shape() -> None:
     spiking, ann = tiny_network(), tiny_network(spiking=False)
     assert ann.load_state_dict(spiking.state_dict()) and not any(isinstance(m, LIF) for m in ann.modules())
     assert ann.eval()(cloud()).shape == (1, 2, 3)
 
 
-@pytest.mark.parametrize("surrogate", ["arctangent", "rectangular", "sigmoid"])
-def test_gradients_reach_every_parameter_through_each_surrogate(surrogate: str) -> None:
-    network = tiny_network(surrogate=surrogate, neuron="plif")
+@pytest.mark.parametrize("surrogate", ["arctangent", "rectangular", "sigmoid", None])
+def test_gradients_reach_every_parameter_through_each_surrogate(surrogate: str | None) -> None:
+    network = tiny_network(**(INTEGER if surrogate is None else {"surrogate": surrogate, "neuron": "plif"}))
     network(cloud(4), torch.Generator().manual_seed(0)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     assert sum(bool(p.grad.abs().sum() > 0) for p in network.parameters() if p.grad is not None) > 50
