@@ -52,6 +52,26 @@ def test_bench_of_a_saved_pipeline(
     assert found.keys() == set(METHODS) and all(row["psnr_db"] > 20 for row in found.values())
 
 
+@pytest.mark.slow
+def test_blocks_of_another_family_rest_as_calibrated(tmp_path: Path) -> None:
+    hunyuan_video(tmp_path / "model")
+    table, rows = tmp_path / "table.json", tmp_path / "rows.json"
+    size = ["--frames", "9", "--height", "64", "--width", "192", "--dtype", "float32", "--steps", "3"]
+    where = ["--model", str(tmp_path / "model"), *size]
+    done = CliRunner().invoke(
+        app, ["calibrate", "ab", *where, "--budget", "0.7", "--ages", "1", "--output", str(table)]
+    )
+    assert done.exit_code == 0 and len(json.loads(table.read_text())["steps"]) == 3, done.output
+    caches = f"table:table={table},dual-block:threshold=1:warmup=1"
+    done = CliRunner().invoke(app, [
+        "bench", "ab", *where, "--methods", "svg-ear", "--caches", caches, "--densities", "0.5", "--dense-steps", "0.2",
+        "--seeds", "1", "--json", str(rows),
+    ])  # fmt: skip
+    found = json.loads(rows.read_text())
+    assert done.exit_code == 0 and len(found) == 2, done.output
+    assert all(row["blocks_computed"] < 1 and row["psnr_db"] > 20 for row in found)
+
+
 def test_a_modular_pipeline_tells_its_steps(tmp_path: Path) -> None:
     """Its timesteps rise, and sound is ahead of the video: each step is found all the same."""
     minimax_h3(tmp_path / "saved")
