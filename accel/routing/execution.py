@@ -1,9 +1,9 @@
 """A transformer under its routers with gradients: hard decisions forward, those of the probabilities backward.
 
 Elastic Diffusion Transformer (arXiv 2602.13993): a block adds g (B(x) - x), hidden neurons of its MLP are masked, both
-with straight-through estimators (Bengio et al., arXiv 1308.3432). Where blocks rest by reuse it adds g (B(x) - x) +
-(1 - g) d, with d what it added at an earlier step. Every block runs: what a gate would be worth is not known otherwise.
-Inference is `accel.routing.policy`.
+with straight-through estimators (Bengio et al., arXiv 1308.3432). Every block runs: what a gate would be worth is not
+known otherwise. Where they rest by reuse, all of them add p (B(x) - x) + (1 - p) d, with the probability itself and
+what they added at an earlier step. Inference is `accel.routing.policy`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ class Decisions(NamedTuple):
 class Pass:
     """What is known so far in one forward pass; the mask is that of the block that runs.
 
-    `earlier` is what each block added at an earlier step, none where blocks that rest are skipped.
+    `earlier` is what all blocks added at an earlier step, `entry` what goes into the first one, where they rest by
+    reuse.
     """
 
-    earlier: list[Tensor] = field(default_factory=list)
+    earlier: Tensor | None = None
+    entry: Tensor | None = None
     time: Tensor | None = None
     gate: Tensor | None = None
     mask: Tensor | None = None
@@ -77,10 +79,10 @@ class RoutedTransformer(nn.Module):
         latents: Float[Tensor, "b c t h w"],
         timestep: Float[Tensor, " b"],
         text: Float[Tensor, "b tokens channels"],
-        earlier: list[Tensor] | None = None,
+        earlier: Float[Tensor, "b _ _"] | None = None,
     ) -> tuple[Float[Tensor, "b c t h w"], Decisions]:
         """Return the velocity (towards noise), and what was decided; `earlier` is of `added`, for rests by reuse."""
-        now = Pass(earlier or [])
+        now = Pass(earlier)
         with self._hooks(now):
             velocity = self.transformer(latents, timestep, text, return_dict=False)[0]
         return velocity, Decisions(*(torch.stack(values) for values in zip(*now.said, strict=True)))
@@ -91,20 +93,22 @@ class RoutedTransformer(nn.Module):
         latents: Float[Tensor, "b c t h w"],
         timestep: Float[Tensor, " b"],
         text: Float[Tensor, "b tokens channels"],
-    ) -> list[Float[Tensor, "b _ _"]]:
-        """Return what each block adds to its tokens where all of them run."""
-        seen: list[Tensor] = []
-
-        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            seen.append(output - (args[0] if args else kwargs["hidden_states"]))
-
-        handles = [block.register_forward_hook(note, with_kwargs=True) for block in self.stack]
+    ) -> Float[Tensor, "b _ _"]:
+        """Return what all blocks together add to their tokens."""
+        seen: list[Any] = []
+        handles = [
+            self.stack[0].register_forward_pre_hook(
+                lambda block, args, kwargs: seen.append(_entering(args, kwargs)), with_kwargs=True
+            ),
+            self.stack[-1].register_forward_hook(lambda block, inputs, output: seen.append(output)),
+        ]
         try:
             self.transformer(latents, timestep, text, return_dict=False)
         finally:
             for handle in handles:
                 handle.remove()
-        return seen
+        first, last = seen
+        return last - first
 
     @contextmanager
     def _hooks(self, now: Pass) -> Iterator[None]:
@@ -113,9 +117,15 @@ class RoutedTransformer(nn.Module):
         embedding = self.adapter.time_embedding(self.transformer)
         handles: list[Any] = [embedding.register_forward_hook(partial(_note_time, now))]
         try:
+            if self.routers.config.rest == "reuse":
+                first, last = self.stack[0], self.stack[-1]
+                handles.append(first.register_forward_pre_hook(partial(self._decide, now, 0), with_kwargs=True))
+                handles.append(last.register_forward_hook(partial(_blend_all, now)))
+                yield
+                return
             for index, block in enumerate(self.stack):
                 handles.append(block.register_forward_pre_hook(partial(self._decide, now, index), with_kwargs=True))
-                handles.append(block.register_forward_hook(partial(_blend, now, index), with_kwargs=True))
+                handles.append(block.register_forward_hook(partial(_blend, now), with_kwargs=True))
                 if self._narrows:
                     handles.append(self._last(block).register_forward_pre_hook(partial(_mask, now)))
             yield
@@ -126,12 +136,15 @@ class RoutedTransformer(nn.Module):
     def _decide(self, now: Pass, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Ask the router of a block that is about to run."""
         assert now.time is not None
-        gate, width = self.routers(index, args[0] if args else kwargs["hidden_states"], now.time)
+        now.entry = x = _entering(args, kwargs)
+        gate, width = self.routers(index, x, now.time)
         probability, shares = gate.sigmoid(), width.softmax(-1)
-        now.gate = straight_through((probability >= THRESHOLD).to(probability.dtype), probability)
+        hard = (probability >= THRESHOLD).to(probability.dtype)
+        decided = probability if self.routers.config.rest == "reuse" else straight_through(hard, probability)
         values = shares.new_tensor(self.routers.config.widths)
         chosen, expected = values[width.argmax(-1)], (shares * values).sum(-1)
-        now.said.append((probability, now.gate, expected, straight_through(chosen, expected)))
+        now.gate = decided
+        now.said.append((probability, decided, expected, straight_through(chosen, expected)))
         if self._narrows:
             now.mask = prefix_mask(shares, width.argmax(-1), self._prefixes(block, shares))
 
@@ -162,14 +175,21 @@ def _note_time(now: Pass, module: nn.Module, inputs: tuple[Any, ...], output: An
     now.time = mean_time(output)
 
 
-def _blend(
-    now: Pass, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-) -> Tensor:
-    """Return what a rest leaves, moved by the gate to what comes out; exactly one of both forward."""
+def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _blend_all(now: Pass, block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Return what all blocks leave if they rest, moved to what comes out by the probability that they run."""
+    assert now.gate is not None and now.entry is not None and now.earlier is not None
+    rested = now.entry + now.earlier.to(now.entry.dtype)
+    return torch.lerp(rested, output.to(rested.dtype), now.gate[:, None, None].to(rested.dtype))
+
+
+def _blend(now: Pass, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """Return what goes in, moved by the gate to what comes out; exactly one of both forward."""
     assert now.gate is not None
-    x = args[0] if args else kwargs["hidden_states"]
-    if now.earlier:
-        x = x + now.earlier[index].to(x.dtype)
+    x = _entering(args, kwargs)
     return torch.lerp(x, output, now.gate[:, None, None].to(x.dtype))
 
 

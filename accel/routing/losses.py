@@ -35,6 +35,11 @@ def gate_rate_loss(
     return (rates - target).square().sum(0).mean()
 
 
+def step_rate_loss(probabilities: Float[Tensor, "1 b"], target: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Return the squared distance of the samples' mean from the targets': one sample may run oftener than another."""
+    return (probabilities.mean() - target.mean()).square()
+
+
 def width_rate_loss(
     expected: Float[Tensor, "depth b"], widths: Float[Tensor, "depth b"], gates: Float[Tensor, "depth b"], target: float
 ) -> Float[Tensor, ""]:

@@ -29,25 +29,33 @@ from accel.naming import check_least
 from accel.routing.folder import read_routers
 from accel.routing.router import Routers
 
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "shapes-wan" / "routers"
+
 
 @dataclass
 class Reuses:
-    """How often in a row a block has repeated what it added."""
+    """How often in a row blocks have repeated what they added, and what their rates have come to since they ran."""
 
     used: int = 0
+    owed: float = 0.0
 
 
 @dataclass(frozen=True)
 class Routed(Policy):
     """Follow `routers`, given as such or by the `path` of their folder, in three bands of the gate's probability.
 
-    Below `threshold` a block is skipped; from there to `margin` above it, it adds what it added when it last ran, at
-    most `most_reuses` times in a row (published: margin 0.1 and 5; the release has 0.015 and 10); above, it runs, with
-    `widths` as much of its MLP as the router finds enough. In the first share `reuse_after` of the steps (the release:
-    half of them) nothing is reused. A margin of 0 is no reuse. Routers that have learnt to reuse (`RoutersConfig.rest`)
-    have two bands: below `threshold` a block repeats what it added, at most `most_reuses` times in a row; above it
-    runs; `margin` and `reuse_after` are not for them. Weights of the transformer that were tuned with the
-    routers are in it while the policy is attached. E-DiT, arXiv 2602.13993. Waits for the device once a block.
+    Without either it follows those of the embedded model, which fit no other. Below `threshold` a block is skipped;
+    from there to `margin` above it, it adds what it added when it last ran, at most `most_reuses` times in a row
+    (published: margin 0.1 and 5; the release has 0.015 and 10); above, it runs, with `widths` as much of its MLP as
+    the router finds enough. In the first share `reuse_after` of the steps (the release: half of them) nothing is
+    reused. A margin of 0 is no reuse.
+
+    A router that has learnt when to reuse (`RoutersConfig.rest`) decides for all blocks at once: its probability is the
+    rate at which they have to run, and they do so whenever rates have come to twice the `threshold`; in between they
+    repeat what they added, at most `most_reuses` times in a row. `margin` and `reuse_after` are not for it.
+
+    Weights of the transformer that were tuned with the routers are in it while the policy is attached. E-DiT, arXiv
+    2602.13993. Waits for the device once a block.
     """
 
     warmup: float = 0
@@ -68,9 +76,7 @@ class Routed(Policy):
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, got {self.threshold}")
         if self.routers is None:
-            if not isinstance(self.path, str):
-                raise InputError("routers have no default: give path=FOLDER, one that accel train-router wrote")
-            routers, backbone = read_routers(Path(self.path).expanduser())
+            routers, backbone = read_routers(EMBEDDED if self.path is None else Path(self.path).expanduser())
             object.__setattr__(self, "routers", routers)
             object.__setattr__(self, "backbone", backbone)
 
@@ -88,7 +94,9 @@ class Routed(Policy):
             )
 
     def units(self, depth: int) -> tuple[range, ...]:
-        """Return the blocks, each by itself."""
+        """Return the blocks, each by itself, or all as one for a router that has learnt when to reuse."""
+        if self._taught_reuse:
+            return (range(depth),)
         return tuple(range(index, index + 1) for index in range(depth))
 
     @property
@@ -114,11 +122,11 @@ class Routed(Policy):
         if self.routers.device != call.x.device:
             self.routers.to(call.x.device)
         probability, width = self.routers.read(call.blocks[0], call.x, call.time)
-        off = probability < self.threshold
-        if off and not self._taught_reuse:
+        if self._taught_reuse:
+            return self._by_rate(probability, memory)
+        if probability < self.threshold:
             return Skip()
-        doubtful = off or (not self._taught_reuse and probability <= self.threshold + self.margin)
-        if self.reuses and doubtful and self._may_reuse(call, memory):
+        if self.reuses and probability <= self.threshold + self.margin and self._may_reuse(call, memory):
             memory.own(Reuses).used += 1
             return Reuse(self.order)
         memory.own(Reuses).used = 0
@@ -128,18 +136,31 @@ class Routed(Policy):
     def _taught_reuse(self) -> bool:
         return self.routers is not None and self.routers.config.rest == "reuse"
 
+    def _by_rate(self, rate: float, memory: Memory) -> Decision:
+        """Spread as many computed steps as the rates ask for: what is left over after one counts for the next."""
+        reuses, due = memory.own(Reuses), 2 * self.threshold
+        if not memory.history().steps:
+            return Compute()
+        reuses.owed += rate
+        if reuses.owed < due and reuses.used < self.most_reuses:
+            reuses.used += 1
+            return Reuse(self.order)
+        reuses.used, reuses.owed = 0, max(0.0, reuses.owed - due)
+        return Compute()
+
     def _may_reuse(self, call: BlockCall, memory: Memory) -> bool:
-        early = not self._taught_reuse and call.step < step_count(self.reuse_after, call.progress.steps)
+        early = call.step < step_count(self.reuse_after, call.progress.steps)
         return not early and bool(memory.history().steps) and memory.own(Reuses).used < self.most_reuses
 
 
-def load_routers(pipe_or_transformer: Any, path: str | Path, **options: Any) -> Routed:
+def load_routers(pipe_or_transformer: Any, path: str | Path | None = None, **options: Any) -> Routed:
     """Return the policy of a folder of routers, for `accel.enable(pipe, cache=...)`; options are those of `Routed`.
 
-    Weights that were tuned with the routers are read, and put into the transformer by `enable`; `disable` gives it its
-    own back. InputError for a folder that holds none, and for routers of another model.
+    Without a folder they are those of the embedded model. Weights that were tuned with the routers are read, and put
+    into the transformer by `enable`; `disable` gives it its own back. InputError for a folder that holds none, and for
+    routers of another model.
     """
-    policy = Routed(path=str(path), **options)
+    policy = Routed(path=None if path is None else str(path), **options)
     is_transformer = isinstance(pipe_or_transformer, nn.Module)
     transformers = [pipe_or_transformer] if is_transformer else transformers_of(pipe_or_transformer)
     for transformer in transformers:

@@ -27,8 +27,10 @@ class RoutersConfig:
     """The transformer's class, depth and channels; hidden neurons and accepted widths; how the timestep comes in.
 
     The variant "published" modulates by a layer of 2 channels^2 weights in each block, "shared" by one small network
-    for all of them with a shift and scale of each block's own. Widths of (1,) leave MLPs whole. `rest` is what a block
-    whose gate is off has learnt to do: "skip" adds nothing, as published, "reuse" what it added when it last ran.
+    for all of them with a shift and scale of each block's own. Widths of (1,) leave MLPs whole. `rest` is what happens
+    without a block: "skip" adds nothing, as published. With "reuse" there is one router, before the first block, which
+    says how often all of them have to run; in between they add what they added. That is ours: blocks that rest each at
+    steps of their own are a mixture of old and new, further from dense than all at once.
     """
 
     model: str
@@ -48,9 +50,16 @@ class RoutersConfig:
             raise InputError(f"variant of routers is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
         if self.rest not in RESTS:
             raise InputError(f"rest of routers is {self.rest!r}; accepted: {', '.join(RESTS)}")
+        if self.rest == "reuse" and tuple(self.widths) != (1,):
+            raise InputError(f"rest of routers is 'reuse', which leaves MLPs whole, and widths are {self.widths}")
         rising = all(a < b for a, b in zip((0.0, *self.widths), self.widths, strict=False))
         if not self.widths or not rising or self.widths[-1] != 1:
             raise InputError(f"widths of routers are {self.widths}; give rising shares above 0, the last one 1")
+
+    @property
+    def count(self) -> int:
+        """The number of routers."""
+        return 1 if self.rest == "reuse" else self.depth
 
 
 class Router(nn.Module):
@@ -101,7 +110,7 @@ class Router(nn.Module):
 
 
 class Routers(nn.Module):
-    """The routers of all blocks of one transformer."""
+    """The routers of one transformer."""
 
     def __init__(self, config: RoutersConfig):
         super().__init__()
@@ -109,7 +118,7 @@ class Routers(nn.Module):
         channels, hidden, modulated = config.channels, config.hidden, config.variant == "published"
         self.modulation = None if modulated else _modulation(channels, hidden)
         self.blocks = nn.ModuleList(
-            Router(channels, hidden, len(config.widths), modulated) for _ in range(config.depth)
+            Router(channels, hidden, len(config.widths), modulated) for _ in range(config.count)
         )
 
     def forward(

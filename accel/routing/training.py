@@ -21,7 +21,7 @@ from accel.files import replacing
 from accel.models.adapters.adapter import Adapter
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers, save_routers
-from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
+from accel.routing.losses import gate_rate_loss, step_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.router import RESTS, VARIANTS, WIDTHS, Routers, RoutersConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -41,8 +41,9 @@ class Recipe:
     are not saved. `distillation` is the share of the transformer as it was before in the velocity that is wanted; the
     remainder is the video's own, as published. Whole blocks' answers teach faster than videos, which noise hides. Noise
     levels are logit-normal, moved up by `shift`. With `rest` "skip" a block whose gate is off adds nothing, as
-    published; with "reuse" what it added at an earlier, noisier step, which is much nearer to what it would add. All
-    random numbers of a step come from `seed` and its number.
+    published. With "reuse" one router says how often all blocks run, `rate` of the time, and learns where what they
+    added at an earlier, noisier step is furthest from what they would add. All random numbers of a step come from
+    `seed` and its number.
     """
 
     rate: float = 0.6
@@ -73,6 +74,8 @@ class Recipe:
             raise InputError(f"variant is {self.variant!r}; accepted: {', '.join(VARIANTS)}")
         if self.rest not in RESTS:
             raise InputError(f"rest is {self.rest!r}; accepted: {', '.join(RESTS)}")
+        if self.rest == "reuse" and (self.width_rate is not None or self.backbone_rate > 0):
+            raise InputError("rest 'reuse' teaches when all blocks run: leave width_rate and a joint backbone out")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed is {self.seed}; it must be at least 0 and below 2**31")
         if self.width_rate is not None and self.width_rate < 1 and self.backbone_rate == 0:
@@ -182,7 +185,11 @@ class RouterTrainer:
         velocity, said = self.module(noisy, timestep, text, earlier)
         error = velocity_loss(velocity, self._wanted(toward, noisy, timestep, text), weights)
         low = recipe.rate if recipe.low_rate is None else recipe.low_rate
-        rates = gate_rate_loss(said.probabilities, said.gates, target_rate(timestep, recipe.rate, low))
+        target = target_rate(timestep, recipe.rate, low)
+        if recipe.rest == "reuse":
+            rates = step_rate_loss(said.probabilities, target)
+        else:
+            rates = gate_rate_loss(said.probabilities, said.gates, target)
         if recipe.width_rate is not None:
             rates = rates + width_rate_loss(said.expected, said.widths, said.gates, recipe.width_rate)
         runs = said.gates.detach()

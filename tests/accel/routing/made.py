@@ -18,10 +18,10 @@ def wan_routers(variant: str = "shared", widths: tuple[float, ...] = WIDTHS, var
     return routers if varied is None else vary(routers, varied)
 
 
-def toy_routers(varied: int | None = None) -> Routers:
+def toy_routers(varied: int | None = None, rest: str = "skip") -> Routers:
     """Return routers for a toy, without widths, in float64."""
     torch.manual_seed(0)
-    routers = Routers(RoutersConfig("Toy", DEPTH, CHANNELS, 8, (1.0,))).double()
+    routers = Routers(RoutersConfig("Toy", DEPTH, CHANNELS, 8, (1.0,), rest=rest)).double()
     return routers if varied is None else vary(routers, varied)
 
 

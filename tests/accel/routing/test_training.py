@@ -18,7 +18,7 @@ from accel.errors import InputError
 from accel.models.adapters.wan import WAN
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers
-from accel.routing.losses import gate_rate_loss, target_rate, velocity_loss, width_rate_loss
+from accel.routing.losses import gate_rate_loss, step_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.policy import Routed
 from accel.routing.router import WIDTHS, Routers, RoutersConfig
 from accel.routing.training import Recipe, RouterTrainer, learning_rate_factor
@@ -118,37 +118,52 @@ def test_new_routers_leave_the_transformer_as_it_is() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.transformer.modules())
 
 
+def one_router(bias: float) -> RoutedTransformer:
+    """Return a transformer with one router for all blocks, whose answer is always the same."""
+    config = RoutersConfig("WanTransformer3DModel", DEPTH, CHANNELS, 16, (1.0,), rest="reuse")
+    routers = Routers(config)
+    gate = routers.get_submodule("blocks.0.gate")
+    assert len(routers.blocks) == 1 and isinstance(gate, torch.nn.Linear)
+    torch.nn.init.zeros_(gate.weight)
+    torch.nn.init.constant_(gate.bias, bias)
+    return RoutedTransformer(tiny(), routers, WAN)
+
+
 @torch.no_grad()
-def test_a_block_that_rests_by_reuse_adds_what_it_added() -> None:
+def test_all_blocks_rest_together_by_as_much_as_the_router_says() -> None:
     """Against the blocks by hand; what was added at the very same step changes nothing."""
-    module, timestep = routed(varied=7, widths=(1.0,)), torch.tensor([300.0, 700.0])
-    stock, by_hand = tiny()(LATENTS, timestep, TEXT)[0], tiny()
-    earlier = module.added(LATENTS, torch.tensor([500.0, 900.0]), TEXT)
+    timestep, before = torch.tensor([300.0, 700.0]), torch.tensor([500.0, 900.0])
+    module, stock = one_router(0.4), tiny()(LATENTS, timestep, TEXT)[0]
+    earlier = module.added(LATENTS, before, TEXT)
     velocity, said = module(LATENTS, timestep, TEXT, earlier)
-    assert len(earlier) == DEPTH and 0 < said.gates.mean() < 1
-    numbers = iter(range(DEPTH))
-
-    def rest(block: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        index = next(numbers)
-        return torch.where(said.gates[index, :, None, None] == 1, output, inputs[0] + earlier[index])
-
-    for block in by_hand.blocks:
-        block.register_forward_hook(rest)
+    p = torch.tensor(0.4).sigmoid()
+    assert said.probabilities.shape == (1, 2) and torch.allclose(said.probabilities, p) and not said.gates.requires_grad
+    by_hand, seen = tiny(), {}
+    by_hand.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.update(x=inputs[0]))
+    by_hand.blocks[-1].register_forward_hook(lambda block, inputs, output: p * output + (1 - p) * (seen["x"] + earlier))
     torch.testing.assert_close(velocity, by_hand(LATENTS, timestep, TEXT)[0])
     assert (velocity - stock).abs().max() > 1e-3
     torch.testing.assert_close(module(LATENTS, timestep, TEXT, module.added(LATENTS, timestep, TEXT))[0], stock)
+    torch.testing.assert_close(one_router(20.0)(LATENTS, timestep, TEXT, earlier)[0], stock)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.transformer.modules())
 
 
-def test_routers_learn_to_reuse(tmp_path: Path) -> None:
-    made = trainer(rest="reuse", rate=0.5, distillation=1.0)
-    run(made, 60, decay=True)
-    reused, skipped = measured(made), trainer(rate=0.5, distillation=1.0)
-    run(skipped, 60, decay=True)
-    assert reused["gates"] == pytest.approx(0.5, abs=0.05)
-    assert reused["error"] < 0.5 * measured(skipped)["error"], "what blocks added before is nearer than nothing"
+def test_a_router_learns_when_to_reuse(tmp_path: Path) -> None:
+    made = trainer(rest="reuse", rate=0.5, distillation=1.0, weight=1.0)
+    before = measured(made)
+    run(made, 120, decay=True)
+    after = measured(made)
+    assert before["gates"] == pytest.approx(0.7, abs=0.01) and after["gates"] == pytest.approx(0.5, abs=0.05)
+    assert after["loss"] < before["loss"] and not any(p.requires_grad for p in made.transformer.parameters())
     made.save(tmp_path)
-    assert read_routers(tmp_path)[0].config.rest == "reuse"
+    assert read_routers(tmp_path)[0].config == made.routers.config and made.routers.config.rest == "reuse"
+    rates = step_rate_loss(torch.tensor([[0.9, 0.3]]), torch.tensor([0.5, 0.5])).item()
+    assert rates == pytest.approx(0.01)
+    for options in ({"width_rate": 0.5}, {"backbone_rate": 1e-3}):
+        with pytest.raises(InputError, match="teaches when all blocks run: leave width_rate and a joint backbone out"):
+            Recipe(rest="reuse", **options)
+    with pytest.raises(InputError, match="rest of routers is 'reuse', which leaves MLPs whole, and widths are"):
+        RoutersConfig("A", 1, 1, rest="reuse")
 
 
 def test_each_sample_is_decided_by_itself() -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+import accel
+from accel.errors import InputError
 from accel.methods.registry import SPARSE_METHODS, by_name
 from accel.workbench.comparison import compare
+from accel.workbench.generation import generate
 from accel.workbench.loading import LoadedPipeline, embedded_folder, load_pipeline
+from accel.workbench.their_caches import from_text
+from tests.accel.wan_models import pipeline
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +53,14 @@ def test_methods_run_on_it(loaded: LoadedPipeline, name: str) -> None:
     report = comparison.report
     assert report["tokens"] == 256 and comparison.sparse.shape == (13, 64, 64, 3)
     assert 0 < report["density"] <= 1 and 0 < report["recall"] <= 1 and report["psnr_db"] > 10
+
+
+def test_its_routers_need_no_path(loaded: LoadedPipeline) -> None:
+    made = generate(
+        loaded, "a red circle moves left", None, cache=from_text("routers"), steps=4, frames=13, height=64, width=64
+    )
+    policy = accel.load_routers(loaded.pipeline)
+    assert 0.3 < made.report["blocks_computed"] < 1 and not policy.backbone
+    assert policy.routers is not None and policy.routers.config.rest == "reuse"
+    with pytest.raises(InputError, match="the routers are of a WanTransformer3DModel with 5 blocks of 256 channels"):
+        accel.enable(pipeline("wan-2.1"), None, cache="routers")
