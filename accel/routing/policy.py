@@ -145,7 +145,7 @@ class Routed(Policy):
         if reuses.owed < due and reuses.used < self.most_reuses:
             reuses.used += 1
             return Reuse(self.order)
-        reuses.used, reuses.owed = 0, max(0.0, reuses.owed - due)
+        reuses.used, reuses.owed = 0, min(max(0.0, reuses.owed - due), due)
         return Compute()
 
     def _may_reuse(self, call: BlockCall, memory: Memory) -> bool:
