@@ -55,7 +55,7 @@ class Routed(Policy):
     repeat what they added, at most `most_reuses` times in a row. `margin` and `reuse_after` are not for it.
 
     Weights of the transformer that were tuned with the routers are in it while the policy is attached. E-DiT, arXiv
-    2602.13993. Waits for the device once a block.
+    2602.13993. Waits for the device once a block, or once a call where all are decided about at once.
     """
 
     warmup: float = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import denoised, from_latents, stacks
 from accel.models.adapters.streams import TEXT_SECOND
@@ -17,14 +19,7 @@ COGVIDEOX = Adapter(
     latents=denoised(2),
 )
 # A face is added between blocks: no caches of blocks.
-CONSISID = Adapter(
-    ("ConsisIDTransformer3DModel",),
-    r"transformer_blocks\.\d+\.attn1",
-    from_latents("btchw", rest="before"),
-    dispatched=False,
-    stays="rows of text",
-    latents=denoised(2),
-)
+CONSISID = replace(COGVIDEOX, classes=("ConsisIDTransformer3DModel",), blocks=None)
 EASYANIMATE = Adapter(
     ("EasyAnimateTransformer3DModel",),
     r"transformer_blocks\.\d+\.attn1",

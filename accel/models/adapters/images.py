@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument, denoised, from_latents, stacks
-from accel.models.adapters.streams import TEXT_FIRST
+from accel.models.adapters.streams import ALONE, TEXT_FIRST
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 
@@ -67,14 +68,8 @@ FLUX = Adapter(
     streams=TEXT_FIRST,
     latents=denoised(2),
 )
-FLUX_2 = Adapter(
-    ("Flux2Transformer2DModel",),
-    BOTH_STREAMS,
-    flux,
-    stays="rows of text and of reference pictures",
-    blocks=stacks("single_transformer_blocks"),  # most of it, and text and picture are one sequence only there
-    latents=denoised(2),
-)
+# The blocks of one stream are most of it; text and picture become one sequence only there.
+FLUX_2 = replace(FLUX, classes=("Flux2Transformer2DModel",), blocks=stacks("single_transformer_blocks"), streams=ALONE)
 QWEN_IMAGE = Adapter(
     ("QwenImageTransformer2DModel",),
     r"transformer_blocks\.\d+\.attn",

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from accel.models.adapters.adapter import Adapter, Size
-from accel.models.adapters.readers import denoised, from_latents
+from accel.models.adapters.readers import denoised, from_latents, stacks
 
 # WanPipeline.check_inputs asks for multiples of 16 even where VAE and patch would need less.
 PIPELINE_MULTIPLE = 16
-
-
-def blocks(transformer: Any) -> list[nn.Module]:
-    """Return the blocks in the order in which they run."""
-    return list(transformer.blocks)
 
 
 def latents(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -67,26 +63,26 @@ def _config(pipeline: Any) -> Any:
 
 WAN = Adapter(
     ("WanTransformer3DModel",), r"blocks\.\d+\.attn1", from_latents(), sizes=sizes, grid=grid,
-    blocks=blocks, latents=latents, channels=channels, time_embedding=time_embedding, mlp=mlp,
+    blocks=stacks("blocks"), latents=latents, channels=channels, time_embedding=time_embedding, mlp=mlp,
 )  # fmt: skip
 WAN_RELATED = Adapter(
     ("ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"),
     r"blocks\.\d+\.attn1",
     from_latents(),
-    blocks=blocks,
+    blocks=stacks("blocks"),
     latents=denoised(),
 )
 # What a control or a face adds between blocks would be added twice where these rest: no caches of blocks.
-WAN_CONTROLLED = Adapter(
-    ("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
-    r"(vace_blocks|blocks)\.\d+\.attn1",
-    from_latents(),
-    latents=denoised(),
+WAN_CONTROLLED = replace(
+    WAN_RELATED,
+    classes=("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
+    self_attention=r"(vace_blocks|blocks)\.\d+\.attn1",
+    blocks=None,
 )
 ANYFLOW = Adapter(
     ("AnyFlowTransformer3DModel",),
     r"blocks\.\d+\.attn1",
     from_latents("btchw"),
-    blocks=blocks,
+    blocks=stacks("blocks"),
     latents=denoised(2),
 )
