@@ -129,14 +129,16 @@ def _device(device: str) -> torch.device:
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" or _fast_bfloat16() else torch.float32
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 
-def _fast_bfloat16() -> bool:
-    """Tell whether this processor multiplies bfloat16 faster than float32."""
+def fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether a GPU, or this processor, multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return True
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 

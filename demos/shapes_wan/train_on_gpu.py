@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 import typer
 
+from accel.workbench.loading import fast_bfloat16
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.shipped import load_shipped, shipped_autoencoder
 from demos.shapes_wan.stream import Order, Stream, kind_of
@@ -100,7 +101,7 @@ def main(
     stream = Stream(order, shipped_autoencoder(device), workers)  # begins to draw while the rest is made
     try:
         torch.manual_seed(seed)
-        recipe = Recipe(learning_rate, shift, forms, ema_decay=ema_decay, bfloat16=True)
+        recipe = Recipe(learning_rate, shift, forms, ema_decay=ema_decay, bfloat16=fast_bfloat16(torch.device(device)))
         trainer = prepare(recipe, device, start_from)
         if compile_blocks:
             trainer.compile_blocks()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from accel.models.adapters import adapter_for
 from accel.routing.training import CHECKPOINT, Recipe, RouterTrainer, learning_rate_factor
+from accel.workbench.loading import fast_bfloat16
 from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.model import build_tokenizer, embed_captions
 from demos.shapes_wan.pools import Batch, Pools
@@ -99,7 +100,7 @@ def main(
     corners: Annotated[int, typer.Option(help="times that videos with small squares or triangles are drawn")] = 3,
     drop_caption: float = 0.1,
     workers: Annotated[int, typer.Option(help="drawing processes")] = 1,
-    bfloat16: Annotated[bool, typer.Option(help="compute in bfloat16; fast on AMX, AVX512_BF16 and CUDA")] = True,
+    bfloat16: Annotated[bool | None, typer.Option(help="compute in bfloat16; default: where it is fast")] = None,
     start_from: Annotated[Path | None, typer.Option(help="folder of routers to begin with")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in the output folder")] = False,
     threads: int = 2,
@@ -119,6 +120,7 @@ def main(
         rest=rest, seed=seed,
     )  # fmt: skip
     transformer = shipped_transformer(model)
+    bfloat16 = fast_bfloat16(torch.device(device)) if bfloat16 is None else bfloat16
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
     if start_from is not None:
         trainer.start_from(start_from)

@@ -46,8 +46,11 @@ def _cluster_head(
 
 
 def _nearest(x: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+    # A product of matrices in float32 may round equal columns differently (MKL with AVX2 does), and the first must win.
+    centroids = centroids.double()
     norms = centroids.square().sum(-1)
-    return torch.cat([torch.addmm(norms, rows, centroids.T, alpha=-2).argmin(-1) for rows in x.split(ROWS)])
+    distances = (torch.addmm(norms, rows.double(), centroids.T, alpha=-2).float() for rows in x.split(ROWS))
+    return torch.cat([each.argmin(-1) for each in distances])
 
 
 def _sort(labels: Int[Tensor, " n"], clusters: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " k1"]]:

@@ -125,7 +125,8 @@ def test_rows_far_from_the_origin_are_told_apart_when_centred(rows: int, cluster
     far = kmeans(x, start, iterations=0, backend=backend)
     squared = distances(x, start)
     excess = squared.gather(-1, far.labels.long()[..., None])[..., 0] - squared.amin(-1)
-    assert 0 < excess.max() < 1e-6 * x.square().sum(-1).max()
+    assert excess.max() < 1e-6 * x.square().sum(-1).max()
+    assert excess.max() > 0 or backend == "reference"  # which rounds distances alone, and here may be spared
     centre = x.mean(2, keepdim=True)
     near = kmeans(x - centre, start - centre, iterations=5, backend=backend)
     assert torch.equal(near.labels, torch.arange(rows, dtype=torch.int32).expand_as(near.labels))
