@@ -92,7 +92,7 @@ def main(
     device: str = "cuda",
     smoke: Annotated[bool, typer.Option(help="a few steps on tiny videos on the CPU: does it all run?")] = False,
 ) -> None:
-    """Train in bfloat16, writing the averaged weights twice a minute."""
+    """Train, in bfloat16 where that is fast, writing the averaged weights twice a minute."""
     end = time.monotonic() + 60 * minutes
     if smoke:
         device, mix, tokens, workers = "cpu", "coarse:3,coarse:4", 512, 1
