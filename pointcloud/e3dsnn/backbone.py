@@ -77,9 +77,10 @@ class SpikingBackbone(nn.Module):
 
 def flatten(x: SparseConvTensor) -> tuple[Float[Tensor, "cells c"], Int[Tensor, "cells 4"]]:
     """Return the columns of a sparse grid, each with the channels of its layers, 0 where a layer has no voxel."""
-    layers, z = x.spatial_shape[0], x.indices[:, 1].long()
-    columns, cell = x.indices[:, [0, 2, 3]].unique(dim=0, return_inverse=True)
-    wide = x.features.new_zeros(len(columns) * layers, x.features.shape[1])
+    layers, rows, columns = x.spatial_shape
+    batch, z, row, column = x.indices.long().unbind(1)
+    keys, cell = ((batch * rows + row) * columns + column).unique(return_inverse=True)
+    wide = x.features.new_zeros(len(keys) * layers, x.features.shape[1])
     wide = wide.index_copy(0, cell * layers + z, x.features)
-    batch, row, column = columns.unbind(1)
-    return wide.view(len(columns), -1), torch.stack([batch, torch.zeros_like(batch), row, column], 1)
+    where = keys // (rows * columns), torch.zeros_like(keys), keys // columns % rows, keys % columns
+    return wide.view(len(keys), -1), torch.stack(where, 1).int()
