@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import Device, Spikes, Threads, find_device, one_line_errors, set_threads
 
 Model = Annotated[str, typer.Argument(help="name of a shipped model, or a .safetensors file")]
 Output = Annotated[Path, typer.Option(help="folder of the written files")]
 Clouds = Annotated[int, typer.Option(min=1, help="how many evaluation clouds")]
 First = Annotated[int, typer.Option(min=0, help="number of the first of them")]
-Spikes = Annotated[bool, typer.Option("--spikes", help="run on spikes of 0 and 1 in place of integers")]
 
 
 def evaluate_shapes(

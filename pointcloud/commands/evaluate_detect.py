@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import Device, Spikes, Threads, find_device, one_line_errors, set_threads
+
+if TYPE_CHECKING:
+    from pointcloud.detection.detector import Detector
 
 
 def evaluate_detect(
@@ -15,6 +18,7 @@ def evaluate_detect(
     output: Annotated[Path, typer.Option(help="folder of the written files")] = Path("evaluation"),
     scenes: Annotated[int, typer.Option(min=1, help="how many evaluation scenes")] = 200,
     iou: Annotated[float, typer.Option(min=0, max=1, help="overlap from above of a right detection")] = 0.5,
+    spikes: Spikes = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -27,8 +31,18 @@ def evaluate_detect(
         set_threads(threads)
         place = find_device(device)
         detector = load_detector(model).to(place)
+        if spikes:
+            _spike(detector, model)
         results = evaluate(detector, DrivingScenes("evaluation", scenes), iou)
         for name, result in results.items():
             typer.echo(f"{name}: average precision {result.curve.average_precision:.3f} of {result.truths} boxes")
-        for file in write_results(results, output, model=model, scenes=scenes, iou=iou):
+        for file in write_results(results, output, model=model, scenes=scenes, iou=iou, spikes=spikes):
             typer.echo(f"wrote {file}")
+
+
+def _spike(detector: Detector, model: str) -> None:
+    if not getattr(detector.config.backbone, "levels", 0):
+        raise ValueError(f"{model} does not spike; leave --spikes out, or give a detector with a spiking backbone")
+    from pointcloud.nn import unroll  # needs the extra `points`
+
+    unroll(detector)

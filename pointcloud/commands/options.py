@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Spikes = Annotated[bool, typer.Option("--spikes", help="run on spikes of 0 and 1 in place of integers")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,15 @@ def test_the_map_is_that_of_dsvt_tiny() -> None:
 def test_what_does_not_fit_is_named(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(SPIKING, **wrong)
+
+
+def test_a_detector_is_evaluated_on_spikes(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    config = replace(E3DSNN_TINY, backbone=replace(E3DSNN_TINY.backbone, channels=(8, 8), joined=8))
+    Detector(config).save(tmp_path / "detector.safetensors")
+    given = ["evaluate", "detect", str(tmp_path / "detector.safetensors"), "--output", str(tmp_path), "--scenes", "1"]
+    found = CliRunner().invoke(app, [*given, "--spikes"])
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "results.json").read_text())["spikes"] is True
+    refused = CliRunner().invoke(app, ["evaluate", "detect", "--spikes", "--scenes", "1", "--output", str(tmp_path)])
+    assert refused.exit_code == 2 and refused.stderr.startswith("error: dsvt-tiny does not spike; leave --spikes out")
