@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from accel.caching.hook import install_cache, installed_cache, remove_cache
 from accel.caching.policy import Policy
 from accel.caching.resting import Resting
 from accel.methods.method import Method
+from accel.methods.preset import Preset
 from accel.methods.registry import METHODS, PRESET, from_text
 from accel.models.adapters import adapter_for, transformers_of
 from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors, wrap_processor
@@ -117,6 +118,8 @@ def enable(
     """
     policy = None if cache is None else _policy(cache)
     chosen = None if method is None and policy is not None and not options else _method(method, options)
+    if isinstance(chosen, Preset) and policy is not None:
+        chosen = replace(chosen, computed_steps=policy.computed_steps)
     pipeline = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
     attachments = [_attachment(each, chosen, policy, pipeline) for each in _transformers(pipe_or_transformer)]
     for each in attachments:

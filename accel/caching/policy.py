@@ -135,6 +135,11 @@ class Policy(ABC):
         return False
 
     @property
+    def computed_steps(self) -> int | None:
+        """How many steps compute something, where that is known before a generation."""
+        return None
+
+    @property
     def narrows(self) -> bool:
         """Whether MLPs may run with a part of their hidden neurons."""
         return False

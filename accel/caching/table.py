@@ -88,6 +88,11 @@ class Table(Policy):
         """Whether it is a schedule of steps, and no table of blocks."""
         return not isinstance(self.table, BlockTable)
 
+    @property
+    def computed_steps(self) -> int | None:
+        """The steps of a table in which a block is computed; an interval has some in any number of steps."""
+        return sum("c" in step for step in self.table.steps) if isinstance(self.table, BlockTable) else None
+
     def units(self, depth: int) -> tuple[range, ...]:
         """Return the neighbours that always rest together; InputError for a table of another depth."""
         if not isinstance(self.table, BlockTable):

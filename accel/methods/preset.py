@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -20,11 +21,16 @@ SMALL_GRID = 8192  # tokens below which clusters of the usual size are too few t
 CPU_HEADS = 2  # timed on a CPU: more take as much longer, densely and sparsely
 
 
-def settings(steps: int, tokens: int) -> SVGEAR:
-    """Return svg-ear as it does best in that many steps and tokens, found by trial on shapes-wan (docs/methods.md)."""
+def settings(steps: int, tokens: int, computed: int | None = None) -> SVGEAR:
+    """Return svg-ear as it does best in that many steps and tokens, found by trial on shapes-wan (docs/methods.md).
+
+    Of the steps a cache computes as many as `computed`, all if that is None.
+    """
     method = SVGEAR()
-    if steps < FEW_STEPS:  # one dense step, and a first call that costs less than a dense one
-        method = replace(method, dense_steps=1 / steps if steps > 1 else 0.0, first_iterations=5)
+    if (computed or steps) < FEW_STEPS:  # a first call that costs less than a dense one
+        # One dense step; where a cache goes on from few steps, one more of them is worth more than a dense one.
+        dense = 1 / steps if computed is None and steps > 1 else 0.0
+        method = replace(method, dense_steps=dense, first_iterations=5)
     if tokens < SMALL_GRID:
         queries, keys = max(1, round(tokens / 64)), max(1, round(tokens / 32))
         method = replace(method, density=0.4, query_clusters=queries, key_clusters=keys)
@@ -35,8 +41,11 @@ def settings(steps: int, tokens: int) -> SVGEAR:
 class Preset:
     """Choose svg-ear's options by the number of steps, or dense attention below the tokens from which it is quicker.
 
-    What `choose` returns holds for all calls of a generation.
+    What `choose` returns holds for all calls of a generation. `computed_steps` are those that a cache computes, None
+    where it computes all or nobody knows.
     """
+
+    computed_steps: int | None = None
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Decide as the method does that is chosen for this call."""
@@ -46,11 +55,12 @@ class Preset:
     def choose(self, call: AttentionCall) -> Choice:
         """Return the method for the tokens and steps of the first call of a generation, or dense attention and why."""
         tokens, steps = call.geometry.tokens, call.progress.steps
-        method = settings(steps, tokens)
+        method = settings(steps, tokens, self.computed_steps)
         dense = self._reason_to_stay_dense(call, method)
         if dense is not None:
             return Choice(None, f"{dense}; name a method to have it all the same")
-        return Choice(method, f"the preset for {tokens:,} tokens in {steps} steps is {_text(method)}")
+        computed = "" if self.computed_steps is None else f", {self.computed_steps} of them computed,"
+        return Choice(method, f"the preset for {tokens:,} tokens in {steps} steps{computed} is {_text(method)}")
 
     def _reason_to_stay_dense(self, call: AttentionCall, method: SVGEAR) -> str | None:
         tokens, steps, device = call.geometry.tokens, call.progress.steps, call.q.device
@@ -62,12 +72,16 @@ class Preset:
         heads, channels = call.q.shape[1], call.q.shape[3]
         heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
         shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
-        sparse_steps = steps - dense_step_count(method.dense_steps, steps)
-        floor = _agreed(call, token_floor(lambda n: settings(steps, n).without_dense_steps(), sparse_steps, shape))
+        sparse_steps = (self.computed_steps or steps) - dense_step_count(method.dense_steps, steps)
+        floor = _agreed(call, token_floor(partial(self._timed, steps), sparse_steps, shape))
         if tokens < floor:
             least = "at no length" if floor == float("inf") else f"from about {round(floor, -2):,.0f} tokens on"
             return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
         return None
+
+    def _timed(self, steps: int, tokens: int) -> SVGEAR:
+        """Return what a floor is measured for."""
+        return settings(steps, tokens, self.computed_steps).without_dense_steps()
 
 
 def _agreed(call: AttentionCall, floor: float) -> float:

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from accel.errors import InputError
 from accel.files import check_writable
-from accel.methods.registry import DEFAULT_METHOD, by_name
+from accel.methods import registry
 from accel.workbench.generation import Generation, generate
 from accel.workbench.loading import LoadedPipeline, load_pipeline
 from accel.workbench.metrics import psnr, ssim
@@ -71,7 +71,7 @@ def _settings(loaded: LoadedPipeline, chosen: Chosen, seed: int, steps: int | No
 
 def _method(name: str, density: float | None, dense_steps: float | None) -> Any:
     options = {"density": density, "dense_steps": dense_steps}
-    return by_name(name, **{option: value for option, value in options.items() if value is not None})
+    return registry.from_text(name, **{option: value for option, value in options.items() if value is not None})
 
 
 def _picture(output: Path, number: int, way: str) -> Path:
@@ -112,7 +112,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="pipeline folder; default: the embedded shapes-wan")] = None,
     prompts: Annotated[int, typer.Option(min=1, max=24, help="how many of the 24 held-out prompts")] = 24,
     seed: Annotated[int, typer.Option(help="seed of the first prompt; each further prompt takes the next")] = 0,
-    method: Annotated[str, typer.Option(help="sparse-attention method, or none")] = DEFAULT_METHOD,
+    method: Annotated[str, typer.Option(help="sparse-attention method, preset or none")] = registry.DEFAULT_METHOD,
     cache: Annotated[str | None, typer.Option(help="NAME or NAME:OPTION=VALUE of a cache, with the method")] = None,
     density: Annotated[float | None, typer.Option(help="share of query-key pairs computed in sparse calls")] = None,
     dense_steps: Annotated[float | None, typer.Option(help="share of the steps, from the first, kept dense")] = None,

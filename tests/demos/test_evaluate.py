@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from accel.errors import InputError
+from accel.methods.preset import Preset
+from accel.methods.svg_ear import SVGEAR
 from accel.workbench.generation import Generation
 from accel.workbench.loading import load_pipeline
 from accel.workbench.their_caches import from_text
@@ -72,6 +74,11 @@ def test_forms_are_averaged_by_what_should_be_seen(tmp_path: Path) -> None:
         results.prompts[caption] = {"dense": {"seconds": 1.0, "verdicts": [{**right, "form": form} for form in forms]}}
     summary = results.summary()["dense"]
     assert summary["circularity"] == 0.9 and summary["corners"] == pytest.approx(0.6)
+
+
+def test_the_preset_is_judged_as_users_get_it() -> None:
+    assert evaluate._method("preset", None, None) == Preset()
+    assert evaluate._method("preset", 0.3, None) == SVGEAR(density=0.3)
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import accel
 from accel.attention.call import Geometry
 from accel.attention.heads import HeadShare
 from accel.attention.schedule import dense_step_count
+from accel.caching.table import BlockTable, Table
 from accel.methods import floor, preset
 from accel.methods.full import Full
 from accel.methods.preset import Preset, settings
@@ -32,6 +33,12 @@ def test_few_steps_have_one_dense_step_at_most(steps: int, dense: int) -> None:
     method = settings(steps, 8448)
     assert dense_step_count(method.dense_steps, steps) == dense
     assert (method == SVGEAR()) == (steps >= preset.FEW_STEPS)
+
+
+@pytest.mark.parametrize(("computed", "dense", "iterations"), [(4, 0, 5), (9, 0, 5), (10, 3, 20), (None, 3, 20)])
+def test_where_a_cache_computes_few_steps_none_is_dense(computed: int | None, dense: int, iterations: int) -> None:
+    method = settings(30, 8448, computed)
+    assert dense_step_count(method.dense_steps, 30) == dense and method.first_iterations == iterations
 
 
 def test_small_grids_have_more_clusters_and_pairs() -> None:
@@ -127,6 +134,23 @@ def test_a_pipeline_above_the_floor_runs_what_was_chosen(
         assert torch.equal(generate(pipe), expected)
         assert {record.kind for record in handle.stats() if record.step} == {"sparse"}
         assert caplog.messages == [handle.chosen] and str(handle.chosen) in handle.summary()
+
+
+def test_the_preset_hears_how_many_steps_a_cache_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preset, "SIZES", (1,))
+    asked: list[int] = []
+    monkeypatch.setattr(preset, "token_floor", lambda _, sparse_steps, shape: asked.append(sparse_steps) or 0.0)
+    pipe = pipeline("wan-2.1")
+    depth = len(pipe.transformer.blocks)
+    table = Table(table=BlockTable("", tuple("c" * depth if step in (0, 2) else "r" * depth for step in range(STEPS))))
+    with accel.enabled(pipe, cache=table) as handle:
+        generate(pipe)
+        assert {record.step for record in handle.stats() if record.kind == "sparse"} == {0, 2} and asked == [2]
+        assert {record.kind for record in handle.stats()} == {"sparse"}
+        assert f"in {STEPS} steps, 2 of them computed, is svg-ear:" in str(handle.chosen)
+    with accel.enabled(pipe, cache=Table(every=2)) as handle:
+        generate(pipe)
+        assert "computed" not in str(handle.chosen)
 
 
 def test_options_without_a_method_are_obeyed() -> None:
