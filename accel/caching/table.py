@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
-from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip
+from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, step_count
 from accel.errors import InputError
 from accel.files import replacing
 from accel.naming import check_least
@@ -67,12 +67,14 @@ def _is_rectangle(steps: list[Any]) -> bool:
 class Table(Policy):
     """Follow a `table`, given as such or by its file; without one, compute every `every`-th step after the warm-up.
 
-    A table's own steps and order hold, without a warm-up. Nothing waits for the device. Neighbouring blocks that rest
-    together keep one tensor.
+    With a `growth` each gap between computed steps is by so much longer than the one before, which begin with `every`:
+    what is extrapolated changes less and less. A table's own steps and order hold, without a warm-up. Nothing waits for
+    the device. Neighbouring blocks that rest together keep one tensor.
     """
 
     table: BlockTable | str | None = None
     every: int = 2
+    growth: int = 0
     by_content: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -82,16 +84,18 @@ class Table(Policy):
             object.__setattr__(self, "order", self.table.order)
         super().__post_init__()
         check_least(self, 1, "every")
+        check_least(self, 0, "growth")
 
     @property
     def takes_whole(self) -> bool:
         """Whether it is a schedule of steps, and no table of blocks."""
         return not isinstance(self.table, BlockTable)
 
-    @property
-    def computed_steps(self) -> int | None:
-        """The steps of a table in which a block is computed; an interval has some in any number of steps."""
-        return sum("c" in step for step in self.table.steps) if isinstance(self.table, BlockTable) else None
+    def computed_steps(self, steps: int) -> int:
+        """Return how many of the steps compute a block."""
+        if isinstance(self.table, BlockTable):
+            return sum("c" in step for step in self.table.steps)
+        return sum(self._due(step, steps) for step in range(steps))
 
     def units(self, depth: int) -> tuple[range, ...]:
         """Return the neighbours that always rest together; InputError for a table of another depth."""
@@ -109,8 +113,7 @@ class Table(Policy):
     def decide(self, call: BlockCall, memory: Memory) -> Decision:
         """Return what the table says, or the interval."""
         if not isinstance(self.table, BlockTable):
-            computes = self.warming(call.progress) or call.step % self.every == 0
-            return Compute() if computes else Reuse(self.order)
+            return Compute() if self._due(call.step, call.progress.steps) else Reuse(self.order)
         if call.progress.steps != len(self.table.steps):
             raise InputError(
                 f"the table is of {len(self.table.steps)} steps, and this generation has {call.progress.steps}: "
@@ -118,3 +121,15 @@ class Table(Policy):
             )
         letter = self.table.steps[call.step][call.blocks[0]]
         return {"c": Compute(), "r": Reuse(self.order), "s": Skip()}[letter]
+
+    def _due(self, step: int, steps: int) -> bool:
+        """Whether a step is computed where there is no table."""
+        warm = step_count(self.warmup, steps)
+        if step < warm:
+            return True
+        if not self.growth:
+            return step % self.every == 0
+        latest, gap = max(warm - 1, 0), self.every
+        while latest < step:
+            latest, gap = latest + gap, gap + self.growth
+        return latest == step

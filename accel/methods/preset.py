@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -41,11 +42,11 @@ def settings(steps: int, tokens: int, computed: int | None = None) -> SVGEAR:
 class Preset:
     """Choose svg-ear's options by the number of steps, or dense attention below the tokens from which it is quicker.
 
-    What `choose` returns holds for all calls of a generation. `computed_steps` are those that a cache computes, None
-    where it computes all or nobody knows.
+    What `choose` returns holds for all calls of a generation. `computed_steps` says of a number of steps how many a
+    cache computes, None where it decides as it goes; without a cache it is None itself.
     """
 
-    computed_steps: int | None = None
+    computed_steps: Callable[[int], int | None] | None = None
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Decide as the method does that is chosen for this call."""
@@ -55,12 +56,16 @@ class Preset:
     def choose(self, call: AttentionCall) -> Choice:
         """Return the method for the tokens and steps of the first call of a generation, or dense attention and why."""
         tokens, steps = call.geometry.tokens, call.progress.steps
-        method = settings(steps, tokens, self.computed_steps)
+        method = settings(steps, tokens, self._computed(steps))
         dense = self._reason_to_stay_dense(call, method)
         if dense is not None:
             return Choice(None, f"{dense}; name a method to have it all the same")
-        computed = "" if self.computed_steps is None else f", {self.computed_steps} of them computed,"
+        known = self._computed(steps)
+        computed = "" if known is None else f", {known} of them computed,"
         return Choice(method, f"the preset for {tokens:,} tokens in {steps} steps{computed} is {_text(method)}")
+
+    def _computed(self, steps: int) -> int | None:
+        return None if self.computed_steps is None else self.computed_steps(steps)
 
     def _reason_to_stay_dense(self, call: AttentionCall, method: SVGEAR) -> str | None:
         tokens, steps, device = call.geometry.tokens, call.progress.steps, call.q.device
@@ -72,7 +77,7 @@ class Preset:
         heads, channels = call.q.shape[1], call.q.shape[3]
         heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
         shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
-        sparse_steps = (self.computed_steps or steps) - dense_step_count(method.dense_steps, steps)
+        sparse_steps = (self._computed(steps) or steps) - dense_step_count(method.dense_steps, steps)
         floor = _agreed(call, token_floor(partial(self._timed, steps), sparse_steps, shape))
         if tokens < floor:
             least = "at no length" if floor == float("inf") else f"from about {round(floor, -2):,.0f} tokens on"
@@ -81,7 +86,7 @@ class Preset:
 
     def _timed(self, steps: int, tokens: int) -> SVGEAR:
         """Return what a floor is measured for."""
-        return settings(steps, tokens, self.computed_steps).without_dense_steps()
+        return settings(steps, tokens, self._computed(steps)).without_dense_steps()
 
 
 def _agreed(call: AttentionCall, floor: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from math import ceil
 from random import Random
 from typing import Any
@@ -165,12 +166,14 @@ def prune(toy: Toy, policy: Any, loop: Loop) -> Played:
 
 
 def table(toy: Toy, policy: Any, loop: Loop) -> Played:
-    """A fixed interval, one sample."""
-    played = Played()
+    """A fixed interval, or one that grows, one sample."""
+    played, warm = Played(), ceil(policy.warmup * loop.steps)
+    gaps = accumulate(policy.every + policy.growth * i for i in range(loop.steps))
+    due = [max(warm - 1, 0) + gap for gap in gaps] if policy.growth else range(0, loop.steps, policy.every)
     for branch, text in loop.text.items():
         history: list[tuple[int, Tensor]] = []
         for t, latents in enumerate(loop.latents):
-            computes = t < ceil(policy.warmup * loop.steps) or t % policy.every == 0
+            computes = t == 0 or t < warm or t in due
             x = toy.embed(latents)
             out = x + forecast(history, t, policy.order) if not computes else x
             if computes:
@@ -198,7 +201,7 @@ def random_policy(name: str, seed: int) -> Policy:
     if name == "easy":
         options |= {"threshold": draw.choice([0.02, 0.1, 0.3])}
     if name == "table":
-        options |= {"every": draw.choice([1, 2, 3])}
+        options |= {"every": draw.choice([1, 2, 3]), "growth": draw.choice([0, 0, 1, 2])}
     if name in ("dual-block", "prune"):
         options |= {
             "threshold": draw.choice([0, 0.05, 0.2, 0.5, 1]),

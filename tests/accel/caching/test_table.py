@@ -65,6 +65,24 @@ def test_the_choice_is_the_best_of_all(seed: int, budget: float) -> None:
     assert cost(errors, words) == pytest.approx(min(cost(errors, each) for each in allowed))
 
 
+@pytest.mark.parametrize(
+    ("text", "computed"),
+    [
+        ("table:every=2:growth=1:warmup=1", [0, 2, 5, 9, 14, 20, 27]),
+        ("table:every=2:growth=1:warmup=3", [0, 1, 2, 4, 7, 11, 16, 22, 29]),
+        ("table:every=4:growth=3:warmup=0", [0, 4, 11, 21]),
+        ("table:every=10:warmup=2", [0, 1, 10, 20]),
+    ],
+)
+def test_gaps_may_grow(text: str, computed: list[int]) -> None:
+    policy = from_text(text)
+    assert [step for step in range(30) if policy._due(step, 30)] == computed
+    assert policy.computed_steps(30) == len(computed)
+    assert Table(table=BlockTable("", ("cc", "rc", "rr"))).computed_steps(3) == 2
+    with pytest.raises(ValueError, match="growth must be 0 or more, got -1"):
+        from_text("table:growth=-1")
+
+
 def test_a_budget_below_the_warm_up_is_refused() -> None:
     with pytest.raises(InputError, match="budget is 0.2, and the warm-up alone computes 0.5 of all blocks"):
         choose(np.ones((4, 2, 2)), 0.2, warmup=2)

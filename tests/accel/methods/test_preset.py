@@ -148,9 +148,12 @@ def test_the_preset_hears_how_many_steps_a_cache_computes(monkeypatch: pytest.Mo
         assert {record.step for record in handle.stats() if record.kind == "sparse"} == {0, 2} and asked == [2]
         assert {record.kind for record in handle.stats()} == {"sparse"}
         assert f"in {STEPS} steps, 2 of them computed, is svg-ear:" in str(handle.chosen)
-    with accel.enabled(pipe, cache=Table(every=2)) as handle:
+    with accel.enabled(pipe, cache=Table(every=2, growth=1, warmup=1)) as handle:
         generate(pipe)
-        assert "computed" not in str(handle.chosen)
+        assert f"in {STEPS} steps, 2 of them computed, is svg-ear:" in str(handle.chosen)
+    with accel.enabled(pipe, cache="easy") as handle:
+        generate(pipe)
+        assert handle.chosen is not None and "computed" not in handle.chosen
 
 
 def test_options_without_a_method_are_obeyed() -> None:
