@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from accel.attention.call import AttentionCall, Geometry
+from accel.attention.orders.side_by_side import side_by_side
 from sparse_kernels import Clusters, Summaries, kmeans
 
 # Mean cluster sizes in tokens when no count is given. Published are 200-300 query and 1000 key clusters at 32,760 to
@@ -74,7 +75,7 @@ class Clustering:
             some = _random_places(tokens, max(start.shape[2], round(self.first_share * tokens))).to(video.device)
             start = kmeans(video[:, :, some], start, iterations=iterations, precision="bfloat16").centroids
             iterations = self.iterations
-        return kmeans(video, start, iterations=iterations, precision="bfloat16")
+        return kmeans(video, side_by_side(start), iterations=iterations, precision="bfloat16")
 
 
 def first_centroids(x: Float[Tensor, "b h n d"], count: int) -> Float[Tensor, "b h k d"]:

@@ -16,7 +16,7 @@ from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, compiler_options, device
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
 from sparse_kernels.block_sparse_attention.triton_order import in_order
-from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
+from sparse_kernels.block_sparse_attention.triton_windows import LARGEST_WINDOW, list_windows
 from sparse_kernels.tiles import cut_blocks
 
 SMALLEST_TILE, LARGEST_TILE = 16, 128  # keys; the smallest are those of one product instruction
@@ -82,7 +82,7 @@ def forward(
 def launch_config(
     head_dim: int, itemsize: int, query_block: float, key_block: int, *, shared_memory: int, asynchronous_mma: bool
 ) -> LaunchConfig:
-    """Tile shape for query blocks of a mean size and key blocks of one size (0: runs), in rows.
+    """Tile shape for query blocks of a mean size and key blocks of one size (0: windows), in rows.
 
     `shared_memory`: of one thread block in bytes. `asynchronous_mma`: the device multiplies from shared memory (Hopper
     on).
@@ -98,25 +98,21 @@ def launch_config(
         block_m = 64 if query_block <= 64 or block_d == 256 else 128
         block_n = 64 if block_d <= 64 else 32
         num_warps = 8 if block_m == 128 or block_d == 256 else 4
-    if key_block:
-        block_n = min(block_n, key_block & -key_block)
+    block_n = min(block_n, key_block & -key_block if key_block else LARGEST_WINDOW)
 
     def needed(buffers: int) -> int:
         return block_d * itemsize * (block_m + 2 * block_n * buffers)
 
-    # With three, runs are as fast on Hopper, and spill registers on what came after it.
+    # With three, windows spill registers on Hopper and what came after it, and leave room for fewer tiles at a time.
     some = (2,) if asynchronous_mma and itemsize == 2 and not key_block else (3, 2)
-    buffers = next((buffers for buffers in some if needed(buffers) <= shared_memory - BARRIERS), 1)
-    # The compiler shares its stages evenly between runs and the rows they lead to.
-    stages = buffers if key_block else 2 * buffers - 1
-    tma = key_block > 0 and asynchronous_mma and itemsize == 2
-    return LaunchConfig(block_m, block_n, block_d, num_warps, stages, tma)
+    stages = next((buffers for buffers in some if needed(buffers) <= shared_memory - BARRIERS), 1)
+    return LaunchConfig(block_m, block_n, block_d, num_warps, stages, tma=asynchronous_mma and itemsize == 2)
 
 
 def _for_asynchronous_mma(block_d: int, query_block: float, key_block: int) -> tuple[int, int, int]:
     """Return the (queries, keys, warps) of a tile that were fastest on an H200.
 
-    Runs are those of clusters, whose sizes differ: half as many rows leave fewer places of the last tile empty.
+    Windows are those of clusters, whose sizes differ: half as many rows leave fewer places of the last tile empty.
     """
     if block_d == 256:
         return 64, 64, 8
@@ -173,14 +169,18 @@ def _hear_summaries(
 
 @jit
 def block_sparse_attention_fwd_kernel(
-    p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_q_order, p_summary_keys, p_summary_values, p_summary_weights,
-    q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, q_order_strides, summary_strides,
-    weight_strides, q_len, kv_len, heads_per_kv_head, summaries, scale_log2,
+    p_q, p_k, p_v, p_out, p_lse, p_tiles, p_indices, p_visited, p_q_order, p_summary_keys, p_summary_values,
+    p_summary_weights, q_strides, k_strides, v_strides, out_strides, tile_strides, index_strides, q_order_strides,
+    summary_strides, weight_strides, q_len, kv_len, heads_per_kv_head, summaries, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    KEY_BLOCK: tl.constexpr, RUN: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    KEY_BLOCK: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
     LSE_OF_VISITED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries. p_indices lists key blocks of KEY_BLOCK keys; where that is 0, runs of at most RUN keys."""
+    """One tile of queries.
+
+    p_indices lists key blocks of KEY_BLOCK keys; where that is 0, first keys of windows of BLOCK_N keys, whose visited
+    ones have a bit in p_visited.
+    """
     i_b, i_h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     p_tile = p_tiles + i_b * tile_strides[0] + i_h * tile_strides[1] + tl.program_id(0) * 4
     i_block, first, end, count = tl.load(p_tile), tl.load(p_tile + 1), tl.load(p_tile + 2), tl.load(p_tile + 3)
@@ -204,28 +204,29 @@ def block_sparse_attention_fwd_kernel(
     if not TMA:
         p_k += i_b * k_strides[0] + i_h_kv * k_strides[1]
         p_v += i_b * v_strides[0] + i_h_kv * v_strides[1]
-    p_index = p_indices + i_b * index_strides[0] + i_h * index_strides[1] + i_block.to(tl.int64) * index_strides[2]
+    i_list = i_b * index_strides[0] + i_h * index_strides[1] + i_block.to(tl.int64) * index_strides[2]
+    p_index = p_indices + i_list
 
     # The lowest finite float instead of -inf: a fully masked step then gives exp2(-inf) = 0 and never inf - inf.
     b_max = tl.full([BLOCK_M], -3.4e38, tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     i_column = tl.arange(0, BLOCK_N)
-    if KEY_BLOCK > 0:
-        PIECES: tl.constexpr = KEY_BLOCK // BLOCK_N
-        steps = count * PIECES
-        start = tl.load(p_index, mask=count > 0, other=0) * KEY_BLOCK
-    else:
-        steps = (count * RUN + BLOCK_N - 1) // BLOCK_N
+    PIECES: tl.constexpr = KEY_BLOCK // BLOCK_N if KEY_BLOCK > 0 else 1
+    STEP: tl.constexpr = KEY_BLOCK if KEY_BLOCK > 0 else 1
+    steps = count * PIECES
+    start = tl.load(p_index, mask=count > 0, other=0) * STEP
+    if KEY_BLOCK == 0:
+        p_visited += i_list
+        visited = tl.load(p_visited, mask=count > 0, other=0)
     for step in range(steps):
+        i_key = start + i_column
         if KEY_BLOCK > 0:
-            i_key = start + i_column
             in_block = i_key < kv_len
         else:
-            i_run = (step * BLOCK_N + i_column) // RUN
-            b_run = tl.load(p_index + i_run, mask=i_run < count, other=0)
-            i_key = b_run // 32 + i_column % RUN
-            in_block = i_column % RUN < b_run % 32
+            # Shifts of 64 bits would take a third more registers.
+            b_visited = tl.where(i_column < 32, visited.to(tl.int32), (visited >> 32).to(tl.int32))
+            in_block = ((b_visited >> (i_column % 32)) & 1) != 0
         if TMA:
             b_k = p_k.load([i_b.to(tl.int32), i_h_kv.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)
             b_v = p_v.load([i_b.to(tl.int32), i_h_kv.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)
@@ -234,11 +235,12 @@ def block_sparse_attention_fwd_kernel(
             kv_mask = in_block[:, None] & in_head[None, :]
             b_k = tl.load(p_k + i_key_row[:, None] * k_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
             b_v = tl.load(p_v + i_key_row[:, None] * v_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
-        if KEY_BLOCK > 0:
-            # Loaded a step before it is needed: nothing has to wait for it.
-            following = step + 1
-            i_next = tl.load(p_index + following // PIECES, mask=following < steps, other=0)
-            start = i_next * KEY_BLOCK + following % PIECES * BLOCK_N
+        # Loaded a step before it is needed: nothing has to wait for it.
+        following = step + 1
+        i_next = tl.load(p_index + following // PIECES, mask=following < steps, other=0)
+        start = i_next * STEP + following % PIECES * BLOCK_N
+        if KEY_BLOCK == 0:
+            visited = tl.load(p_visited + following, mask=following < steps, other=0)
 
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_score = tl.where(in_block[None, :], b_score, float("-inf"))
@@ -341,19 +343,20 @@ def block_sparse_attention_triton(
     with torch.cuda.device_of(q):
         if kv_order is not None:
             k, v = in_order(k, v, kv_order)
+        visited = None
         if not uniform:
-            counts, indices = list_runs(counts, indices, kv_offsets, k.shape[2])
+            counts, indices, visited = list_windows(counts, indices, kv_offsets, k.shape[2], config.block_n)
         tiles = query_tiles(counts, q_offsets, q_len, config.block_m)
         tma = config.tma and can_describe(k) and can_describe(v)
         keys, values = (described(x, config) for x in (k, v)) if tma else (k, v)
         block_sparse_attention_fwd_kernel[(tiles.shape[2], h, b)](
-            q, keys, values, out, lse, tiles, indices, q_order, summary_keys, summary_values, summary_weights,
+            q, keys, values, out, lse, tiles, indices, visited, q_order, summary_keys, summary_values, summary_weights,
             q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], shared_strides(tiles),
             shared_strides(indices, 3), shared_strides(q_order), shared_strides(summary_keys),
             shared_strides(summary_weights, 3), q_len, k.shape[2], h // k.shape[1],
             0 if summary_keys is None else summary_keys.shape[2], max(scale, SMALLEST_SCALE) * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            KEY_BLOCK=uniform, RUN=RUN, TMA=tma, PRECISION="ieee",
+            KEY_BLOCK=uniform, TMA=tma, PRECISION="ieee",
             LSE_OF_VISITED=lse_of_visited, **config.options(),
         )  # fmt: skip
     return out, lse

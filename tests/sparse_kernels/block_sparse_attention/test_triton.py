@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.block_map import BlockMap, uniform_offsets  # noqa: E402
 from sparse_kernels.block_sparse_attention import triton as backend  # noqa: E402
-from sparse_kernels.block_sparse_attention import triton_runs  # noqa: E402
+from sparse_kernels.block_sparse_attention import triton_windows  # noqa: E402
 from tests.sparse_kernels.triton_support import DEVICES, assert_fits, interpret  # noqa: E402
 from tests.sparse_kernels.triton_support import build as compile_kernel  # noqa: E402
 
@@ -71,6 +72,7 @@ NAMES = [case.name for case in CASES]
 # float16 differs in what is loaded and stored: in the slow interpreter these cases will do.
 HALF = ("ragged", "variable", "shared orders", "all at once")
 HOPPER = ("everything kept", "grouped heads, head_dim 80", "orders per head", "variable")
+WINDOWED = [("variable", 16), ("variable keys, shared map", 64), ("everything kept", 64), ("ragged", 32)]
 INTERPRETED = [*((name, torch.float32) for name in NAMES), *((name, torch.float16) for name in HALF)]
 
 
@@ -168,9 +170,29 @@ def error_as_on_hopper(name: str) -> dict[str, float | bool]:
         backend.device_limits = limits
 
 
+def windows_take_every_visited_key_once(name: str, window: int) -> bool:
+    case = CASES[NAMES.index(name)]
+    call = inputs(case, torch.float32)
+    block_map = call["arguments"][3]
+    fields = block_map.counts, block_map.indices, block_map.kv_offsets
+    counts, starts, visited = triton_windows.list_windows(*fields, case.kv_len, window)
+    wanted, fits = block_map.to_mask(), True
+    rows = block_map.q_offsets[..., :-1].long().clamp(max=case.q_len - 1).expand(*counts.shape)
+    for b, h, block in itertools.product(*map(range, counts.shape)):
+        if block_map.q_offsets[b % block_map.q_offsets.shape[0], h % block_map.q_offsets.shape[1]].diff()[block] == 0:
+            continue  # no query tells what it would visit
+        firsts = starts[b, h, block, : counts[b, h, block]]
+        bits = visited[b, h, block, : counts[b, h, block], None] >> torch.arange(window) & 1
+        keys = (firsts[:, None] + torch.arange(window))[bits.bool()]
+        fits &= torch.equal(keys, wanted[b, h, rows[b, h, block]].nonzero()[:, 0])
+        fits &= bool((firsts.diff() >= window).all() and (bits[:, 0] == 1).all())
+    return fits
+
+
 def report_from_interpreter() -> dict[str, Any]:
     """Everything that needs the kernel to run on CPU; called in a process of its own."""
     report: dict[str, Any] = {"compiled": compiled_equals_eager()}
+    report |= {f"{name} {window}": windows_take_every_visited_key_once(name, window) for name, window in WINDOWED}
     report |= {f"{name} as on Hopper": error_as_on_hopper(name) for name in HOPPER}
     for name, dtype in INTERPRETED:
         report[f"{name} {dtype}"] = error_and_budget(CASES[NAMES.index(name)], dtype)
@@ -197,6 +219,12 @@ def test_interpreter_parity(interpreter_report: dict[str, Any], name: str, dtype
 @pytest.mark.parametrize("name", HOPPER)
 def test_interpreter_parity_of_the_copy_engine(interpreter_report: dict[str, Any], name: str) -> None:
     check(interpreter_report[f"{name} as on Hopper"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "window"), WINDOWED)
+def test_windows_take_every_visited_key_once(interpreter_report: dict[str, Any], name: str, window: int) -> None:
+    assert interpreter_report[f"{name} {window}"]
 
 
 def test_what_the_copy_engine_cannot_read() -> None:
@@ -276,12 +304,13 @@ def build(
     """Compiles the kernel for bfloat16 as a launch on that device would; `gathered` queries go through an order."""
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": config.block_d, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     constants |= {"LSE_OF_VISITED": summaries, "PRECISION": "ieee", "KEY_BLOCK": key_block}
-    constants |= {"RUN": triton_runs.RUN, "TMA": config.tma}
+    constants |= {"TMA": config.tma} | ({"p_visited": None} if key_block else {})
     means = ("p_summary_keys", "p_summary_values", "p_summary_weights")
     constants |= {} if summaries else dict.fromkeys(means)
     constants |= {} if gathered else {"p_q_order": None}
     types = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), "*bf16") | {"p_q_order": "*i64"}
     types |= dict.fromkeys(("p_tiles", "p_indices"), "*i32") | {"p_lse": "*fp32", "scale_log2": "fp32"}
+    types |= {"p_visited": "*i64"}
     types |= dict.fromkeys(means[:2], "*bf16") | {means[2]: "*fp32"}
     if config.tma:
         types |= dict.fromkeys(("p_k", "p_v"), f"tensordesc<bf16[1,1,{config.block_n},{config.block_d}]>")
@@ -292,7 +321,7 @@ def build(
     return compile_kernel(backend.block_sparse_attention_fwd_kernel, capability, types, constants, config.options())
 
 
-@pytest.mark.parametrize("key_block", [128, pytest.param(0, marks=pytest.mark.slow)], ids=["blocks", "runs"])
+@pytest.mark.parametrize("key_block", [128, pytest.param(0, marks=pytest.mark.slow)], ids=["blocks", "windows"])
 @pytest.mark.parametrize("gathered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["direct", "gathered"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
@@ -316,11 +345,12 @@ def test_ahead_of_time_build(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
-def test_runs_build(capability: int, kilobytes: int, instruction: str) -> None:
-    types = dict.fromkeys(("p_counts", "p_indices", "p_kv_offsets", "p_runs", "p_run_counts"), "*i32")
+def test_windows_build(capability: int, kilobytes: int, instruction: str) -> None:
+    types = dict.fromkeys(("p_counts", "p_indices", "p_kv_offsets", "p_starts", "p_window_counts"), "*i32")
+    types |= {"p_visited": "*i64"}
     types |= {"index_strides": ("i32",) * 3} | dict.fromkeys(("count_strides", "kv_offset_strides"), ("i32",) * 2)
     options = compiler_options(num_warps=1)
-    built = compile_kernel(triton_runs.list_runs_kernel, capability, types, {"RUN": 16, "LANES": 32}, options)
+    built = compile_kernel(triton_windows.list_windows_kernel, capability, types, {"WINDOW": 64}, options)
     assert_fits(built, kilobytes)
 
 

@@ -70,7 +70,7 @@ def test_interpreter_parity(interpreter_report: dict[str, Any], name: str, dtype
     assert failure is None, failure
 
 
-@pytest.mark.parametrize("key_block", [128, pytest.param(0, marks=pytest.mark.slow)], ids=["blocks", "runs"])
+@pytest.mark.parametrize("key_block", [128, pytest.param(0, marks=pytest.mark.slow)], ids=["blocks", "windows"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(("capability", "kilobytes", "instruction"), DEVICES)
 def test_ahead_of_time_build(capability: int, kilobytes: int, instruction: str, head_dim: int, key_block: int) -> None:

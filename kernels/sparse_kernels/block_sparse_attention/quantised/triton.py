@@ -21,7 +21,7 @@ from sparse_kernels.block_sparse_attention.quantised.rounding import (
     round_blocks,
     round_channels,
 )
-from sparse_kernels.block_sparse_attention.triton_runs import RUN, list_runs
+from sparse_kernels.block_sparse_attention.triton_windows import list_windows
 
 FP8_CAPABILITY = (8, 9)
 SMALLEST_DEPTH = 32  # products of bytes take at least as many channels
@@ -88,11 +88,11 @@ def _count_steps(p_index, p_kv_offsets, count, BLOCK_N: tl.constexpr):
 
 @jit
 def quantised_attention_fwd_kernel(
-    p_q, p_k, p_v, p_q_scales, p_k_scales, p_v_scales, p_out, p_lse, p_tiles, p_indices, p_kv_offsets, p_q_order,
-    p_kv_order, v_strides, out_strides, tile_strides, index_strides, kv_offset_strides, q_order_strides,
+    p_q, p_k, p_v, p_q_scales, p_k_scales, p_v_scales, p_out, p_lse, p_tiles, p_indices, p_visited, p_kv_offsets,
+    p_q_order, p_kv_order, v_strides, out_strides, tile_strides, index_strides, kv_offset_strides, q_order_strides,
     kv_order_strides, q_len, kv_len, heads_per_key_head, heads_per_kv_head, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RUN: tl.constexpr, FP8: tl.constexpr,
+    WINDOWS: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries. q, k and their scales lie in the order of the map, v and the outputs in the callers'."""
     i_b, i_h, heads = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -115,7 +115,8 @@ def quantised_attention_fwd_kernel(
     p_k += first_key * HEAD_DIM
     p_k_scales += first_key
     p_v += i_b * v_strides[0] + i_h_kv * v_strides[1]
-    p_index = p_indices + i_b * index_strides[0] + i_h * index_strides[1] + i_block.to(tl.int64) * index_strides[2]
+    i_list = i_b * index_strides[0] + i_h * index_strides[1] + i_block.to(tl.int64) * index_strides[2]
+    p_index = p_indices + i_list
     p_kv_offsets += i_b * kv_offset_strides[0] + i_h * kv_offset_strides[1]
     if p_kv_order is not None:
         p_kv_order += i_b * kv_order_strides[0] + i_h * kv_order_strides[1]
@@ -125,23 +126,22 @@ def quantised_attention_fwd_kernel(
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     i_column = tl.arange(0, BLOCK_N)
-    if RUN == 0:
+    if WINDOWS:
+        p_visited += i_list
+        steps = count
+    else:
         i_entry = 0
         start, stop = _key_block_border(p_index, p_kv_offsets, count > 0)
         steps = _count_steps(p_index, p_kv_offsets, count, BLOCK_N)
-    else:
-        steps = (count * RUN + BLOCK_N - 1) // BLOCK_N
     for step in range(steps):
-        if RUN == 0:
+        if WINDOWS:
+            i_key = tl.load(p_index + step) + i_column
+            in_block = ((tl.load(p_visited + step) >> i_column) & 1) != 0
+        else:
             i_key = start + i_column
             in_block = i_key < stop
             factor = q_factor * tl.load(p_k_scales + start, mask=start < stop, other=0.0)
             factor = tl.where(factor == 0.0, 1e-30, factor)  # masked scores stay -inf under it
-        else:
-            i_run = (step * BLOCK_N + i_column) // RUN
-            b_run = tl.load(p_index + i_run, mask=i_run < count, other=0)
-            i_key = b_run // 32 + i_column % RUN
-            in_block = i_column % RUN < b_run % 32
         if p_kv_order is None:
             i_key_row = i_key.to(tl.int64)
         else:
@@ -152,15 +152,15 @@ def quantised_attention_fwd_kernel(
         b_v = tl.load(p_v + i_key_row[:, None] * v_strides[2] + i_d[None, :], mask=kv_mask, other=0.0)
 
         b_score = tl.dot(b_q, tl.trans(b_k)).to(tl.float32)
-        if RUN == 0:
-            b_score = tl.where(in_block[None, :], b_score, float("-inf"))
-            b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * factor)
-            b_weight = tl.exp2(b_score * factor - b_new_max[:, None])
-        else:
+        if WINDOWS:
             b_factor = q_factor * tl.load(p_k_scales + i_key, mask=in_block, other=0.0)
             b_score = tl.where(in_block[None, :], b_score * b_factor[None, :], float("-inf"))
             b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
             b_weight = tl.exp2(b_score - b_new_max[:, None])
+        else:
+            b_score = tl.where(in_block[None, :], b_score, float("-inf"))
+            b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * factor)
+            b_weight = tl.exp2(b_score * factor - b_new_max[:, None])
         b_decay = tl.exp2(b_max - b_new_max)
         b_sum = b_sum * b_decay + tl.sum(b_weight, 1)
         if FP8:
@@ -170,7 +170,7 @@ def quantised_attention_fwd_kernel(
             b_out = tl.dot(b_weight.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision="ieee")
         b_max = b_new_max
 
-        if RUN == 0:
+        if not WINDOWS:
             start += BLOCK_N
             leaves = start >= stop
             i_entry += leaves.to(tl.int32)
@@ -244,14 +244,15 @@ def _launch(
         shared_memory=shared_memory, asynchronous_mma=asynchronous_mma,
     )  # fmt: skip
     with torch.cuda.device_of(q):
+        visited = None
         if variable:
-            counts, indices = list_runs(counts, indices, kv_offsets, k.shape[2])
+            counts, indices, visited = list_windows(counts, indices, kv_offsets, k.shape[2], config.block_n)
         tiles = plain.query_tiles(counts, q_offsets, q_len, config.block_m)
         quantised_attention_fwd_kernel[(tiles.shape[2], heads, b)](
-            q, k, v, *scales, out, lse, tiles, indices, kv_offsets, *orders, v.stride()[:3], out.stride()[:3],
+            q, k, v, *scales, out, lse, tiles, indices, visited, kv_offsets, *orders, v.stride()[:3], out.stride()[:3],
             shared_strides(tiles), shared_strides(indices, 3), shared_strides(kv_offsets), shared_strides(orders[0]),
             shared_strides(orders[1]), q_len, k.shape[2], heads // k.shape[1], heads // v.shape[1],
             max(scale, plain.SMALLEST_SCALE) * LOG2E,
             HEAD_DIM=head_dim, BLOCK_D=config.block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            RUN=RUN if variable else 0, FP8=v.element_size() == 1, **config.options(),
+            WINDOWS=variable, FP8=v.element_size() == 1, **config.options(),
         )  # fmt: skip

@@ -62,33 +62,34 @@ def test_interpreter_parity(interpreted: dict[str, Any], name: str, precision: s
     assert interpreted[f"{name} {precision}"] is None, interpreted[f"{name} {precision}"]
 
 
-def compiled(capability: int, kilobytes: int, precision: str, run: int) -> Any:
+def compiled(capability: int, kilobytes: int, precision: str, windows: bool) -> Any:
     """Compile the kernel for bfloat16 inputs of head_dim 128 as a launch on that device would."""
     config = backend.launch_config(
         128, 2, (128.0, 128.0),
-        indirections=int(run > 0), shared_memory=kilobytes * 1024, asynchronous_mma=capability >= 90,
+        indirections=int(windows), shared_memory=kilobytes * 1024, asynchronous_mma=capability >= 90,
     )  # fmt: skip
     fp8 = precision == "fp8"
     constants = {"HEAD_DIM": 128, "BLOCK_D": config.block_d, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-    constants |= {"RUN": run, "FP8": fp8, "p_q_order": None, "p_kv_order": None}
-    constants |= {} if fp8 else {"p_v_scales": None}
+    constants |= {"WINDOWS": windows, "FP8": fp8, "p_q_order": None, "p_kv_order": None}
+    constants |= ({} if fp8 else {"p_v_scales": None}) | ({} if windows else {"p_visited": None})
     types = dict.fromkeys(("p_q", "p_k"), "*fp8e4nv" if fp8 else "*i8") | {"p_v": "*fp8e4nv" if fp8 else "*bf16"}
     types |= dict.fromkeys(("p_q_scales", "p_k_scales", "p_v_scales", "p_lse"), "*fp32") | {"p_out": "*bf16"}
     types |= dict.fromkeys(("p_tiles", "p_indices", "p_kv_offsets"), "*i32") | {"scale_log2": "fp32"}
+    types |= {"p_visited": "*i64"}
     pairs = ("tile_strides", "kv_offset_strides", "q_order_strides", "kv_order_strides")
     strides = dict.fromkeys(pairs, ("i32",) * 2)
     strides |= dict.fromkeys(("v_strides", "out_strides", "index_strides"), ("i32",) * 3)
     return build(backend.quantised_attention_fwd_kernel, capability, types | strides, constants, config.options())
 
 
-@pytest.mark.parametrize("run", [0, pytest.param(16, marks=pytest.mark.slow)], ids=["blocks", "runs"])
+@pytest.mark.parametrize("windows", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["blocks", "windows"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 @pytest.mark.parametrize(("capability", "kilobytes", "_"), DEVICES)
-def test_ahead_of_time_build(capability: int, kilobytes: int, _: str, precision: str, run: int) -> None:
+def test_ahead_of_time_build(capability: int, kilobytes: int, _: str, precision: str, windows: bool) -> None:
     product = PRODUCTS[capability][precision == "fp8"]
     if not product:
         pytest.skip("this device has no E4M3")
-    built = compiled(capability, kilobytes, precision, run)
+    built = compiled(capability, kilobytes, precision, windows)
     assert product in built.asm["ptx"]
     assert_fits(built, kilobytes)
 
