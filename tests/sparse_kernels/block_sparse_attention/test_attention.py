@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_kernels import BlockMap, _extension, block_sparse_attention
 from sparse_kernels.block_sparse_attention import cpu, reference
-from tests.sparse_kernels.cases import Case, brute_force, make_case
+from tests.sparse_kernels.cases import Case, brute_force, make_case, random_offsets
 from tests.sparse_kernels.processors import available
 
 # AVX-512 and real AMX run where the processor has them; their code paths are those of avx2 and amx_emulated.
@@ -61,6 +61,29 @@ def test_cpu_kernel_equals_brute_force(instructions: str, dtype: torch.dtype, he
         narrow = instructions in NARROW
         # Rounding the weights to bf16 is part of every bf16 kernel; plain arithmetic rounds the scores as well.
         assert_close(case, out, lse, bf16_products=narrow and dtype != torch.bfloat16)
+
+
+def in_falling_order(block_map: BlockMap) -> BlockMap:
+    """The same map with every list the other way round."""
+    places = torch.arange(block_map.indices.shape[-1])
+    turned = (block_map.counts[..., None] - 1 - places).clamp(min=0).expand(block_map.indices.shape)
+    return dataclasses.replace(block_map, indices=block_map.indices.gather(-1, turned))
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("keep", [0.3, 0.9, 1.0])
+def test_small_blocks_share_panels(instructions: str, keep: float) -> None:
+    skip_unless_available(instructions)
+    generator = torch.Generator().manual_seed(0)
+    case = make_case(8, kv_length=700)
+    offsets = torch.stack([random_offsets(700, 60, generator) for _ in range(4)])[None]
+    # Visited in stretches, as clusters are that stand beside others of their kind.
+    mask = (torch.rand(2, 4, 4, 12, generator=generator) < keep).repeat_interleave(5, -1)
+    rising = BlockMap.from_dense(mask, case.block_map.q_offsets, offsets)
+    for block_map in (rising, in_falling_order(rising)):
+        arguments = (case.q, case.k, case.v, block_map, case.q_order, case.kv_order, 64**-0.5)
+        out, lse = cpu.forward(*arguments, instructions)
+        assert_close(dataclasses.replace(case, block_map=block_map), out, lse, bf16_products=instructions in NARROW)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

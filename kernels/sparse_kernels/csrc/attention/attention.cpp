@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention/kernel.h"
+#include "attention/visits.h"
 #include "common/choose.h"
 #include "common/tensors.h"
 #include "common/work.h"
@@ -47,7 +48,7 @@ std::string instruction_set(const std::string& element) {
 
 struct Tile {
   int64_t batch, head, block, first_row, cost;
-  int32_t rows, panel_count;
+  int32_t rows;
 };
 
 // What answers for key blocks that a query block does not visit; packed as panels behind those of the keys.
@@ -73,6 +74,7 @@ struct Call {
   std::vector<std::pair<int64_t, int64_t>> packings;  // (batch, head) that each packing is made from
   std::vector<int64_t> pack_start;  // in panels
   int64_t panel_total = 0;
+  bool blocks_share_panels = false;
   std::vector<float> query_largest;  // per (batch, head, query block), for kernels that quantise
   std::vector<float> key_largest;    // per panel, that of its key block
 
@@ -85,11 +87,36 @@ struct Call {
   }
 };
 
+// Whether fewer panels are visited where blocks share them: neighbours then fill the panel that holds their border, but
+// a block by itself begins and ends within one. Kernels that quantise round every block by itself.
+bool fewer_if_shared(const Call& call) {
+  if (call.kernel.largest) return false;
+  int64_t own = 0, shared = 0;
+  for (int64_t b = 0; b < std::max(call.counts.size(0), call.kv_offsets.size(0)); b++) {
+    for (int64_t h = 0; h < std::max(call.counts.size(1), call.kv_offsets.size(1)); h++) {
+      const int32_t *q_offsets = integers<int32_t>(call.q_offsets, b, h), *offsets = integers<int32_t>(call.kv_offsets, b, h);
+      const int32_t *counts = integers<int32_t>(call.counts, b, h), *indices = integers<int32_t>(call.indices, b, h);
+      for (int64_t i = 0; i < call.counts.size(2); i++) {
+        const int64_t rows = q_offsets[i + 1] - q_offsets[i];
+        const int32_t* list = indices + i * call.indices.stride(2);
+        own += rows * count_panels(offsets, list, counts[i], call.kernel.panel, false);
+        shared += rows * count_panels(offsets, list, counts[i], call.kernel.panel, true);
+      }
+    }
+  }
+  return shared < own;
+}
+
 void plan_panels(Call& call) {
   const int64_t blocks = call.kv_offsets.size(2) - 1;
-  for (int64_t b = 0; b < call.map_batches; b++)
-    for (int64_t h = 0; h < call.map_heads; h++)
-      call.panels.push_back(cut_panels(integers<int32_t>(call.kv_offsets, b, h), blocks, call.kernel.panel));
+  const int32_t whole[] = {0, static_cast<int32_t>(call.k.size(2))};
+  for (int64_t b = 0; b < call.map_batches; b++) {
+    for (int64_t h = 0; h < call.map_heads; h++) {
+      const int32_t* offsets = integers<int32_t>(call.kv_offsets, b, h);
+      call.panels.push_back(call.blocks_share_panels ? cut_panels(whole, 1, call.kernel.panel)
+                                                     : cut_panels(offsets, blocks, call.kernel.panel));
+    }
+  }
   // Heads that share a key head, its order and its blocks share one packing (grouped queries).
   const bool shared = call.map_heads == 1 && (!call.kv_order || call.kv_order->size(1) == 1);
   const int64_t group = call.heads / call.kv_heads;
@@ -194,21 +221,18 @@ std::vector<Tile> plan_tiles(const Call& call) {
       const int32_t* offsets = integers<int32_t>(call.q_offsets, b, h);
       const int32_t* counts = integers<int32_t>(call.counts, b, h);
       const int32_t* indices = integers<int32_t>(call.indices, b, h);
-      const Panels& panels = call.panels_of(b, h);
+      const int32_t* key_offsets = integers<int32_t>(call.kv_offsets, b, h);
       const size_t first_tile = tiles.size();
       for (int64_t i = 0; i < blocks; i++) {
         const int32_t rows = offsets[i + 1] - offsets[i];
         if (rows == 0) continue;
-        int32_t count = 0;
-        for (int32_t j = 0; j < counts[i]; j++) {
-          const int32_t block = indices[i * call.indices.stride(2) + j];
-          count += panels.first[block + 1] - panels.first[block];
-        }
+        const int64_t count = count_panels(key_offsets, indices + i * call.indices.stride(2), counts[i],
+                                           call.kernel.panel, call.blocks_share_panels);
         const int32_t parts = (rows + TILE_ROWS - 1) / TILE_ROWS, step = (rows + parts - 1) / parts;
         for (int32_t row = 0; row < rows; row += step) {
           const int32_t height = std::min(step, rows - row);
           const int64_t cost = height * (count + call.summaries.panels);
-          tiles.push_back({b, h, i, offsets[i] + row, cost, height, count});
+          tiles.push_back({b, h, i, offsets[i] + row, cost, height});
         }
       }
       std::sort(tiles.begin() + static_cast<int64_t>(first_tile), tiles.end(), [](const Tile& a, const Tile& b) {
@@ -230,7 +254,7 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
     const TinyIsZero tiny_is_zero;
     std::vector<char> buffer(call.kernel.scratch_bytes(head_dim) + 64);
     char* scratch = buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64);
-    std::vector<int32_t> visited;
+    Visits visits;
     std::vector<float> weights;
     call.kernel.begin_thread();
     for (size_t t = next++; t < tiles.size(); t = next++) {
@@ -239,17 +263,20 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
       const int32_t* indices =
           integers<int32_t>(call.indices, tile.batch, tile.head) + tile.block * call.indices.stride(2);
       const int32_t count = integers<int32_t>(call.counts, tile.batch, tile.head)[tile.block];
-      visited.clear();
-      for (int32_t j = 0; j < count; j++)
-        for (int32_t panel = panels.first[indices[j]]; panel < panels.first[indices[j] + 1]; panel++)
-          visited.push_back(panel);
+      visits.panels.clear();
+      visits.visible.clear();
+      if (call.blocks_share_panels)
+        visit_keys(panels, integers<int32_t>(call.kv_offsets, tile.batch, tile.head), indices, count, call.kernel.panel, visits);
+      else
+        visit_blocks(panels, indices, count, visits);
+      const int32_t key_panels = static_cast<int32_t>(visits.panels.size());
       const int64_t head = tile.batch * call.heads + tile.head, q_blocks = call.q_offsets.size(2) - 1;
       const int64_t first_panel = call.pack_start[call.pack_of[head]], start = first_panel * bytes;
       const bool quantised = !call.query_largest.empty();
-      if (call.summaries.weights) hear_summaries(call, tile, indices, count, first_panel, visited, weights);
-      const int32_t panel_count = static_cast<int32_t>(visited.size());
+      if (call.summaries.weights) hear_summaries(call, tile, indices, count, first_panel, visits.panels, weights);
+      const int32_t panel_count = static_cast<int32_t>(visits.panels.size());
       call.kernel.attend({head_rows(call.q, call.q_order, tile.batch, tile.head, tile.head), tile.first_row, tile.rows,
-                          head_dim, scale, visited.data(), panel_count, panel_count - tile.panel_count, panels.valid.data(),
+                          head_dim, scale, visits.panels.data(), panel_count, panel_count - key_panels, visits.visible.data(),
                           weights.data(), call.lse_of_visited, keys + start, values + start, const_cast<char*>(head_data(out, tile.batch, tile.head, element_bytes(element))),
                           out.stride(2), reinterpret_cast<float*>(const_cast<char*>(head_data(lse, tile.batch, tile.head, 4))),
                           scratch, quantised ? call.query_largest[head * q_blocks + tile.block] : 0,
@@ -343,8 +370,9 @@ std::tuple<Tensor, Tensor> block_sparse_attention(
   Call call{q, k, v, counts, indices, q_offsets, kv_offsets, q_order, kv_order, key_mean, kernel,
             summaries, lse_of_visited, q.size(0), q.size(1), k.size(1), q.size(3),
             std::max(kv_offsets.size(1), kv_order ? kv_order->size(1) : 1), std::max(kv_offsets.size(0), kv_order ? kv_order->size(0) : 1),
-            {}, {}, {}, {}, 0, {}, {}};
+            {}, {}, {}, {}, 0, false, {}, {}};
   check_map(call);
+  call.blocks_share_panels = fewer_if_shared(call);
   plan_panels(call);
   find_largest(call);
   Tensor out = torch::stable::empty_like(q);

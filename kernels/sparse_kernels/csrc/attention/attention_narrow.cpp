@@ -192,7 +192,8 @@ static void attend(const TileJob& job) {
       if (of_summaries) {
         weigh_summaries(row, of_summaries, panels * PANEL);
       } else {
-        for (int32_t i = 0; i < panels; i++) hide_padding(row + i * PANEL, job.valid[job.panels[begin + i]], PANEL);
+        for (int32_t i = 0; i < panels; i++)
+          if (job.visible[begin + i] != every_key(PANEL)) hide_keys(row + i * PANEL, job.visible[begin + i], PANEL);
       }
       softmax_row(row, panels * PANEL, m[r], sums + r * LANES, out + static_cast<int64_t>(r) * width, width);
       row_to_bfloat16(row, weights + r * CHUNK, panels * PANEL);

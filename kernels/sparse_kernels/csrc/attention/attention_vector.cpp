@@ -80,8 +80,8 @@ static void attend(const TileJob& job) {
       for_rows<ROWS>(job.rows, 0, [&]<int R>(int32_t r) {
         score_rows<R>(q + static_cast<int64_t>(r) * width, width, keys, scores + r * CHUNK + i * PANEL, CHUNK);
       });
-      if (!weights && job.valid[panel] < PANEL)
-        for (int32_t r = 0; r < job.rows; r++) hide_padding(scores + r * CHUNK + i * PANEL, job.valid[panel], PANEL);
+      if (!weights && job.visible[begin + i] != every_key(PANEL))
+        for (int32_t r = 0; r < job.rows; r++) hide_keys(scores + r * CHUNK + i * PANEL, job.visible[begin + i], PANEL);
     }
     for (int32_t r = 0; weights && r < job.rows; r++) weigh_summaries(scores + r * CHUNK, weights, panels * PANEL);
     for (int32_t r = 0; r < job.rows; r++)

@@ -2,7 +2,8 @@
 #pragma once
 #include "common/rows.h"
 
-// Keys and values are packed once per head in panels of `panel` keys, so that every block starts a panel.
+// Keys and values are packed once per head in panels of `panel` keys. Every block starts a panel, unless fewer are
+// visited where blocks lie one behind another in them.
 struct PanelJob {
   Rows keys, values;
   int64_t first_row;  // position (after the order) of the panel's first key
@@ -23,7 +24,7 @@ struct TileJob {
   const int32_t* panels;  // the panels to visit, in order: those of keys, then those of summaries
   int32_t panel_count;
   int32_t summary_count;  // how many of them, the last ones, hold summaries
-  const uint8_t* valid;   // keys in each panel of the head
+  const uint32_t* visible;  // of each visited panel of keys: bit n is set where its key n is visited
   // For each of those summaries, in the panels' order, what is added to its scores (in units of log2), SILENT for none.
   const float* weights;
   bool lse_of_visited;  // leave summaries out of the LSE
@@ -43,7 +44,7 @@ constexpr float SILENT = -3e38f;  // the score of a key that gets no weight
 
 struct Kernel {
   const char* name;
-  int32_t panel;                               // keys in a panel
+  int32_t panel;                               // keys in a panel, at most 32
   bool (*can_run)();                           // does this processor have the instructions?
   size_t (*panel_bytes)(int32_t head_dim);     // of the keys, and again of the values
   size_t (*scratch_bytes)(int32_t head_dim);
