@@ -53,7 +53,7 @@ def launch_config(
 ) -> plain.LaunchConfig:  # fmt: skip
     """Return the plain kernel's tiles for mean (query, key) block sizes, head_dim padded to what bytes need.
 
-    `indirections`: loads before the address of a key row is known, one for an order and one for runs.
+    `indirections`: loads before the address of a key row is known, one for an order and one for windows.
     """
     config = plain.launch_config(
         head_dim, itemsize, block_sizes[0], 128 if block_sizes[1] > 64 else 64,
