@@ -14,7 +14,10 @@ POWER_STEPS = 4  # towards the direction in which a group differs most: a cut on
 
 
 def side_by_side(centroids: Float[Tensor, "b h k d"]) -> Float[Tensor, "b h k d"]:
-    """Return centroids so that neighbours are alike: halves of halves, each cut across where it differs most."""
+    """Return centroids so that neighbours are alike: halves of halves, each cut across where it differs most.
+
+    After principal direction divisive partitioning (Boley 1998), with halves of one size.
+    """
     return centroids.gather(2, neighbours(centroids)[..., None].expand_as(centroids))
 
 
@@ -22,17 +25,15 @@ def neighbours(points: Float[Tensor, "b h k d"]) -> Int64[Tensor, "b h k"]:
     """Return the order of points in which each half, quarter and so on holds what lies on one side of a plane."""
     count = points.shape[2]
     levels = max(0, (count - 1).bit_length())
-    # Copies of the last point fill the groups up; the places of the others in their order are what counts.
-    order = torch.arange(2**levels, device=points.device).clamp(max=count - 1).expand(*points.shape[:2], -1)
+    # Copies of the last point, numbered on behind it, fill the groups up.
+    order = torch.arange(2**levels, device=points.device).expand(*points.shape[:2], -1)
     for level in range(levels):
         groups = order.unflatten(-1, (2**level, -1))
-        members = points.gather(2, order[..., None].expand(-1, -1, -1, points.shape[3]))
+        members = points.gather(2, order.clamp(max=count - 1)[..., None].expand(-1, -1, -1, points.shape[3]))
         members = members.unflatten(2, (2**level, -1))
         order = groups.gather(-1, _sides(members).argsort(dim=-1, stable=True)).flatten(-2)
-    ranks = order.new_empty(order.shape)
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    first = ranks.scatter_reduce(-1, order, places, "amin", include_self=False)[..., :count]
-    return first.argsort(-1)
+    places = order.argsort(-1)
+    return places[..., :count].argsort(-1)
 
 
 def _sides(members: Float[Tensor, "b h g m d"]) -> Float[Tensor, "b h g m"]:

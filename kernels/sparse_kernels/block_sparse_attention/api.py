@@ -54,7 +54,7 @@ def block_sparse_attention(
 
     `q_order[..., i]` is the row of `q` that stands at position i of the map, likewise `kv_order`; results are in
     the callers' row order. Rows that visit nothing are zero with an LSE of -inf. `scale` defaults to d**-0.5.
-    All values must be finite: those of keys beside visited ones, in the order, may be multiplied too, by zero.
+    All of `v` must be finite: values of keys beside visited ones, in the order, may be multiplied too, by zero.
     With `summaries` the blocks that are not visited answer through theirs, in the same softmax; the LSE is then that of
     all that answered, with "visited" that of the visited keys alone.
     `precision` rounds operands, for speed: "int8" those of q k (after SageAttention), "fp8" all of them to E4M3

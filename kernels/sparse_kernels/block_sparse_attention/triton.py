@@ -16,7 +16,7 @@ from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, compiler_options, device
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
 from sparse_kernels.block_sparse_attention.triton_order import in_order
-from sparse_kernels.block_sparse_attention.triton_windows import LARGEST_WINDOW, list_windows
+from sparse_kernels.block_sparse_attention.triton_windows import LARGEST_WINDOW, list_windows, visited_keys
 from sparse_kernels.tiles import cut_blocks
 
 SMALLEST_TILE, LARGEST_TILE = 16, 128  # keys; the smallest are those of one product instruction
@@ -224,9 +224,7 @@ def block_sparse_attention_fwd_kernel(
         if KEY_BLOCK > 0:
             in_block = i_key < kv_len
         else:
-            # Shifts of 64 bits would take a third more registers.
-            b_visited = tl.where(i_column < 32, visited.to(tl.int32), (visited >> 32).to(tl.int32))
-            in_block = ((b_visited >> (i_column % 32)) & 1) != 0
+            in_block = visited_keys(visited, i_column)
         if TMA:
             b_k = p_k.load([i_b.to(tl.int32), i_h_kv.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)
             b_v = p_v.load([i_b.to(tl.int32), i_h_kv.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)

@@ -17,6 +17,13 @@ LARGEST_WINDOW = 64  # keys: one bit each says which are visited
 
 
 @jit
+def visited_keys(visited, i_column):
+    """Which of a window's keys are visited; shifts of 64 bits would take a third more registers."""
+    b_visited = tl.where(i_column < 32, visited.to(tl.int32), (visited >> 32).to(tl.int32))
+    return ((b_visited >> (i_column % 32)) & 1) != 0
+
+
+@jit
 def list_windows_kernel(
     p_counts, p_indices, p_kv_offsets, p_starts, p_visited, p_window_counts, count_strides, index_strides,
     kv_offset_strides, capacity, WINDOW: tl.constexpr,

@@ -21,7 +21,7 @@ from sparse_kernels.block_sparse_attention.quantised.rounding import (
     round_blocks,
     round_channels,
 )
-from sparse_kernels.block_sparse_attention.triton_windows import list_windows
+from sparse_kernels.block_sparse_attention.triton_windows import list_windows, visited_keys
 
 FP8_CAPABILITY = (8, 9)
 SMALLEST_DEPTH = 32  # products of bytes take at least as many channels
@@ -136,7 +136,7 @@ def quantised_attention_fwd_kernel(
     for step in range(steps):
         if WINDOWS:
             i_key = tl.load(p_index + step) + i_column
-            in_block = ((tl.load(p_visited + step) >> i_column) & 1) != 0
+            in_block = visited_keys(tl.load(p_visited + step), i_column)
         else:
             i_key = start + i_column
             in_block = i_key < stop
