@@ -69,7 +69,7 @@ def cases(
     for case in made:
         try:
             method_of(case, case.density)
-            cache_of(case)
+            cache_of(case.cache)
         except ValueError as error:
             raise InputError(str(error)) from error
     return [case for case in dict.fromkeys(made) if (case.method, case.cache) != ("dense", "none")]
@@ -131,9 +131,12 @@ def run_bench(
         call_options: CallOptions = {**options, "seed": seed}
         report(f"dense, seed {seed}: {prompt}")
         dense = _warm_dense(loaded, prompt, call_options, calibrated, missing, report)
+        names = dict.fromkeys(case.cache for case in missing)
+        caches = {name: with_ratios(loaded, cache_of(name), prompt, call_options) for name in names}
         for case in missing:
             report(f"{case}, seed {seed}: {prompt}")
-            rows.add(_row(loaded, case, calibrated[_alone(case)], dense, prompt, call_options))
+            option, cache = calibrated[_alone(case)], caches[case.cache]
+            rows.add(_row(loaded, case, option, cache, dense, prompt, call_options))
     return rows.within(setting)
 
 
@@ -172,9 +175,9 @@ def method_of(case: Case, density: float) -> Method | None:
     return method_registry.from_text(case.method, density=density, dense_steps=case.dense_steps)
 
 
-def cache_of(case: Case) -> Cache | None:
-    """Return the cache of a case, None for none."""
-    return None if case.cache == "none" else cache_from_text(case.cache)
+def cache_of(name: str) -> Cache | None:
+    """Return the cache of a name with its options, None for none."""
+    return None if name == "none" else cache_from_text(name)
 
 
 def with_ratios(loaded: LoadedPipeline, cache: Cache | None, prompt: str, options: CallOptions) -> Cache | None:
@@ -210,9 +213,14 @@ def calibrate(loaded: LoadedPipeline, case: Case, prompt: str, options: CallOpti
 
 
 def _row(
-    loaded: LoadedPipeline, case: Case, option: float, dense: Generation, prompt: str, options: CallOptions
+    loaded: LoadedPipeline,
+    case: Case,
+    option: float,
+    cache: Cache | None,
+    dense: Generation,
+    prompt: str,
+    options: CallOptions,
 ) -> dict[str, Any]:
-    cache = with_ratios(loaded, cache_of(case), prompt, options)
     sparse = generate(loaded, prompt, method_of(case, option), cache=cache, **options)
     report = contrast(loaded, dense, sparse).report
     report |= {
