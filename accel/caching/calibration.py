@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from accel.caching.resting import Forward, Resting
 from accel.caching.table import Table
 from accel.errors import InputError
 from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.streams import with_controls
 from accel.models.denoising import Denoising
 
 SKIP = 0  # in place of the age of what is reused
@@ -77,8 +79,11 @@ class Measuring(Resting):
                 moved = (stock(*args, **kwargs)[0] - output[0]).float().square().sum()
                 key = progress.step, number, age
                 self.errors[key] = moved + self.errors.get(key, 0)
-            ends = self.adapter.streams.outputs(trial.outputs[group[-1]])
-            for each, start, end in zip(pasts, trial.inputs[group[0]], ends, strict=True):
+            outputs = [self.adapter.streams.outputs(trial.outputs[index]) for index in group]
+            starts, ends = trial.inputs[group[0]], outputs[-1]
+            for before, index in zip(outputs, group[1:], strict=False):
+                starts = with_controls(starts, before, trial.inputs[index])
+            for each, start, end in zip(pasts, starts, ends, strict=True):
                 if end is not None:
                     each.keep(progress.step, end - start, self.ages + self.order * (self.ages + 1))
         self._threads.now = None
@@ -113,35 +118,43 @@ class Measuring(Resting):
         return past.forecast(step, self.order)
 
 
-def choose(errors: Float[np.ndarray, "steps groups ages"], budget: float, warmup: int = 1) -> tuple[str, ...]:
+def choose(
+    errors: Float[np.ndarray, "steps groups ages"],
+    budget: float,
+    warmup: int = 1,
+    sizes: Sequence[int] | None = None,
+) -> tuple[str, ...]:
     """Return a word a step, as in a `BlockTable`, of the least sum of errors with a share `budget` computed at most.
 
     `errors[..., 0]` are those of skipping, `errors[..., age]` of reusing, infinite where there is nothing to reuse.
-    The first `warmup` steps are computed. Exact for errors that add up.
+    The first `warmup` steps are computed. `sizes` are the blocks of each group, None is one. Exact for errors that add
+    up.
     """
-    steps, depth, _ = errors.shape
-    columns = [_columns(errors[:, block], warmup) for block in range(depth)]
-    least = np.full(depth * steps + 1, np.inf)
+    steps, groups, _ = errors.shape
+    sizes = [1] * groups if sizes is None else sizes
+    columns = [_columns(errors[:, group], warmup) for group in range(groups)]
+    least = np.full(sum(sizes) * steps + 1, np.inf)  # by the number of computed blocks
     least[0] = 0.0
     picks: list[np.ndarray] = []
-    for column in columns:
+    for size, column in zip(sizes, columns, strict=True):
         merged, pick = np.full_like(least, np.inf), np.zeros(len(least), dtype=int)
         for count, (cost, _) in column.items():
-            moved = np.concatenate([np.full(count, np.inf), least[: len(least) - count] + cost])
+            blocks = count * size
+            moved = np.concatenate([np.full(blocks, np.inf), least[: len(least) - blocks] + cost])
             pick[moved < merged] = count
             merged = np.minimum(merged, moved)
         least = merged
         picks.append(pick)
-    total = int(np.argmin(least[: math.floor(budget * depth * steps + 1e-9) + 1]))
+    total = int(np.argmin(least[: math.floor(budget * (len(least) - 1) + 1e-9) + 1]))
     if not np.isfinite(least[total]):
         raise InputError(
             f"budget is {budget:g}, and the warm-up alone computes {warmup / steps:g} of all blocks: give a larger one"
         )
     words = []
-    for column, pick in zip(reversed(columns), reversed(picks), strict=True):
+    for size, column, pick in zip(reversed(sizes), reversed(columns), reversed(picks), strict=True):
         count = int(pick[total])
         words.append(column[count][1])
-        total -= count
+        total -= count * size
     return tuple("".join(letters) for letters in zip(*reversed(words), strict=True))
 
 

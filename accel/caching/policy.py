@@ -134,8 +134,8 @@ class Policy(ABC):
         """Whether it decides about the whole transformer where no stack of blocks is known."""
         return False
 
-    def computed_steps(self, steps: int) -> int | None:
-        """Return how many of the steps compute something, where that is known before a generation."""
+    def computed_steps(self, steps: int) -> list[int] | None:
+        """Return which of the steps compute something, where that is known before a generation."""
         return None
 
     @property

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from accel.caching.borrowed import BorrowedWeights
 from accel.caching.elastic import check_elastic
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Narrow, Policy, Reuse, Skip
+from accel.caching.samples import output_like, sample_of
 from accel.errors import InputError
 from accel.models.adapters.adapter import Adapter
+from accel.models.adapters.streams import with_controls
 from accel.models.denoising import Denoising, Generation
 from accel.models.records import BlockRecord
 
@@ -29,13 +31,15 @@ Forward = Callable[..., Any]
 class Pass:
     """One run through the blocks: what went into the first one, and the stretch that runs or rests, with its streams.
 
-    `time` is the timestep embedding, `width` the share of the MLP's neurons with which a block runs, None is all.
+    `outputs` are the latest block's of that stretch. `time` is the timestep embedding, `width` the share of the MLP's
+    neurons with which a block runs, None is all.
     """
 
     generation: Generation
     entry: Tensor | None = None
     call: BlockCall | None = None
     inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor | None, ...] = ()
     decision: Decision = Compute()
     time: Tensor | None = None
     width: float | None = None
@@ -88,12 +92,12 @@ class Resting:
         try:
             for row in range(batch):
                 generation.progress = dataclasses.replace(progress, sample=row)
-                own = [_row(value, row, batch) for value in args]
-                named = {name: _row(value, row, batch) for name, value in kwargs.items()}
+                own = [sample_of(value, row, batch) for value in args]
+                named = {name: sample_of(value, row, batch) for name, value in kwargs.items()}
                 outputs.append(self._run(generation, latents[row : row + 1], stock, own, named))
         finally:
             generation.progress = progress
-        return _like(type(outputs[0]), torch.cat([output[0] for output in outputs]))
+        return output_like(type(outputs[0]), torch.cat([output[0] for output in outputs]))
 
     def block(self, index: int, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one block or let it rest; a stretch that rests adds all of what it adds in its first block."""
@@ -114,9 +118,12 @@ class Resting:
         if not isinstance(now.decision, Compute | Narrow):
             first = index == unit[0]
             return streams.packed(self._rest(now.generation, now.call, now.decision, inputs) if first else inputs)
+        if index > unit[0]:
+            now.inputs = with_controls(now.inputs, now.outputs, inputs)
         out = self._at_width(now, stock, args, kwargs)
+        now.outputs = streams.outputs(out)
         if index == unit[-1]:
-            self._keep(now.generation, now.call, now.inputs, streams.outputs(out))
+            self._keep(now.generation, now.call, now.inputs, now.outputs)
         return out
 
     def _run(self, generation: Generation, latents: Tensor, stock: Forward, args: Any, kwargs: Any) -> Any:
@@ -130,7 +137,7 @@ class Resting:
         call = self._call(generation, latents, latents, range(self.depth))
         decision = self._decide(generation, call)
         if not isinstance(decision, Compute):
-            return _like(self._threads.output, self._rest(generation, call, decision, (latents,))[0])
+            return output_like(self._threads.output, self._rest(generation, call, decision, (latents,))[0])
         output = stock(*args, **kwargs)
         self._threads.output = type(output)
         if len(output) > 1:
@@ -240,14 +247,3 @@ def mean_time(output: Any) -> Float[Tensor, "b channels"]:
     """Return the timestep embedding of what embeds it: the first output, averaged over tokens where each has one."""
     time = output[0] if isinstance(output, tuple) else output
     return time if time.ndim == 2 else time.mean(1)
-
-
-def _row(value: Any, row: int, batch: int) -> Any:
-    """Return one sample of an argument that has one for each of the batch."""
-    is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
-    return value[row : row + 1] if is_batched else value
-
-
-def _like(kind: type, sample: Tensor) -> Any:
-    """Return an output of the transformer, of the kind that the pipeline asked for."""
-    return (sample,) if kind is tuple else kind(sample=sample)

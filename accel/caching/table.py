@@ -11,9 +11,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, step_count
 from accel.errors import InputError
 from accel.files import replacing
+from accel.models.adapters.adapter import Adapter
 from accel.naming import check_least
 
 LETTERS = "crs"
@@ -23,7 +26,7 @@ LETTERS = "crs"
 class BlockTable:
     """For each step one letter a block: c computes it, r reuses what it added, s skips it.
 
-    `model` is the transformer's class, `order` that of the forecast which the table was made for.
+    `model` is the transformer's class, or "" for any, `order` that of the forecast which the table was made for.
     """
 
     model: str
@@ -91,11 +94,19 @@ class Table(Policy):
         """Whether it is a schedule of steps, and no table of blocks."""
         return not isinstance(self.table, BlockTable)
 
-    def computed_steps(self, steps: int) -> int:
-        """Return how many of the steps compute a block."""
+    def computed_steps(self, steps: int) -> list[int]:
+        """Return which of the steps compute a block."""
         if isinstance(self.table, BlockTable):
-            return sum("c" in step for step in self.table.steps)
-        return sum(self._due(step, steps) for step in range(steps))
+            return [step for step, letters in enumerate(self.table.steps) if "c" in letters]
+        return [step for step in range(steps) if self._due(step, steps)]
+
+    def check(self, transformer: nn.Module, adapter: Adapter) -> None:
+        """Raise InputError for a table of another model."""
+        model = type(transformer).__name__
+        if isinstance(self.table, BlockTable) and self.table.model not in ("", model):
+            raise InputError(
+                f"the table is of {self.table.model}, and this is {model}: calibrate one for it with accel calibrate"
+            )
 
     def units(self, depth: int) -> tuple[range, ...]:
         """Return the neighbours that always rest together; InputError for a table of another depth."""

@@ -56,9 +56,10 @@ def calibrate(
         raise InputError(f"budget is {budget:g}; give the share of blocks to compute, above 0 and at most 1")
     errors = np.stack([_errors(loaded, prompt, options, measure, report) for prompt in prompts]).sum(axis=0)
     gains = _gains(loaded, prompts[0], options, errors, measure, report)
-    words = choose(errors * gains[:, None, None], budget, max(1, step_count(warmup, len(errors))))
     depth, size = _depth(loaded), measure.group or _depth(loaded)
-    whole = ("".join(letter * size for letter in word)[:depth] for word in words)
+    sizes = [min(size, depth - start) for start in range(0, depth, size)]
+    words = choose(errors * gains[:, None, None], budget, max(1, step_count(warmup, len(errors))), sizes)
+    whole = ("".join(letter * count for letter, count in zip(word, sizes, strict=True)) for word in words)
     return BlockTable(type(loaded.transformers[0]).__name__, tuple(whole), measure.order)
 
 

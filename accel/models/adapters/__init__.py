@@ -26,7 +26,8 @@ from accel.models.adapters.left_dense import LEFT_DENSE
 ADAPTERS = (
     wan.WAN,
     wan.WAN_RELATED,
-    wan.WAN_CONTROLLED,
+    wan.VACE,
+    wan.ANIMATE,
     wan.ANYFLOW,
     hunyuan.HUNYUAN_VIDEO,
     hunyuan.HUNYUAN_VIDEO_15,

@@ -18,7 +18,7 @@ COGVIDEOX = Adapter(
     streams=TEXT_SECOND,
     latents=denoised(2),
 )
-# A face is added between blocks: no caches of blocks.
+# What a face adds between blocks depends on the hidden states there: no caches of blocks.
 CONSISID = replace(COGVIDEOX, classes=("ConsisIDTransformer3DModel",), blocks=None)
 EASYANIMATE = Adapter(
     ("EasyAnimateTransformer3DModel",),

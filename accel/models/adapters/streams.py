@@ -42,3 +42,16 @@ class Streams:
 ALONE = Streams()
 TEXT_SECOND = Streams((HIDDEN, TEXT))
 TEXT_FIRST = Streams((TEXT, HIDDEN))
+
+
+def with_controls(
+    starts: tuple[Tensor, ...], outputs: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return a stretch's starts with what the model itself added between two blocks, as a ControlNet's residuals.
+
+    The model adds that again where the blocks rest: it is none of what they add.
+    """
+    return tuple(
+        start if output is None or x is output else start + (x - output)
+        for start, output, x in zip(starts, outputs, inputs, strict=True)
+    )

@@ -72,13 +72,9 @@ WAN_RELATED = Adapter(
     blocks=stacks("blocks"),
     latents=denoised(),
 )
-# What a control or a face adds between blocks would be added twice where these rest: no caches of blocks.
-WAN_CONTROLLED = replace(
-    WAN_RELATED,
-    classes=("WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
-    self_attention=r"(vace_blocks|blocks)\.\d+\.attn1",
-    blocks=None,
-)
+VACE = replace(WAN_RELATED, classes=("WanVACETransformer3DModel",), self_attention=r"(vace_blocks|blocks)\.\d+\.attn1")
+# What a face adds between blocks depends on the hidden states there: no caches of blocks.
+ANIMATE = replace(WAN_RELATED, classes=("WanAnimateTransformer3DModel",), blocks=None)
 ANYFLOW = Adapter(
     ("AnyFlowTransformer3DModel",),
     r"blocks\.\d+\.attn1",

@@ -55,7 +55,10 @@ def kinds_by_step(handle: accel.Handle) -> dict[int, set[str]]:
 def test_searches_and_refreshes_move_to_the_next_computed_step(
     method: str, letters: str, expected: dict[int, set[str]]
 ) -> None:
-    pipe, table = pipeline("wan-2.1"), Table(BlockTable("Wan", tuple(letter * 2 for letter in letters)))
+    pipe, table = (
+        pipeline("wan-2.1"),
+        Table(BlockTable("WanTransformer3DModel", tuple(letter * 2 for letter in letters))),
+    )
     name, *rest = method.split(":")
     options: dict[str, Any] = {"density": 0.3, "dense_steps": 0.4, **({"every": 2} if rest else {})}
     options |= {} if name == "svg-ear" else {"block": 16}
@@ -65,7 +68,7 @@ def test_searches_and_refreshes_move_to_the_next_computed_step(
 
 
 def test_blocks_of_one_layer_rest_alone() -> None:
-    pipe, table = pipeline("wan-2.1"), Table(BlockTable("Wan", ("cc", "rc", "cr", "sc", "cc")))
+    pipe, table = pipeline("wan-2.1"), Table(BlockTable("WanTransformer3DModel", ("cc", "rc", "cr", "sc", "cc")))
     with accel.enabled(pipe, "adaspa", cache=table, dense_steps=0.2, **SPARSE) as handle:
         generate(pipe)
         calls = {(call.step, call.layer) for call in handle.stats()}

@@ -77,8 +77,8 @@ def test_the_choice_is_the_best_of_all(seed: int, budget: float) -> None:
 def test_gaps_may_grow(text: str, computed: list[int]) -> None:
     policy = from_text(text)
     assert [step for step in range(30) if policy._due(step, 30)] == computed
-    assert policy.computed_steps(30) == len(computed)
-    assert Table(table=BlockTable("", ("cc", "rc", "rr"))).computed_steps(3) == 2
+    assert policy.computed_steps(30) == computed
+    assert Table(table=BlockTable("", ("cc", "rc", "rr"))).computed_steps(3) == [0, 1]
     with pytest.raises(ValueError, match="growth must be 0 or more, got -1"):
         from_text("table:growth=-1")
 
@@ -86,6 +86,13 @@ def test_gaps_may_grow(text: str, computed: list[int]) -> None:
 def test_a_budget_below_the_warm_up_is_refused() -> None:
     with pytest.raises(InputError, match="budget is 0.2, and the warm-up alone computes 0.5 of all blocks"):
         choose(np.ones((4, 2, 2)), 0.2, warmup=2)
+
+
+def test_a_budget_counts_the_blocks_of_unequal_groups() -> None:
+    errors = np.random.default_rng(0).random((12, 2, 4))
+    errors[:, 0] *= 100  # the group of four wants to be computed
+    words = choose(errors, 0.5, sizes=(4, 1))
+    assert sum((4, 1)[group] for word in words for group, letter in enumerate(word) if letter == "c") <= 30
 
 
 @pytest.mark.parametrize("size", [1, 4, None])
@@ -176,8 +183,12 @@ def test_a_file_that_is_no_table(tmp_path: Path, content: Any) -> None:
 
 def test_a_table_of_another_model_or_number_of_steps() -> None:
     pipe = pipeline("wan-2.1")
-    with pytest.raises(InputError, match="a model with 3 blocks .Wan., and this one has 2: calibrate"):
-        accel.enable(pipe, None, cache=Table(BlockTable("Wan", ("ccc",))))
-    accel.enable(pipe, None, cache=Table(BlockTable("Wan", ("cc", "rr"))))
+    with pytest.raises(
+        InputError, match="a model with 3 blocks .WanTransformer3DModel., and this one has 2: calibrate"
+    ):
+        accel.enable(pipe, None, cache=Table(BlockTable("WanTransformer3DModel", ("ccc",))))
+    with pytest.raises(InputError, match="the table is of CogVideoXTransformer3DModel, and this is WanTransformer3DM"):
+        accel.enable(pipe, None, cache=Table(BlockTable("CogVideoXTransformer3DModel", ("cc",))))
+    accel.enable(pipe, None, cache=Table(BlockTable("WanTransformer3DModel", ("cc", "rr"))))
     with pytest.raises(InputError, match="the table is of 2 steps, and this generation has 5: calibrate one"):
         generate(pipe)
