@@ -41,14 +41,17 @@ class Generation:
     def continues(self, progress: Progress | None, schedule: Any, repeats: bool) -> bool:
         """Whether a call of this progress belongs here, and does not start another generation.
 
-        After one that was interrupted, the next one comes back to a step and branch that were seen. So does a solver of
-        second order, but not with a new schedule, nor (`repeats`) where steps are counted by the loop.
+        After one that was interrupted, the next one brings a new schedule, or comes back to a step and branch that were
+        seen. A solver of second order comes back too, but not (`repeats`) where the loop counts steps; there the
+        schedule says nothing: it may be that of another pipeline with the same transformer.
         """
         before = self.progress
         if self.finished or before is None or progress is None:
             return not self.finished
+        if schedule is not self.schedule and not repeats:
+            return False
         if progress.step == before.step and progress.branch in self.branches:
-            return not repeats and schedule is self.schedule
+            return not repeats
         return progress.step >= before.step and progress.steps == before.steps
 
     def begin_call(self, geometry: Geometry | None, progress: Progress | None, schedule: Any) -> None:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from typing import Any
 
+import torch
 from diffusers.hooks.hooks import (
     BaseState,
     CacheContext,
@@ -25,6 +26,7 @@ from accel.models.compiling import outside_graphs
 from accel.models.session import Session
 
 HOOK = "accel_progress"
+HALF = torch.bfloat16, torch.float16
 
 
 class _NoState(BaseState):
@@ -68,7 +70,7 @@ class ProgressHook(ModelHook):
         self._pipeline = None if pipeline is None else weakref.ref(pipeline)
         # Diffusers hands the cache context to state managers only.
         self.context = _ThreadContext()
-        self._order = threading.local()  # schedule, timestep and number of the latest call
+        self._order = threading.local()  # schedule, timestep, step and number of the latest call
 
     @property
     def pipeline(self) -> Any:
@@ -123,44 +125,52 @@ class ProgressHook(ModelHook):
         return getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
 
     def _progress(self, timestep: Any, schedule: Tensor | None) -> tuple[Progress | None, bool]:
-        """Return where the call stands, and whether its step is the loop's own index."""
-        value = float(self.adapter.noisiest(timestep)) if isinstance(timestep, Tensor) else None
-        before = getattr(self._order, "call", None)
-        same_step = before is not None and before[0] is schedule and value is not None and before[1] == value
-        number = before[2] + 1 if before is not None and same_step else 0
-        self._order.call = (schedule, value, number)
+        """Return where the call stands, and whether its step is the loop's own index, for which nothing waits."""
         context = self.context._context
-        branch = context.name if context is not None else f"call {number}"
         if context is not None and context.step_index is not None and context.num_inference_steps:
-            return Progress(context.step_index, context.num_inference_steps, branch), True
-        position = None if value is None or schedule is None else self._place(value, schedule)
-        return (None if position is None else Progress(*position, branch)), False
+            return Progress(context.step_index, context.num_inference_steps, context.name), True
+        value = float(self.adapter.noisiest(timestep)) if isinstance(timestep, Tensor) else None
+        step = None if value is None or schedule is None else self._step(value, schedule, timestep.dtype in HALF)
+        before, self._order.call = getattr(self._order, "call", None), (schedule, value, step, 0)
+        if before is not None and value is not None and before[0] is schedule and before[1:3] == (value, step):
+            self._order.call = schedule, value, step, before[3] + 1
+        branch = context.name if context is not None else f"call {self._order.call[3]}"
+        return (None if step is None or schedule is None else Progress(step, len(schedule), branch)), False
 
-    def _place(self, value: float, schedule: Tensor) -> tuple[int, int] | None:
-        """Return (step, steps) by the timestep's value or, where the model is given others, by their order."""
-        if getattr(self._order, "schedule", None) is not schedule:
-            self._order.schedule, self._order.seen = schedule, []
-            place = _position(value, schedule)
+    def _step(self, value: float, schedule: Tensor, rounded: bool) -> int | None:
+        """Return the step of a timestep by its value or, where the model is given others, by their order.
+
+        Rounded to half precision, several steps may have one timestep: there the scheduler's own count tells.
+        """
+        order, steps = self._order, len(schedule)
+        if getattr(order, "schedule", None) is not schedule:
+            order.schedule, order.values, order.seen = schedule, schedule.float().cpu(), []
+            place = _nearest(value, order.values)
             # Models that take sigmas, or timesteps in [0, 1], begin near the smallest timestep of the schedule.
-            self._order.by_value = place is not None and (place[0] + 1 < place[1] or place[1] == 1)
-        if self._order.by_value:
-            return _position(value, schedule)
-        seen = self._order.seen
-        if value not in seen:
-            seen.append(value)
+            order.by_value = place is not None and (place + 1 < steps or steps == 1)
         scheduler = getattr(self.pipeline, "scheduler", None)
-        step = seen.index(value) + (getattr(scheduler, "begin_index", None) or 0)
-        return (step, len(schedule)) if step < len(schedule) else None
+        begin = getattr(scheduler, "begin_index", None) or 0
+        counted = (scheduler.step_index or begin) if rounded and hasattr(scheduler, "step_index") else None
+        if order.by_value:
+            trusted = counted is not None and counted < steps and _is_near(value, float(order.values[counted]))
+            return counted if trusted else _nearest(value, order.values)
+        if value not in order.seen:
+            order.seen.append(value)
+        step = max(order.seen.index(value) + begin, counted or 0)
+        return step if step < steps else None
 
 
-def _position(timestep: float, schedule: Tensor) -> tuple[int, int] | None:
-    """Return (step, steps) of a timestep in the pipeline's schedule."""
-    if len(schedule) == 0:
+def _nearest(timestep: float, values: Tensor) -> int | None:
+    """Return the step whose timestep is the nearest, None where none is near."""
+    if len(values) == 0:
         return None
-    distance = (schedule.float().cpu() - timestep).abs()
-    step = int(distance.argmin())
-    # Half-precision models receive rounded timesteps.
-    return (step, len(schedule)) if float(distance[step]) <= 1e-2 * max(1.0, abs(timestep)) else None
+    step = int((values - timestep).abs().argmin())
+    return step if _is_near(timestep, float(values[step])) else None
+
+
+def _is_near(timestep: float, value: float) -> bool:
+    """Whether one is the other, perhaps rounded to half precision."""
+    return abs(value - timestep) <= 1e-2 * max(1.0, abs(timestep))
 
 
 def install_hook(transformer: nn.Module, hook: ProgressHook) -> None:

@@ -16,7 +16,7 @@ from tests.accel.models.loops import difference, processors
 from tests.accel.models.tiny_models import TINY, L
 
 STEPS = 4
-Make = Callable[[], Any]
+Make = Callable[[], tuple[Any, dict[str, Any]]]
 
 
 def rand(*shape: int) -> Tensor:
@@ -79,7 +79,7 @@ def flux() -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported")
 @pytest.mark.parametrize("make", [cogvideox, ltx, hunyuan_video, mochi, flux])
-def test_a_real_pipeline(make: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
+def test_a_real_pipeline(make: Make) -> None:
     pipe, given = make()
     pipe.set_progress_bar_config(disable=True)
 
@@ -102,6 +102,21 @@ def test_a_real_pipeline(make: Callable[[], tuple[Any, dict[str, Any]]]) -> None
         assert difference(generate(), first) == 0 and difference(first, stock) > 1e-4
     assert len(branches) == (1 if make in (cogvideox, mochi, ltx, flux) else 2)
     assert processors(pipe.transformer) == before and difference(generate(), stock) == 0
+
+
+@pytest.mark.parametrize("make", [hunyuan_video, flux])
+def test_steps_whose_timesteps_round_to_one_number_are_told_apart(make: Make) -> None:
+    pipe, given = make()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=25.0)  # as Flux has it for large pictures
+    pipe.to(torch.bfloat16)
+    given = {name: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in given.items()}
+    with accel.enabled(pipe, "full", block=16) as handle:
+        for _ in range(2):
+            pipe(**given, num_inference_steps=30, output_type="latent")
+            assert len(pipe.scheduler.timesteps.bfloat16().unique()) < 30
+            calls = [record for record in handle.stats() if record.layer == 0]
+            assert [call.step for call in calls if call.branch == calls[0].branch] == list(range(30))
 
 
 def _check_sizes(pipe: Any, given: dict[str, Any], handle: accel.Handle) -> None:
