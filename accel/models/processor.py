@@ -66,6 +66,15 @@ class SparseAttentionProcessor:
             share=share,
         )
 
+    @property
+    def scale(self) -> Any:
+        """How much an IP-Adapter counts, which `set_ip_adapter_scale` writes; AttributeError where there is none."""
+        return self.stock.scale
+
+    @scale.setter
+    def scale(self, scale: Any) -> None:
+        self.stock.scale = scale
+
 
 class _Dispatched(SparseAttentionProcessor):
     """Of a processor that asks diffusers' dispatcher for a backend of its own, which is ours here."""
@@ -80,6 +89,10 @@ class _Dispatched(SparseAttentionProcessor):
     def _parallel_config(self, config: Any) -> None:
         self.stock._parallel_config = config
         self._inner._parallel_config = Route(self._attend_dispatched, config)
+
+    @SparseAttentionProcessor.scale.setter
+    def scale(self, scale: Any) -> None:
+        self.stock.scale = self._inner.scale = scale
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock processor with our backend."""
@@ -157,9 +170,17 @@ def _obstacle(arguments: dict[str, Any]) -> str | None:
 
 
 def set_processor(module: nn.Module, processor: Any) -> None:
-    """Give an attention module a processor, whether or not diffusers has a method for that on its class."""
-    module._modules.pop("processor", None)  # one that is a module cannot be replaced by one that is not
-    module.processor = processor
+    """Give an attention module a processor, whether or not diffusers has a method for that on its class.
+
+    A stock processor with weights, as an IP-Adapter's, stays a part of the module, which moves and saves them; ours
+    stands before it.
+    """
+    module.__dict__.pop("processor", None)
+    if isinstance(processor, SparseAttentionProcessor) and isinstance(processor.stock, nn.Module):
+        module.__dict__["processor"] = processor
+    else:
+        module._modules.pop("processor", None)  # one that is a module cannot be replaced by one that is not
+        module.processor = processor
 
 
 def unwrap_processors(transformer: nn.Module) -> None:

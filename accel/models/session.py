@@ -71,8 +71,10 @@ class Session:
         say which rows are padding. A scale of None is head_dim**-0.5. `number` counts the calls of one processor
         call. An `obstacle` is a reason to run dense. The `share` of the heads is said where devices share them.
         """
+        geometry, samples = self.denoising.current.geometry, None
+        if geometry is not None and k.shape[1] < geometry.video_tokens <= q.shape[1]:
+            return stock(q, k, v, mask)  # the video looks at something else here, as at an IP-Adapter's pictures
         obstacle = obstacle or self._obstacle(q, k)
-        samples = None
         if mask is not None and obstacle is None:
             is_padding, samples = self._read(mask, q)
             if not is_padding:

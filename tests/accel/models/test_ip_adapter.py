@@ -1,0 +1,52 @@
+"""An IP-Adapter's processors have weights and a scale of their own, which stay what they are under ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+import accel
+from tests.accel.models.loops import Loop, difference
+
+IMAGE = {"ip_hidden_states": [torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))]}
+
+
+def adapted() -> Loop:
+    """Return a tiny Flux whose block of two streams has an IP-Adapter."""
+    loop = Loop("flux")
+    torch.manual_seed(0)
+    loop.transformer.transformer_blocks[0].attn.set_processor(FluxIPAdapterAttnProcessor(32, 32, (4,)))
+    return loop
+
+
+def set_scale(transformer: Any, scale: float) -> None:
+    """Do what `set_ip_adapter_scale` does."""
+    for processor in transformer.attn_processors.values():
+        processor.scale = [scale]
+
+
+def test_attention_with_an_ip_adapter_is_the_stock_one_and_obeys_its_scale() -> None:
+    loop = adapted()
+    stock = loop(joint_attention_kwargs=IMAGE)
+    set_scale(loop.transformer, 0.3)
+    scaled = loop(joint_attention_kwargs=IMAGE)
+    assert difference(scaled, stock) > 1e-4, "picture and scale matter"
+    set_scale(loop.transformer, 1.0)
+    with accel.enabled(loop, "full", block=16):
+        assert difference(loop(joint_attention_kwargs=IMAGE), stock) < 1e-5
+        set_scale(loop.transformer, 0.3)
+        assert difference(loop(joint_attention_kwargs=IMAGE), scaled) < 1e-5
+    assert difference(loop(joint_attention_kwargs=IMAGE), scaled) == 0
+
+
+def test_weights_of_an_ip_adapter_stay_in_the_model() -> None:
+    loop = adapted()
+    attention, before = loop.transformer.transformer_blocks[0].attn, set(loop.transformer.state_dict())
+    stock = attention.processor
+    with accel.enabled(loop, "full", block=16):
+        assert set(loop.transformer.state_dict()) == before and any("to_k_ip" in name for name in before)
+        loop.transformer.to(torch.float64)
+        assert stock.to_k_ip[0].weight.dtype == torch.float64
+    assert attention.processor is stock
