@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -42,11 +42,13 @@ def settings(steps: int, tokens: int, computed: int | None = None) -> SVGEAR:
 class Preset:
     """Choose svg-ear's options by the number of steps, or dense attention below the tokens from which it is quicker.
 
-    What `choose` returns holds for all calls of a generation. `computed_steps` says of a number of steps how many a
-    cache computes, None where it decides as it goes; without a cache it is None itself.
+    What `choose` returns holds for all calls of a generation. `computed_steps` says of a number of steps which ones a
+    cache computes, None where it decides as it goes; without a cache it is None itself. A shorter run that
+    `warms_up_for` a generation of so many steps chooses, and times, what that will choose, without dense steps.
     """
 
-    computed_steps: Callable[[int], int | None] | None = None
+    computed_steps: Callable[[int], list[int] | None] | None = field(default=None, repr=False)
+    warms_up_for: int | None = field(default=None, repr=False)
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Decide as the method does that is chosen for this call."""
@@ -55,38 +57,37 @@ class Preset:
 
     def choose(self, call: AttentionCall) -> Choice:
         """Return the method for the tokens and steps of the first call of a generation, or dense attention and why."""
-        tokens, steps = call.geometry.tokens, call.progress.steps
-        method = settings(steps, tokens, self._computed(steps))
-        dense = self._reason_to_stay_dense(call, method)
+        tokens, steps = call.geometry.tokens, self.warms_up_for or call.progress.steps
+        known = None if self.computed_steps is None else self.computed_steps(steps)
+        method_for = partial(settings, steps, computed=None if known is None else len(known))
+        method, computed = method_for(tokens), range(steps) if known is None else known
+        sparse_steps = sum(step >= dense_step_count(method.dense_steps, steps) for step in computed)
+        dense = _reason_to_stay_dense(call, steps, method_for, max(1, sparse_steps))
         if dense is not None:
             return Choice(None, f"{dense}; name a method to have it all the same")
-        known = self._computed(steps)
-        computed = "" if known is None else f", {known} of them computed,"
-        return Choice(method, f"the preset for {tokens:,} tokens in {steps} steps{computed} is {_text(method)}")
+        said = "" if known is None else f", {len(known)} of them computed,"
+        line = f"the preset for {tokens:,} tokens in {steps} steps{said} is {_text(method)}"
+        return Choice(method if self.warms_up_for is None else method.without_dense_steps(), line)
 
-    def _computed(self, steps: int) -> int | None:
-        return None if self.computed_steps is None else self.computed_steps(steps)
 
-    def _reason_to_stay_dense(self, call: AttentionCall, method: SVGEAR) -> str | None:
-        tokens, steps, device = call.geometry.tokens, call.progress.steps, call.q.device
-        if tokens < SIZES[0]:
-            return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
-        reason = backend_reasons(device.type)["triton" if device.type == "cuda" else "cpu"]
-        if reason is not None:
-            return f"there is no quick kernel for sparse attention here: {reason}"
-        heads, channels = call.q.shape[1], call.q.shape[3]
-        heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
-        shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
-        sparse_steps = (self._computed(steps) or steps) - dense_step_count(method.dense_steps, steps)
-        floor = _agreed(call, token_floor(partial(self._timed, steps), sparse_steps, shape))
-        if tokens < floor:
-            least = "at no length" if floor == float("inf") else f"from about {round(floor, -2):,.0f} tokens on"
-            return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
-        return None
-
-    def _timed(self, steps: int, tokens: int) -> SVGEAR:
-        """Return what a floor is measured for."""
-        return settings(steps, tokens, self._computed(steps)).without_dense_steps()
+def _reason_to_stay_dense(
+    call: AttentionCall, steps: int, method_for: Callable[[int], SVGEAR], sparse_steps: int
+) -> str | None:
+    """Return why a generation of so many steps stays dense, or None."""
+    tokens, device = call.geometry.tokens, call.q.device
+    if tokens < SIZES[0]:
+        return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
+    reason = backend_reasons(device.type)["triton" if device.type == "cuda" else "cpu"]
+    if reason is not None:
+        return f"there is no quick kernel for sparse attention here: {reason}"
+    heads, channels = call.q.shape[1], call.q.shape[3]
+    heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
+    shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
+    floor = _agreed(call, token_floor(lambda size: method_for(size).without_dense_steps(), sparse_steps, shape))
+    if tokens < floor:
+        least = "at no length" if floor == float("inf") else f"from about {round(floor, -2):,.0f} tokens on"
+        return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
+    return None
 
 
 def _agreed(call: AttentionCall, floor: float) -> float:

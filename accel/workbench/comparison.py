@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from jaxtyping import Float
 from typing_extensions import Unpack
 
 from accel.attach import disable, enabled
+from accel.caching.policy import Policy
 from accel.methods.method import Method, Scheduled
+from accel.methods.preset import Preset
 from accel.models.records import BlockRecord, CallRecord
 from accel.workbench.generation import (
     CallOptions,
@@ -57,7 +59,7 @@ def compare(
     """
     seed, call = call_arguments(loaded, prompt, **options)
     report_step = step_counter(progress, 2 * call["num_inference_steps"] + WARMUP_STEPS * (1 if method is None else 2))
-    warm_up(loaded, method, call, seed, report_step)
+    warm_up(loaded, method, call, seed, report_step, cache)
     dense, sparse = (
         generate_call(loaded, call, seed, way, cache=rest, progress=lambda _, message: report_step(message))
         for way, rest in ((None, None), (method, cache))
@@ -80,16 +82,28 @@ def contrast(loaded: LoadedPipeline, dense: Generation, sparse: Generation) -> C
 
 
 def warm_up(
-    loaded: LoadedPipeline, method: Method | None, call: dict[str, Any], seed: int, report_step: Callable[[str], None]
+    loaded: LoadedPipeline,
+    method: Method | None,
+    call: dict[str, Any],
+    seed: int,
+    report_step: Callable[[str], None],
+    cache: Cache | None = None,
 ) -> None:
     """Run both ways shortly, so that neither is timed while it compiles, builds or allocates.
 
-    A cache has nothing to build, and a method of None nothing to run.
+    A cache has nothing to build, but a preset chooses by it. A method of None has nothing to run.
     """
     short_call = call | {"num_inference_steps": WARMUP_STEPS}
     disable(loaded.pipeline)
     run(loaded, short_call, seed, "dense warm-up", report_step, output_type="latent")
     if method is None:
         return
-    with enabled(loaded.pipeline, method.without_dense_steps() if isinstance(method, Scheduled) else method):
+    with enabled(loaded.pipeline, _without_dense_steps(method, cache, call["num_inference_steps"])):
         run(loaded, short_call, seed, "sparse warm-up", report_step, output_type="latent")
+
+
+def _without_dense_steps(method: Method, cache: Cache | None, steps: int) -> Method:
+    if isinstance(method, Preset):
+        computed = cache.computed_steps if isinstance(cache, Policy) else None
+        return replace(method, computed_steps=computed, warms_up_for=steps)
+    return method.without_dense_steps() if isinstance(method, Scheduled) else method

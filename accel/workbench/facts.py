@@ -82,7 +82,7 @@ def _options(method: Any) -> dict[str, Any]:
     """Return a method's options; one that it builds on is a dictionary with its name and options."""
     if not dataclasses.is_dataclass(method):
         return {}
-    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.repr}
     return {
         name: {"name": name_of(value), **_options(value)} if hasattr(value, "plan") else value  # type: ignore[arg-type]
         for name, value in options.items()

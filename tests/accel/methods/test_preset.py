@@ -101,6 +101,24 @@ def test_the_preset_asks_for_the_floor_of_its_tokens(monkeypatch: pytest.MonkeyP
     assert choice.method is None and "from about 2,500 tokens on, and these are 2,048" in choice.line
 
 
+def test_a_warm_up_times_what_the_generation_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[SVGEAR, int]] = []
+
+    def token_floor(method_for: Callable[[int], SVGEAR], sparse_steps: int, shape: floor.Shape) -> float:
+        asked.append((method_for(4096), sparse_steps))
+        return 0.0
+
+    monkeypatch.setattr(preset, "token_floor", token_floor)
+    for steps, policy in ((12, None), (50, Table(every=5, warmup=1)), (100, Table(every=10, warmup=1))):
+        computed = None if policy is None else policy.computed_steps
+        later = Preset(computed).choose(make_call(0, steps, MADE_UP))
+        warm = Preset(computed, warms_up_for=steps).choose(make_call(0, 2, MADE_UP))
+        assert warm.line == later.line and later.method is not None and warm.method is not None
+        assert warm.method == later.method.without_dense_steps() and asked[-1] == asked[-2]
+    # Of 50 steps a tenth is dense, of which the cache computes one; of 100 too.
+    assert [steps for _, steps in asked[::2]] == [10, 9, 9]
+
+
 def test_without_a_quick_kernel_or_with_few_tokens_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preset, "token_floor", pytest.fail)
     choice = Preset().choose(make_call(0, 4))
