@@ -204,7 +204,9 @@ def _attachment(transformer: nn.Module, method: Method | None, policy: Policy | 
     adapter = adapter_for(transformer)
     if adapter.reason is not None and method is not None:
         warnings.warn(f"accel leaves {type(transformer).__name__} dense: {adapter.reason}", stacklevel=4)
-    session = Session(method, len(adapter.modules(transformer)))
+    modules = adapter.modules(transformer)
+    _check_processors(modules)
+    session = Session(method, len(modules))
     resting = None if policy is None else Resting(policy, transformer, adapter, session.denoising)
     return Attachment(transformer, ProgressHook(session, adapter, pipeline), resting)
 
@@ -215,15 +217,14 @@ def _processors(transformer: Any, session: Session) -> list[tuple[str, Any, Spar
     return [
         (name, module, wrap_processor(module.processor, session, layer, adapter.dispatched))
         for layer, (name, module) in enumerate(adapter.modules(transformer).items())
-        if _is_processor(name, module.processor)
     ]
 
 
-def _is_processor(name: str, processor: Any) -> bool:
-    """Return True; ValueError where something else was set as a processor, which diffusers takes without a word."""
-    if not callable(processor):
-        raise ValueError(f"the processor of {name} is {processor!r}; set one of diffusers' attention processors")
-    return True
+def _check_processors(modules: dict[str, Any]) -> None:
+    """Raise ValueError where something else was set as a processor, which diffusers takes without a word."""
+    for name, module in modules.items():
+        if not callable(module.processor):
+            raise ValueError(f"the processor of {name} is {module.processor!r}; set one of diffusers' own")
 
 
 def _attach(each: Attachment) -> None:

@@ -13,7 +13,8 @@ from accel.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give another name beside `path` to write to, and rename it when that went well; else leave nothing behind."""
+    """Give another name beside `path` to write to, and rename it when that went well; else leave no file behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -33,6 +34,15 @@ def check_writable(folder: Path) -> None:
             return
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def check_file(path: Path | None) -> None:
+    """Raise InputError if a file could not be written there; its folder need not exist. None is no file."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"output file {str(path)!r} is a folder; give the name of a file")
+    check_writable(path.parent)
 
 
 def unwritable(folder: Path, error: OSError) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ def bench(
 ) -> None:
     """Compare methods and caches with the dense pipeline, on the same videos at equal measured density."""
     with options.one_line_errors():
-        from accel.files import check_writable
+        from accel.files import check_file
         from accel.methods.registry import SPARSE_METHODS
         from accel.workbench.bench import Rows, cases, run_bench
         from accel.workbench.loading import load_pipeline
@@ -64,8 +65,8 @@ def bench(
         names = _names(methods) if methods else SPARSE_METHODS
         chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps), _names(caches))
         options.set_threads(threads)
-        for file in filter(None, (json_file, plot, block_plot)):
-            check_writable(file.parent)
+        for file in (json_file, plot, block_plot):
+            check_file(file)
         rows = Rows(json_file)
         loaded = load_pipeline(model, device, dtype)
         loaded.pipeline.set_progress_bar_config(disable=True)
@@ -77,7 +78,8 @@ def bench(
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    """Return what stands between commas; those of a tuple, as in adaspa:tile=(4,8,8), separate nothing."""
+    return [name.strip() for name in re.split(r",(?![^(]*\))", text)]
 
 
 def _shares(name: str, text: str) -> list[float]:

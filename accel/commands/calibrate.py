@@ -31,12 +31,12 @@ def calibrate(
 ) -> None:
     """Measure how far a model's output moves if blocks rest at a step, and choose when they do."""
     with options.one_line_errors():
-        from accel.files import check_writable
+        from accel.files import check_file
         from accel.workbench.calibration import Measure, calibrate
         from accel.workbench.loading import load_pipeline
 
         options.set_threads(threads)
-        check_writable(output.parent)
+        check_file(output)
         loaded = load_pipeline(model, device, dtype)
         asked: Any = dict(steps=steps, seed=seed, frames=frames, height=height, width=width)
         report = partial(typer.echo, err=True)

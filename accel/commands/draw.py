@@ -32,7 +32,7 @@ def draw(
 ) -> None:
     """Show which blocks a method visits: its static patterns, or with --prompt those of one head in a generation."""
     with options.one_line_errors():
-        from accel.files import check_writable
+        from accel.files import check_file
         from accel.methods.registry import from_text
         from accel.workbench.drawing import draw_generation, draw_patterns, write_picture
         from accel.workbench.loading import load_pipeline
@@ -41,8 +41,7 @@ def draw(
             chosen = from_text(method)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if output is not None:
-            check_writable(output.parent)
+        check_file(output)
         if prompt is None:
             drawings = draw_patterns(chosen, *_grid(grid))
         else:

@@ -14,7 +14,7 @@ from accel.attention.masks.kept import keep_rest
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
 from accel.attention.plan import Computed, Dense, Plan, Sparse
-from accel.methods.method import Scheduled, check_block
+from accel.methods.method import Scheduled, check_block, check_tile
 from sparse_kernels import BlockMap, block_mass
 from sparse_kernels.block_map import uniform_offsets
 
@@ -47,6 +47,9 @@ class AdaSpa(Scheduled):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_block(self.block)
+        check_tile(self.tile)
+        if not all(0 <= share <= 1 for share in self.refresh):
+            raise ValueError(f"refresh must hold shares between 0 and 1, got {self.refresh}")
 
     def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
         """Return dense in the warm-up, the search's own output at its first step, else the cached mask."""

@@ -81,3 +81,9 @@ def check_block(block: int) -> None:
     """Raise ValueError unless the kernels have blocks of that size."""
     if block < 16 or block % 16:
         raise ValueError(f"block must be a multiple of 16, got {block}")
+
+
+def check_tile(tile: tuple[int, int, int] | None) -> None:
+    """Raise ValueError unless a tile has one frame, row and column at least."""
+    if tile is not None and min(tile) < 1:
+        raise ValueError(f"tile must be three numbers of 1 or more, got {tile}")

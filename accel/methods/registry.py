@@ -14,7 +14,7 @@ from accel.methods.sparse_vdit import SparseVDiT
 from accel.methods.svg2 import SVG2
 from accel.methods.svg_ear import SVGEAR
 from accel.methods.xattention import XAttention
-from accel.naming import check_name, fields_of, parse
+from accel.naming import check_name, parse
 
 METHODS: dict[str, type[Scheduled]] = {
     "sparse-vdit": SparseVDiT,
@@ -36,11 +36,6 @@ def by_name(name: str, **options: Any) -> Scheduled:
     if isinstance(options.get("base"), str):
         options = options | {"base": _base(name, options), "density": None}
     return METHODS[name](**options)
-
-
-def option_names(name: str) -> list[str]:
-    """Return the options of a method."""
-    return fields_of(METHODS[name])
 
 
 def _base(name: str, options: dict[str, Any]) -> Method:

@@ -13,7 +13,7 @@ from accel.attention.masks.kept import keep_rest
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import tiles
 from accel.attention.plan import Dense, Plan, Sparse
-from accel.methods.method import Scheduled, check_block
+from accel.methods.method import Scheduled, check_block, check_tile
 from accel.naming import check_least
 from sparse_kernels import BlockMap, antidiagonal_scores
 from sparse_kernels.block_map import uniform_offsets
@@ -50,6 +50,7 @@ class XAttention(Scheduled):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_block(self.block)
+        check_tile(self.tile)
         check_least(self, 1, "every")
         if self.stride < 1 or self.block % self.stride:
             raise ValueError(f"stride must divide block {self.block}, got {self.stride}")

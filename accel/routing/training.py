@@ -128,14 +128,14 @@ class RouterTrainer:
     ) -> dict[str, Tensor]:
         """Make one step on normalised latents, at this share of the learning rates, and return its figures.
 
-        ValueError, before anything changes, if the loss is not finite.
+        InputError, before anything changes, if the loss is not finite.
         """
         device = self.accelerator.device
         noise, timestep, before = self.draw(latents)
         latents, noise, timestep, before, text = (x.to(device) for x in (latents, noise, timestep, before, text))
         losses = self.losses(latents, noise, timestep, before, text, None if weights is None else weights.to(device))
         if not losses["loss"].isfinite():
-            raise ValueError(f"the loss is {losses['loss'].item()} at step {self.done + 1}; give a lower learning rate")
+            raise InputError(f"the loss is {losses['loss'].item()} at step {self.done + 1}; give a lower learning rate")
         self.accelerator.backward(losses["loss"])
         self.accelerator.clip_grad_norm_(self._parameters(), MOST_GRADIENT)
         for group in self.optimizer.param_groups:
@@ -214,10 +214,10 @@ class RouterTrainer:
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write routers, to use, with a jointly tuned backbone (in `dtype`), and `checkpoint.pt`, to go on from.
 
-        Each file is replaced at once; ValueError, and those of before stay, if weights are not finite.
+        Each file is replaced at once; InputError, and those of before stay, if weights are not finite.
         """
         if not all(parameter.isfinite().all() for parameter in self._parameters()):
-            raise ValueError(f"weights are not finite at step {self.done}; start again at a lower learning rate")
+            raise InputError(f"weights are not finite at step {self.done}; start again at a lower learning rate")
         if not self.accelerator.is_main_process:
             return
         tuned = {name: weight.detach().to(dtype or weight.dtype) for name, weight in self.tuned.items()}

@@ -32,6 +32,7 @@ KEPT = """model method density_asked density_option dense_share prompt seed toke
 guidance_scale dtype device threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup
 attention_dense_seconds attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall
 recall psnr_db ssim chosen cache blocks_computed blocks_reused blocks_skipped blocks_narrow blocks"""
+ROW = {"method", "density_asked", "dense_share"}  # what every row has
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ def cases(
             cache_of(case.cache)
         except ValueError as error:
             raise InputError(str(error)) from error
-    return [case for case in dict.fromkeys(made) if (case.method, case.cache) != ("dense", "none")]
+    chosen = [case for case in dict.fromkeys(made) if (case.method, case.cache) != ("dense", "none")]
+    if not chosen:
+        raise InputError("dense without a cache is what the others are compared with; give another method, or caches")
+    return chosen
 
 
 class Rows:
@@ -86,6 +90,10 @@ class Rows:
                 self.rows = json.loads(file.read_text())
             except ValueError as error:
                 raise InputError(f"{file} is not JSON: {error}; move it away or give another --json") from error
+            if not isinstance(self.rows, list) or not all(
+                isinstance(row, dict) and ROW <= row.keys() for row in self.rows
+            ):
+                raise InputError(f"{file} holds no rows of accel bench; move it away or give another --json")
         self.rows = [{"cache": "none", **row} for row in self.rows]  # older rows know of no caches
 
     def within(self, setting: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +115,6 @@ class Rows:
         self.rows.append(row)
         if self.file is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary:
             temporary.write_text(json.dumps([finite(row) for row in self.rows], indent=1, allow_nan=False) + "\n")
 

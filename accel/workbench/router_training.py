@@ -25,6 +25,14 @@ def check_trainable(loaded: LoadedPipeline) -> None:
             f"{loaded.name!r} has two transformers, and routers are trained for one; "
             "give a pipeline with one, like Wan 2.1 or Wan 2.2 TI2V"
         )
+    adapter, config = loaded.adapter, loaded.transformers[0].config
+    if adapter.blocks is None or adapter.channels is None or adapter.time_embedding is None:
+        raise InputError(f"{loaded.name!r} has no blocks that routers are known to fit; give a Wan pipeline")
+    if config.out_channels not in (None, config.in_channels):
+        raise InputError(
+            f"{loaded.name!r} takes {config.in_channels} channels and gives {config.out_channels}, so that it makes "
+            "videos from something else, and routers are trained on text alone; give a text-to-video pipeline"
+        )
     if loaded.dtype == torch.float16:
         raise InputError("dtype float16 has too small a range for training; give bfloat16 or float32")
 
@@ -59,6 +67,8 @@ def train_routers(
         part.to("cpu")
     if recipe.backbone_rate > 0:
         transformer.float()  # bfloat16 would lose small steps
+    if loaded.device.index is not None:
+        torch.cuda.set_device(loaded.device)  # the one that accelerate takes
     trainer = RouterTrainer(transformer, loaded.adapter, recipe, loaded.device.type, bfloat16)
     if resume:
         trainer.resume(output)

@@ -54,7 +54,10 @@ class TheirCache:
         cached = []
         try:
             for transformer in transformers_of(pipeline):
-                transformer.enable_cache(config)
+                try:
+                    transformer.enable_cache(config)
+                except ValueError as error:  # a class that diffusers' cache does not know
+                    raise InputError(f"{PREFIX}{self.name} cannot be used: {error}") from error
                 cached.append(transformer)
             yield
         finally:

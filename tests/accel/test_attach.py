@@ -365,6 +365,12 @@ def test_a_summary_says_that_nothing_came() -> None:
     pipe.transformer.set_attn_processor("adaspa")
     with pytest.raises(ValueError, match="the processor of blocks.0.attn1 is 'adaspa'; set one of diffusers'"):
         accel.enable(pipe, "adaspa")
+    both = pipeline("wan-2.2")
+    both.transformer_2.set_attn_processor("adaspa")
+    with pytest.raises(ValueError, match="the processor of blocks.0.attn1 is 'adaspa'"):
+        accel.enable(both, "svg-ear", cache="easy")
+    stock = both.transformer.blocks[0].attn1.processor
+    assert type(stock).__name__ == "WanAttnProcessor" and not hasattr(both.transformer, "_diffusers_hook")
 
 
 def test_what_is_set_on_processors_while_attached_stays() -> None:

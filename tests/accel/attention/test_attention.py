@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from accel.attention.call import AttentionCall, Geometry, LayerMemory
+from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.execute import execute, sampled_recall
 from accel.attention.masks.band import band
 from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
@@ -232,6 +234,18 @@ def test_pattern_table_round_trip(tmp_path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a pattern table"):
         PatternTable.load(tmp_path / "bad.json")
+    replace(table, steps_modes=[[["diagnal"]]]).save(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="it has modes diagnal; accepted modes: full, skip"):
+        PatternTable.load(tmp_path / "bad.json")
+    replace(table, steps_modes=[[["full"], ["full", "skip"]]]).save(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="it has steps or layers of several sizes"):
+        PatternTable.load(tmp_path / "bad.json")
+
+
+def test_a_pattern_table_serves_its_own_step_of_any_number_of_steps() -> None:
+    table = PatternTable("", (1, 1, 1), [[[str(step)]] for step in range(50)])
+    assert [table.modes(Progress(step, 50, ""), 0) for step in range(50)] == [[str(step)] for step in range(50)]
+    assert table.modes(Progress(24, 25, ""), 0) == ["48"]
 
 
 def test_summary_of_records() -> None:

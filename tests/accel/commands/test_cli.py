@@ -188,6 +188,14 @@ def test_names_are_printed_as_they_are(model: str, tmp_path: Path):
     assert ":warning: [red]" in printed and ":warning: out" in printed
 
 
+def test_commas_of_a_tuple_separate_no_names():
+    assert bench._names("adaspa:tile=(4,8,8), svg-ear,prune:kept=(1,2)") == [
+        "adaspa:tile=(4,8,8)",
+        "svg-ear",
+        "prune:kept=(1,2)",
+    ]
+
+
 def test_no_head_of_a_benchmark_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
     row = {name: 0.123456 for name in bench.COLUMNS} | {"density_asked": 0.3, "dense_share": 0.2}

@@ -13,7 +13,8 @@ from accel.attention.call import AttentionCall, Geometry, LayerMemory
 from accel.attention.execute import Attended, attend
 from accel.attention.plan import Sparse
 from accel.methods.method import Scheduled
-from accel.methods.registry import METHODS, SPARSE_METHODS, by_name, option_names
+from accel.methods.registry import METHODS, SPARSE_METHODS, by_name
+from accel.naming import fields_of
 from tests.accel.calls import dense, in_dtype, make_call, row, rows_around, visited
 from tests.accel.wan_models import STEPS, generate, pipeline
 
@@ -26,7 +27,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 def small(name: str, density: float = 0.4, **options: object) -> Scheduled:
     """Return the method at sizes of a small grid, at a density if it is one that leaves something out."""
-    fitting = {key: value for key, value in FITTING.items() if key in option_names(name)}
+    fitting = {key: value for key, value in FITTING.items() if key in fields_of(METHODS[name])}
     chosen = {"density": density} if name in SPARSE_METHODS else {}
     return by_name(name, **{"dense_steps": 0.2, **chosen, **fitting, **options})
 

@@ -133,6 +133,7 @@ def test_a_batch_of_two_is_two_single_calls() -> None:
         (dict(stride=7), "stride must divide block 128, got 7"),
         (dict(threshold=0.0), "threshold must be above 0"),
         (dict(every=0), "every must be 1 or more"),
+        (dict(tile=(0, 8, 8)), "tile must be three numbers of 1 or more"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

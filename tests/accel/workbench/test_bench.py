@@ -89,6 +89,7 @@ def test_frontier_drops_what_is_worse_in_both():
         ((["dense"], [0.3], [0.0], ["easy:threshold=-1"]), "threshold must be 0 or more"),
         ((["dense"], [0.3], [0.0], ["diffusers.Magic"]), "unknown cache 'diffusers.Magic'; accepted: easy, .*SeaCache"),
         ((["adaspa"], [0.5], [-1.0]), "dense_steps must lie between"),
+        ((["dense"], [0.5], [0.0]), "dense without a cache is what the others are compared with"),
     ],
 )
 def test_bad_cases(arguments: tuple, message: str):
@@ -157,6 +158,10 @@ def test_file_that_is_no_json(tmp_path: Path):
     (tmp_path / "rows.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         Rows(tmp_path / "rows.json")
+    for content in ('{"method": "adaspa"}', '[{"psnr_db": 40.0}]', "[1]"):  # a report, and what else JSON may be
+        (tmp_path / "rows.json").write_text(content)
+        with pytest.raises(InputError, match="holds no rows of accel bench; move it away"):
+            Rows(tmp_path / "rows.json")
 
 
 def test_command_prints_a_table_and_draws(tmp_path: Path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from accel.errors import InputError
-from accel.files import check_writable
+from accel.files import check_file, check_writable, replacing
 from accel.models.records import CallRecord
 from accel.workbench import reporting
 from accel.workbench.comparison import Comparison
@@ -112,6 +112,17 @@ def test_failure_leaves_older_files_and_no_new_ones(tmp_path: Path, monkeypatch:
 def test_check_writable_leaves_nothing_behind(tmp_path: Path):
     check_writable(tmp_path / "not" / "yet")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_may_lie_in_a_new_folder_and_be_no_folder(tmp_path: Path):
+    check_file(None)
+    check_file(tmp_path / "new" / "table.json")
+    assert not list(tmp_path.iterdir())
+    with replacing(tmp_path / "new" / "table.json") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "new" / "table.json").read_text() == "whole"
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
+        check_file(tmp_path / "new")
 
 
 def test_check_writable_refuses_a_file(tmp_path: Path):
