@@ -17,7 +17,8 @@ from accel.methods.sparse_vdit import SparseVDiT
 class PatternSearch:
     """A method that computes every call in full, notes each head's best mode, and passes on the sparse output.
 
-    The next layer sees what it will see at inference, so that errors propagate as in the paper.
+    The first sample and guidance branch of a step speak for the others. The next layer sees what it will see at
+    inference, so that errors propagate as in the paper.
     """
 
     method: SparseVDiT
@@ -27,7 +28,7 @@ class PatternSearch:
         """Return the mixed output of the modes chosen for this call."""
         out = call.dense()
         modes, columns = self.method.choose_patterns(call, out)
-        self.notes[call.progress.step, call.layer] = modes[0]
+        self.notes.setdefault((call.progress.step, call.layer), modes[0])
         if self.method.phase(call) != "sparse":
             return Computed(out)
         return Computed(execute(call, self.method.head_plan(call, modes, columns))[0])

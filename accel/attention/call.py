@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from accel.attention.heads import HeadShare
@@ -67,6 +67,11 @@ class Geometry:
         """Rows of the sequence that hold the grid, frame by frame and row by row."""
         return slice(self.before, self.before + self.video_tokens)
 
+    def rest_rows(self, device: torch.device | str = "cpu") -> Int[Tensor, " r"]:
+        """Return the rows that are no video; on a GPU nothing waits for it."""
+        start, stop = self.video.start, self.video.stop
+        return torch.cat([torch.arange(start, device=device), torch.arange(stop, self.tokens, device=device)])
+
     def kept(self, device: torch.device | str = "cpu") -> Bool[Tensor, " s"]:
         """Return which rows are no video: always exact as keys and dense as queries."""
         rows = torch.ones(self.tokens, dtype=torch.bool, device=device)
@@ -85,11 +90,6 @@ class Progress:
     steps: int
     branch: str
     sample: int | None = None
-
-    @property
-    def fraction(self) -> float:
-        """Share of the steps that lie behind."""
-        return self.step / self.steps
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from accel.attention.call import AttentionCall
 from accel.attention.execute import Attended, sampled_recall
 from accel.models.stopwatch import Stopwatch
 
-# Of so many sparse calls one samples its recall, which takes a few percent of an attention: a prime number, so that all
-# layers have their turn.
-RECALL_CALLS = 7
+# Of so many sparse calls one samples its recall, which takes a few percent of an attention: a prime number that divides
+# no model's number of layers, so that all of them have their turn.
+RECALL_CALLS = 11
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ class Stopwatch:
     """Starts when made and takes a time at each `lap`; on CUDA these are events, so that nothing waits for it."""
 
     def __init__(self, x: Tensor):
-        self._cuda = x.is_cuda
+        self._device = x.device if x.is_cuda else None
         self._marks: list[Any] = []
         self.lap()
 
     def lap(self) -> None:
         """Take a time."""
-        if self._cuda:
+        if self._device is not None:
             mark = torch.cuda.Event(enable_timing=True)
-            mark.record()
+            mark.record(torch.cuda.current_stream(self._device))
         else:
             mark = time.perf_counter()
         self._marks.append(mark)
@@ -29,7 +29,7 @@ class Stopwatch:
     def seconds(self, lap: int = -1) -> float:
         """Return the time from the start to a lap, by default the last one; on CUDA this waits for the device."""
         first, last = self._marks[0], self._marks[1:][lap]
-        if self._cuda:
+        if self._device is not None:
             last.synchronize()
             return first.elapsed_time(last) / 1000
         return last - first

@@ -16,12 +16,16 @@ def keep_rest(
 
     Source: AdaSpa, section 4; all peers.
     """
-    return mask if geometry.tokens == geometry.video_tokens else _keep(mask, geometry.kept(), q_offsets, kv_offsets)
+    return (
+        mask
+        if geometry.tokens == geometry.video_tokens
+        else _keep(mask, geometry.kept(mask.device), q_offsets, kv_offsets)
+    )
 
 
 def rest_blocks(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Bool[Tensor, " n"]:
     """Return which blocks hold text or anything else that is no video."""
-    return _holding(geometry.kept(), offsets)
+    return _holding(geometry.kept(offsets.device), offsets)
 
 
 def keep_first_frame(
@@ -32,7 +36,7 @@ def keep_first_frame(
     All queries look at that frame: Sparse VideoGen (code for Wan) and Radial Attention keep its columns. Its rows are
     ours: the causal decoder draws a picture from it alone, in which every error shows.
     """
-    rows = ~geometry.kept()
+    rows = ~geometry.kept(mask.device)
     rows[geometry.video.start + geometry.frame_tokens :] = False
     return _keep(mask, rows, q_offsets, kv_offsets)
 
@@ -43,7 +47,6 @@ def _keep(
     q_offsets: Int[Tensor, " nq1"],
     kv_offsets: Int[Tensor, " nk1"],
 ) -> Bool[Tensor, "*b nq nk"]:
-    rows = rows.to(mask.device)
     return mask | _holding(rows, q_offsets)[:, None] | _holding(rows, kv_offsets)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accel.attention.call import AttentionCall, Progress
+from accel.attention.masks.head_modes import MODES
 from accel.files import replacing
 
 
@@ -19,12 +20,13 @@ class PatternTable:
     steps_modes: list[list[list[str]]]
 
     def fits(self, call: AttentionCall) -> bool:
-        """Whether the table was made for this geometry and number of layers."""
-        return tuple(self.grid) == call.geometry.grid and len(self.steps_modes[0]) == call.layers
+        """Whether the table was made for this geometry, and as many layers and heads."""
+        own_heads = call.share is not None or len(self.steps_modes[0][0]) == call.q.shape[1]
+        return tuple(self.grid) == call.geometry.grid and len(self.steps_modes[0]) == call.layers and own_heads
 
     def modes(self, progress: Progress, layer: int) -> list[str]:
         """Return the layer's modes at this point of the schedule; another number of steps takes the nearest."""
-        step = min(len(self.steps_modes) - 1, int(progress.fraction * len(self.steps_modes)))
+        step = progress.step * len(self.steps_modes) // progress.steps
         return self.steps_modes[step][layer]
 
     def save(self, path: Path) -> None:
@@ -37,6 +39,13 @@ class PatternTable:
         """Read a table; ValueError when the file is none."""
         try:
             fields = json.loads(path.read_text())
-            return cls(fields["model"], tuple(fields["grid"]), fields["steps_modes"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            table = cls(fields["model"], tuple(fields["grid"]), fields["steps_modes"])
+            heads = [modes for step in table.steps_modes for modes in step]
+            unknown = sorted({mode for modes in heads for mode in modes} - set(MODES))
+            sizes = {len(step) for step in table.steps_modes}, {len(modes) for modes in heads}
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a pattern table (JSON with model, grid, steps_modes): {error}") from error
+        if unknown or any(len(each) != 1 for each in sizes):
+            wrong = f"modes {', '.join(unknown)}" if unknown else "steps or layers of several sizes, or none"
+            raise ValueError(f"{path} is not a pattern table: it has {wrong}; accepted modes: {', '.join(MODES)}")
+        return table

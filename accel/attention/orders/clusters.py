@@ -94,7 +94,7 @@ def _random_places(tokens: int, count: int) -> Int[Tensor, " count"]:
 def _whole(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
     order, offsets = clusters.order + geometry.video.start, clusters.offsets
     if geometry.tokens > geometry.video_tokens:
-        rest = geometry.kept(order.device).nonzero().flatten()
+        rest = geometry.rest_rows(order.device)
         order = torch.cat([order, rest.expand(*order.shape[:2], -1)], -1)
         offsets = pad(offsets, (0, 1), value=geometry.tokens)
     return ClusteredTokens(clusters, order, offsets)
