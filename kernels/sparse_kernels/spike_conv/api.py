@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from sparse_kernels import _extension
 from sparse_kernels._backends import choose, load_backend
 from sparse_kernels._checks import DTYPES, check_devices, check_types, described
+from sparse_kernels.sparse_conv.api import BACKENDS as DENSE_BACKENDS
 from sparse_kernels.sparse_conv.api import check_convolution, convolve, convolve_weight
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 from sparse_kernels.spike_conv.choice import break_even
@@ -71,7 +73,18 @@ def _share(spikes: Shaped[Tensor, "steps inputs c_in"]) -> float:
 
 
 def _dense_backend(x: Tensor) -> str:
-    return "reference" if x.is_cuda or x.dtype == torch.float64 else "cpu"
+    """Return the name of the backend of sparse_conv for these rows; a warning names the user of spike_conv."""
+    if x.is_cuda or x.is_meta or x.dtype == torch.float64:
+        return "reference"
+    if torch.compiler.is_compiling():  # a graph does not break for a warning
+        return "cpu" if _is_built() else "reference"
+    chosen = choose("sparse_conv", "sparse convolution runs", None, x, accepted=DENSE_BACKENDS)
+    return chosen.__name__.rpartition(".")[2]
+
+
+@torch.compiler.assume_constant_result
+def _is_built() -> bool:
+    return _extension.load() is None
 
 
 def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Shaped[Tensor, "steps inputs c_in"]:
