@@ -59,7 +59,7 @@ def _events(spikes: Tensor, slots: Tensor, kernel_map: KernelMap, backend: str |
             or load_backend("spike_conv", backend).can_run(spikes, slots)
         ):
             return None
-        if _share(spikes) > break_even(*slots.shape, slots.dtype, spikes.device.type, torch.get_num_threads()):
+        if _share(spikes) > break_even(*slots.shape, slots.dtype, str(spikes.device), torch.get_num_threads()):
             return None
     chosen = choose("spike_conv", "event-driven convolution runs", backend, spikes, slots).__name__
     return accumulate(spikes, slots, kernel_map.forward, kernel_map.backward, chosen.rpartition(".")[2])
