@@ -35,9 +35,10 @@ def spike_conv(
     (steps inputs c_in), several steps of one neuron whose outputs are added up, in one pass over the pairs. The work
     follows the share of channels that fired; above the share at which that stops being quicker (`break_even`, measured
     once for a shape), and in a graph of torch.compile, the steps are added first and go through sparse_conv. Backends,
-    always event-driven: cpu (C++), triton, reference (torch). The same bits come out for every number of threads.
-    Gradients are sparse_conv's.
-    ValueError on shapes or types that do not fit, and but for Triton on other spikes than these.
+    always event-driven: cpu (C++), triton, reference (torch). With one of them named, the same bits come out for every
+    number of threads; else the measured share decides between two orders of addition. Gradients are sparse_conv's.
+    ValueError on shapes or types that do not fit. Other spikes than these are refused by cpu and reference, and not
+    looked for by Triton and sparse_conv.
     """
     spikes = _check(spikes, weight, kernel_map, bias)
     slots = weight.flatten(1, -2).permute(1, 2, 0)
