@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,23 @@ def test_the_first_use_builds_and_says_so(builds: list[Path], caplog: pytest.Log
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.messages[0].startswith("building the C++ kernels for this processor")
     assert _build.build(sys.executable, ("-g",)) != library and len(builds) == 2
+
+
+@pytest.mark.parametrize("name", ["COMMON", "LINK"])
+def test_other_flags_make_another_library(name: str, builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _build.build(sys.executable)
+    monkeypatch.setattr(_build, name, [*getattr(_build, name), "-g"])
+    assert _build.build(sys.executable) != library and len(builds) == 2
+
+
+def test_where_home_is_unknown_a_private_folder_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = _build.cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("left", [0, 500])
