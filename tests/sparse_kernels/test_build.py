@@ -1,6 +1,7 @@
 """The library in the cache: built once, and again when it is not what was built."""
 
 import logging
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_kernels import _build
+from sparse_kernels import _build, _extension
 
 
 @pytest.fixture
@@ -60,6 +61,24 @@ def test_a_truncated_library_is_built_again(left: int, builds: list[Path], caplo
     assert f"{library} is damaged: building the C++ kernels" in caplog.text
     library.with_suffix(".sha256").write_text("")
     assert _build.build(sys.executable).stat().st_size == 1000 and len(builds) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("from errors.h:3:\na.cpp:7:1: error: no such thing\na.cpp:9:1: error: nor this\n  ^\n", "a.cpp:7"),
+        ("ld: cannot find -ltorch_cpu\n\n", "ld: cannot find -ltorch_cpu"),
+        (" \n", "it said nothing"),
+    ],
+)
+def test_a_failed_build_names_its_first_error(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(compiler: str) -> Path:
+        raise subprocess.CalledProcessError(1, [compiler], stderr=said)
+
+    monkeypatch.setattr(_extension, "build", build)
+    monkeypatch.setattr(_extension, "find_compiler", lambda: "g++")
+    reason = _extension.load.__wrapped__()
+    assert reason.startswith(f"building or loading the C++ kernel with g++ failed: {told}")
 
 
 def test_every_source_is_compiled() -> None:
