@@ -133,6 +133,19 @@ def test_strided_inputs_keep_their_layout() -> None:
     assert block_sparse_attention(dense_q, k, v, block_map, backend="cpu").transpose(1, 2).is_contiguous()
 
 
+def test_rows_of_queries_may_overlap() -> None:
+    q = torch.randn(1, 1, 100).unfold(-1, 64, 1)
+    k, v = torch.randn(2, 1, 1, 37, 64).unbind()
+    block_map = BlockMap.uniform(torch.ones(1, 1, 3, 2, dtype=torch.bool), 16, 32, 37, 37)
+    out = block_sparse_attention(q, k, v, block_map, backend="cpu")
+    dense = torch.nn.functional.scaled_dot_product_attention(q.contiguous(), k, v)  # torch's fails on such rows, too
+    assert torch.allclose(out, dense, atol=2e-6)
+    m = block_map
+    arguments = (q, k, v, m.counts, m.indices, m.q_offsets, m.kv_offsets, None, None, 0.1, "")
+    operator = torch.ops.sparse_kernels.block_sparse_attention_cpu.default
+    torch.library.opcheck(operator, arguments, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("scale", [1e-3, 40.0])
 def test_large_and_tiny_logits(scale: float) -> None:
     case = make_case(6)
