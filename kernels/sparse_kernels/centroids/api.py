@@ -85,7 +85,7 @@ def merge_centroids(
 
 
 def _module(backend: str | None, x: Tensor) -> ModuleType:
-    return choose("centroids", "centroids are weighed", backend, x)
+    return choose("centroids", "centroids are weighed", backend, x, level=5)
 
 
 def _check_shapes(shape: tuple[int, ...], **tensors: Any) -> None:

@@ -81,6 +81,12 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.fill_budget_cpu.default, (scores, areas, budgets, False))
 
 
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_no_backend_has_gradients(backend: str) -> None:
+    scores = torch.rand(2, 5, requires_grad=True)
+    assert not rank_entries(scores, backend=backend)[1].requires_grad
+
+
 def test_other_types_are_sorted_by_torch() -> None:
     scores = make_scores(2, 20)
     assert torch.equal(rank_entries(scores.double())[0], rank_entries(scores)[0])
