@@ -212,6 +212,11 @@ def test_opcheck() -> None:
     )
 
 
+def without_blocks(queries: int, keys: int) -> BlockMap:
+    mask = torch.zeros(1, 1, queries, keys, dtype=torch.bool)
+    return BlockMap.from_dense(mask, *(torch.zeros(blocks + 1, dtype=torch.int32) for blocks in (queries, keys)))
+
+
 def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
     case = make_case(9)
     m = case.block_map
@@ -225,6 +230,8 @@ def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
         "devices": ({"k": case.k.to("meta"), "v": case.v.to("meta")}, "k is on meta, q on cpu: move it there"),
         "device of the map": ({"kv_order": case.kv_order.to("meta")}, "kv_order is on meta, the tokens on cpu"),
         "no map": ({"block_map": None}, "block_map must be a BlockMap, got NoneType: BlockMap.from_dense"),
+        "no query blocks": ({"block_map": without_blocks(0, 6)}, "block_map must have .* got 0 and 6: rows that visit"),
+        "no key blocks": ({"block_map": without_blocks(4, 0)}, "block_map must have .* got 4 and 0: rows that visit"),
         "mask": ({"block_map": m.to_dense()}, "block_map must be a BlockMap, got torch.bool"),
         "order": ({"q_order": case.q_order[..., :-1]}, "q_order must be int64"),
         "order twice": ({"kv_order": torch.zeros_like(case.kv_order)}, "kv_order must hold every row 0 to 149 once"),
