@@ -166,6 +166,21 @@ def test_large_logits_and_rows_without_any_key_stay_finite(backend: str) -> None
     assert (alone - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_nothing_answers_the_output_stays(backend: str) -> None:
+    case = make_case()
+    out, lse = case.out()
+    weights = torch.full_like(case.weights(), -torch.inf)
+    weights[:, 1] = 0
+    lse[0] = -torch.inf
+    arguments = (case.q, out, lse, case.queries, weights, case.keys.centroids, case.values)
+    merged = merge_centroids(*arguments, scale=SCALE, backend=backend)
+    assert torch.equal(merged[:, ::2], out[:, ::2]) and merged.isfinite().all()
+    assert (merged[:, 1] - out[:, 1]).abs().amax() > 0.1
+    lse[1, 0, 5] = torch.nan
+    assert merge_centroids(*arguments, scale=SCALE, backend=backend)[1, 0, 5].isnan().all()
+
+
 def test_an_error_that_vanishes_is_nought() -> None:
     case = make_case()
     places = take_rows(case.keys.centroids, case.keys.labels)
