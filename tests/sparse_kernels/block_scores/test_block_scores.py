@@ -126,6 +126,16 @@ def test_scale_and_unusual_lse(backend: str) -> None:
     assert case.run(backend)[0, 0, block, filled].isnan().all()
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_nan_of_any_bits_stays_nan(instructions: str) -> None:
+    case = make_case(3, orders=False)
+    case.k.view(torch.int32)[0, 0, 7, 3] = 0x7FFFFFFF
+    case.lse.view(torch.int32)[1, 2, 9] = 0x7FFFFFFF
+    with available(instructions):
+        mass = cpu.block_mass(*vars(case).values(), 40**-0.5, instructions)
+    assert torch.equal(mass.isnan(), case.run("reference").isnan()) and mass.isnan().any() and not mass.isnan().all()
+
+
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     case = make_case(4, (700, 900))
     expected = case.run("cpu")

@@ -164,6 +164,17 @@ def test_nan_and_constant_rows() -> None:
     assert torch.allclose(out[0, 0, others], v.mean((0, 1, 2)).expand(39, 64), atol=1e-6)
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_a_key_that_is_nan_of_any_bits_spoils_its_rows(instructions: str) -> None:
+    skip_unless_available(instructions)
+    q, k, v = torch.randn(3, 1, 1, 40, 64).unbind()
+    k.view(torch.int32)[0, 0, 20, 7] = 0x7FFFFFFF
+    block_map = BlockMap.uniform(torch.eye(2, dtype=torch.bool)[None, None], 16, 16, 32, 32)
+    out, lse = cpu.forward(*(x[:, :, :32] for x in (q, k, v)), block_map, None, None, 0.1, instructions)
+    assert out[0, 0, :16].isfinite().all() and lse[0, 0, :16].isfinite().all()
+    assert out[0, 0, 16:].isnan().all() and lse[0, 0, 16:].isnan().all()
+
+
 def test_one_key_rows_return_its_value() -> None:
     q, k, v = torch.randn(3, 1, 2, 5, 64, generator=torch.Generator().manual_seed(0)).unbind()
     offsets = torch.arange(6, dtype=torch.int32)
