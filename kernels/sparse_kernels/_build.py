@@ -20,7 +20,8 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 BFLOAT16 = [*AVX512, "-mavx512bf16"]
 AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", f"-I{SOURCES}"]
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+LINK = ["-shared", "-ltorch_cpu"]
 # folder -> what its kernels are called
 KINDS = {
     "attention": "kernel",
@@ -42,7 +43,7 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
 
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     units = _units(platform.machine())
-    digest = hashlib.sha256(repr((version, units, TORCH_TARGET, *flags)).encode())
+    digest = hashlib.sha256(repr((version, units, TORCH_TARGET, COMMON, LINK, *flags)).encode())
     for source in sorted(SOURCES.glob("*/*")):
         digest.update(source.read_bytes())
     folder = cache_folder()
@@ -68,13 +69,13 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return where built kernels are kept: the user's cache, or a private temporary folder if that is read-only."""
-    folder = Path.home() / ".cache" / "visual-accel"
+    """Return where built kernels are kept: the user's cache, or a private temporary folder if that cannot be had."""
     try:
+        folder = Path.home() / ".cache" / "visual-accel"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
         return Path(tempfile.mkdtemp(prefix="visual-accel-"))
 
 
@@ -155,13 +156,14 @@ def _compile(compiler: str, units: Units, folder: Path, extra: tuple[str, ...]) 
         source, flags = units[name]
         output = str(folder / f"{name}.o")
         headers = [] if source.endswith(("_vector.cpp", "_narrow.cpp")) else include
-        command = [compiler, *COMMON, *extra, *headers, *flags, "-c", str(SOURCES / source), "-o", output]
+        options = [*COMMON, f"-I{SOURCES}", *extra, *headers, *flags]
+        command = [compiler, *options, "-c", str(SOURCES / source), "-o", output]
         subprocess.run(command, capture_output=True, text=True, check=True)
         return output
 
     with ThreadPoolExecutor() as pool:
         objects = list(pool.map(one, units))
     library = folder / "library.so"
-    link = [compiler, "-shared", *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    link = [compiler, *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", *LINK]
     subprocess.run(link, capture_output=True, text=True, check=True)
     return library

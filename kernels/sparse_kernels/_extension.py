@@ -23,11 +23,17 @@ def load() -> str | None:
         torch.ops.load_library(str(build(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        return f"building or loading the C++ kernel with {compiler} failed: {detail.strip().splitlines()[-1]}"
+        return f"building or loading the C++ kernel with {compiler} failed: {_telling_line(detail)}"
     # Fakes stand beside their operators, and can be registered only now that these exist.
     for file in sorted(Path(__file__).parent.glob("*/fakes.py")):
         importlib.import_module(f"sparse_kernels.{file.parent.name}.fakes")
     return None
+
+
+def _telling_line(text: str) -> str:
+    """Return the first line with an error: the last one of a compiler counts them or says that it stopped."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), lines[-1] if lines else "it said nothing")
 
 
 def reason_against(**tensors: Tensor) -> str | None:

@@ -214,8 +214,8 @@ def _count(length: int, block: int) -> int:
 
 
 def uniform_size(offsets: Int[Tensor, "b h n1"]) -> int | None:
-    """Return the size of all blocks but the last, or None when they differ."""
-    if offsets.shape[:2] != (1, 1):
+    """Return the size of all blocks but the last, or None when they differ or there is none."""
+    if offsets.shape[:2] != (1, 1) or offsets.shape[-1] < 2:
         return None
     sizes = offsets[0, 0].diff()
     first = int(sizes[0])

@@ -135,8 +135,10 @@ def test_an_empty_map_has_no_density() -> None:
 
 def test_flex_needs_equal_blocks() -> None:
     block_map = BlockMap.from_dense(torch.ones(1, 1, 3, 3, dtype=torch.bool), OFFSETS, OFFSETS)
-    with pytest.raises(ValueError, match="blocks of one size"):
-        block_map.to_flex()
+    nothing = BlockMap.uniform(torch.zeros(1, 1, 0, 0, dtype=torch.bool), 16, 16, 0, 0)
+    for refused in (block_map, nothing):
+        with pytest.raises(ValueError, match="blocks of one size"):
+            refused.to_flex()
 
 
 def test_draw_shows_the_diagonal() -> None:

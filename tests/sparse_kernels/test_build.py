@@ -1,13 +1,15 @@
 """The library in the cache: built once, and again when it is not what was built."""
 
 import logging
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparse_kernels import _build
+from sparse_kernels import _build, _extension
 
 
 @pytest.fixture
@@ -33,6 +35,23 @@ def test_the_first_use_builds_and_says_so(builds: list[Path], caplog: pytest.Log
     assert _build.build(sys.executable, ("-g",)) != library and len(builds) == 2
 
 
+@pytest.mark.parametrize("name", ["COMMON", "LINK"])
+def test_other_flags_make_another_library(name: str, builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _build.build(sys.executable)
+    monkeypatch.setattr(_build, name, [*getattr(_build, name), "-g"])
+    assert _build.build(sys.executable) != library and len(builds) == 2
+
+
+def test_where_home_is_unknown_a_private_folder_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = _build.cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("left", [0, 500])
 def test_a_truncated_library_is_built_again(left: int, builds: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     library = _build.build(sys.executable)
@@ -42,6 +61,24 @@ def test_a_truncated_library_is_built_again(left: int, builds: list[Path], caplo
     assert f"{library} is damaged: building the C++ kernels" in caplog.text
     library.with_suffix(".sha256").write_text("")
     assert _build.build(sys.executable).stat().st_size == 1000 and len(builds) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("from errors.h:3:\na.cpp:7:1: error: no such thing\na.cpp:9:1: error: nor this\n  ^\n", "a.cpp:7"),
+        ("ld: cannot find -ltorch_cpu\n\n", "ld: cannot find -ltorch_cpu"),
+        (" \n", "it said nothing"),
+    ],
+)
+def test_a_failed_build_names_its_first_error(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(compiler: str) -> Path:
+        raise subprocess.CalledProcessError(1, [compiler], stderr=said)
+
+    monkeypatch.setattr(_extension, "build", build)
+    monkeypatch.setattr(_extension, "find_compiler", lambda: "g++")
+    reason = _extension.load.__wrapped__()
+    assert reason.startswith(f"building or loading the C++ kernel with g++ failed: {told}")
 
 
 def test_every_source_is_compiled() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparse_kernels._tensors import of_head
 
-ROWS = 512  # query rows scored at once: bounds memory, no (s s) tensor ever exists
+ROWS = 512  # query rows scored at once, at most: bounds memory, no (s s) tensor ever exists
 
 
 def can_run(q: Tensor, k: Tensor) -> str | None:
@@ -94,17 +94,34 @@ def _antidiagonals_of_head(
 ) -> Float[Tensor, "nq nk"]:
     """Add up the softmax by blocks; `lengths` are the reshaped tokens that are not padding alone."""
     blocks = []
-    keys = torch.arange(k.shape[0], device=q.device)
-    step = max(1, ROWS // block) * block
+    step = max(1, ROWS // block) * block  # whole blocks, of which a long one is scored in parts
     for start in range(0, q.shape[0], step):
-        rows = q[start : start + step]
-        number = torch.arange(start, start + rows.shape[0], device=q.device)[:, None]
-        scores = (rows @ k.T).float() * scale
-        if lengths[1] < k.shape[0] or causal:
-            hidden = keys >= lengths[1]
-            scores.masked_fill_(hidden | (keys > number) if causal else hidden, -torch.inf)
-        weights = scores.softmax(-1)
-        if lengths[0] < q.shape[0]:
-            weights.masked_fill_(number >= lengths[0], 0)
-        blocks.append(weights.unflatten(1, (-1, block)).sum(-1).unflatten(0, (-1, block)).sum(1))
+        end = min(start + step, q.shape[0])
+        parts = [
+            _by_key_block(q, slice(first, min(first + ROWS, end)), k, lengths, block, scale, causal)
+            for first in range(start, end, ROWS)
+        ]
+        blocks.append(torch.cat(parts).unflatten(0, (-1, block)).sum(1))
     return torch.cat(blocks)
+
+
+def _by_key_block(
+    q: Float[Tensor, "n sd"],
+    part: slice,
+    k: Float[Tensor, "m sd"],
+    lengths: tuple[int, int],
+    block: int,
+    scale: float,
+    causal: bool,
+) -> Float[Tensor, "rows nk"]:
+    """Return the softmax of some rows, added up by blocks of keys."""
+    number = torch.arange(part.start, part.stop, device=q.device)[:, None]
+    scores = (q[part] @ k.T).float() * scale
+    if lengths[1] < k.shape[0] or causal:
+        keys = torch.arange(k.shape[0], device=q.device)
+        hidden = keys >= lengths[1]
+        scores.masked_fill_(hidden | (keys > number) if causal else hidden, -torch.inf)
+    weights = scores.softmax(-1)
+    if lengths[0] < q.shape[0]:
+        weights.masked_fill_(number >= lengths[0], 0)
+    return weights.unflatten(1, (-1, block)).sum(-1)

@@ -146,6 +146,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, block_map: Any, q_order: Tensor | No
             f"block_map must be a BlockMap, got {described(block_map)}: BlockMap.from_dense and BlockMap.uniform make "
             "one of a mask of blocks"
         )
+    blocks = block_map.counts.shape[-1], block_map.kv_offsets.shape[-1] - 1
+    if 0 in blocks:
+        raise ValueError(
+            f"block_map must have a query block and a key block at least, got {blocks[0]} and {blocks[1]}: rows that "
+            "visit nothing are a block with a count of 0"
+        )
     fields = ("counts", "indices", "q_offsets", "kv_offsets")
     check_shared(q=q, **{name: getattr(block_map, name) for name in fields})
     check_order("q_order", q_order, q, q.shape[2], read=False)  # as of the map, backends read what stands in them

@@ -8,4 +8,7 @@ from torch import Tensor
 
 @torch.library.register_fake("sparse_kernels::block_sparse_attention_cpu")
 def _attention(q: Tensor, k: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    out = torch.empty_like(q)
+    if out.stride(-1) != 1:  # where rows of q overlap
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)

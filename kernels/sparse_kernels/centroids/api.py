@@ -68,7 +68,8 @@ def merge_centroids(
     """Return attention over computed keys (`out`, natural `lse`) and over centroids together (SVG-EAR, section 4).
 
     A centroid's logit is q k_c scale + the weight of the row's query cluster for it: the logarithm of how many keys it
-    stands for, -inf for none. No tensor of rows x centroids exists on the CPU, and one of bounded size elsewhere.
+    stands for, -inf for none; where no key was computed either, `out` stays as it is. No tensor of rows x centroids
+    exists on the CPU, and one of bounded size elsewhere.
     ValueError on shapes or types that do not fit, and when `backend` cannot run the call.
     """
     check_rows(q=q, out=out, centroids=centroids, values=values)
@@ -85,7 +86,7 @@ def merge_centroids(
 
 
 def _module(backend: str | None, x: Tensor) -> ModuleType:
-    return choose("centroids", "centroids are weighed", backend, x)
+    return choose("centroids", "centroids are weighed", backend, x, level=5)
 
 
 def _check_shapes(shape: tuple[int, ...], **tensors: Any) -> None:

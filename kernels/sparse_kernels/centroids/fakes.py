@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparse_kernels._tensors import rows
+
 
 @torch.library.register_fake("sparse_kernels::centroid_log_error_cpu")
 def _error(
@@ -15,4 +17,4 @@ def _error(
 
 @torch.library.register_fake("sparse_kernels::merge_centroids_cpu")
 def _merged(q: Tensor, out: Tensor, *rest: object) -> Tensor:
-    return torch.empty_like(out)
+    return rows(torch.empty_like(out))

@@ -71,8 +71,10 @@ def merge_centroids(
         logits += q[:, :, rows].float() @ keys
         exact = lse[:, :, rows, None]
         top = torch.maximum(logits.amax(-1, keepdim=True), exact)
+        silent = top == -torch.inf  # nothing answers: what was computed stays
+        top = top.masked_fill(silent, 0)
         logits.sub_(top).exp_()
-        share = (exact - top).exp()
+        share = (exact - top).exp().masked_fill_(silent, 1)
         total = share + logits.sum(-1, keepdim=True)
         merged[:, :, rows] = ((out[:, :, rows].float() * share + logits @ values) / total).to(out.dtype)
     return merged

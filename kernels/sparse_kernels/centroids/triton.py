@@ -96,7 +96,9 @@ def log_error_kernel(
         b_error = b_error * b_growth + tl.sum(b_gap * b_gap, 1)[None, :] * (b_one * b_one)
         b_sum = b_sum * tl.exp2(2 * (b_held - b_next) * LOG2E_INSIDE) + tl.sum(b_error, 1)
         b_held = b_next
-    b_log = tl.where(b_sum > 0, tl.log2(tl.where(b_sum > 0, b_sum, 1.0)) / LOG2E_INSIDE + 2 * b_held, float("-inf"))
+    nothing = b_sum <= 0  # NaN is not nothing
+    b_log = tl.log2(tl.where(nothing, 1.0, b_sum)) / LOG2E_INSIDE + 2 * b_held
+    b_log = tl.where(nothing, float("-inf"), b_log)
     p_out = p_error + (i_head * query_clusters + i_query) * key_clusters + i_cluster
     tl.store(p_out, b_log, mask=i_query < query_clusters)
 

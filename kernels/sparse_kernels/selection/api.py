@@ -16,18 +16,20 @@ from sparse_kernels.selection import reference
 LONGEST = 2**31 - 1  # entries of a row
 
 
+@torch.no_grad()
 def rank_entries(
     scores: Float[Tensor, "*b n"], *, backend: str | None = None
 ) -> tuple[Int[Tensor, "*b n"], Float[Tensor, "*b n"]]:
     """Return the place of each entry in its row by falling score, and the sum of the entries before it there.
 
-    Ties go to the lower index. ValueError on scores that are no rows of numbers, and when `backend` cannot run
-    the call.
+    Ties go to the lower index. Neither has gradients. ValueError on scores that are no rows of numbers, and when
+    `backend` cannot run the call.
     """
     _check_scores(scores)
     return _module(backend, scores).rank_entries(scores)
 
 
+@torch.no_grad()
 def fill_budget(
     scores: Float[Tensor, "*b n"],
     areas: Int[Tensor, "*#b n"],
@@ -39,8 +41,8 @@ def fill_budget(
     """Return the entries of each row, best score first, whose areas together come nearest to the row's budget.
 
     With `crossing` the entry that oversteps the budget is always kept, not only if at least half of it fits.
-    Ties go to the lower index. Areas must not be negative. ValueError on what does not fit the scores, and when
-    `backend` cannot run the call.
+    Ties go to the lower index. Areas must not be negative. There are no gradients. ValueError on what does not fit the
+    scores, and when `backend` cannot run the call.
     """
     _check_scores(scores)
     _check_fits("areas", areas, scores, scores.shape)
@@ -73,4 +75,4 @@ def _module(backend: str | None, scores: Tensor) -> ModuleType:
     small = scores.dtype == torch.float32 and scores.numel() and scores.shape[-1] <= LONGEST
     if backend is None and (scores.is_cuda or not small):
         return reference
-    return choose("selection", "entries are ranked", backend, scores, level=3)
+    return choose("selection", "entries are ranked", backend, scores, level=5)

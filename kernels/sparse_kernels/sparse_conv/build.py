@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparse_kernels import _extension
 from sparse_kernels.sparse_conv.coordinates import (
+    LARGEST,
     check_coordinates,
     check_places,
     kernel_sizes,
@@ -115,6 +116,11 @@ def _check_out_shape(out_shape: tuple[int, ...], shape: tuple[int, ...]) -> None
         raise ValueError(
             f"the shape {shape} is too small for this kernel: the output would be {out_shape}; "
             "add padding or give a smaller kernel"
+        )
+    if max(out_shape) >= LARGEST:
+        raise ValueError(
+            f"the output of the shape {shape} would be {out_shape}, and an axis holds at most 2^31 - 1 places; "
+            "give a smaller stride, kernel, dilation or padding"
         )
 
 

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from sparse_kernels import _extension
 from sparse_kernels._backends import choose, load_backend
 from sparse_kernels._checks import DTYPES, check_devices, check_types, described
+from sparse_kernels.sparse_conv.api import BACKENDS as DENSE_BACKENDS
 from sparse_kernels.sparse_conv.api import check_convolution, convolve, convolve_weight
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 from sparse_kernels.spike_conv.choice import break_even
@@ -33,9 +35,10 @@ def spike_conv(
     (steps inputs c_in), several steps of one neuron whose outputs are added up, in one pass over the pairs. The work
     follows the share of channels that fired; above the share at which that stops being quicker (`break_even`, measured
     once for a shape), and in a graph of torch.compile, the steps are added first and go through sparse_conv. Backends,
-    always event-driven: cpu (C++), triton, reference (torch). The same bits come out for every number of threads.
-    Gradients are sparse_conv's.
-    ValueError on shapes or types that do not fit, and but for Triton on other spikes than these.
+    always event-driven: cpu (C++), triton, reference (torch). With one of them named, the same bits come out for every
+    number of threads; else the measured share decides between two orders of addition. Gradients are sparse_conv's.
+    ValueError on shapes or types that do not fit. Other spikes than these are refused by cpu and reference, and not
+    looked for by Triton and sparse_conv.
     """
     spikes = _check(spikes, weight, kernel_map, bias)
     slots = weight.flatten(1, -2).permute(1, 2, 0)
@@ -57,7 +60,7 @@ def _events(spikes: Tensor, slots: Tensor, kernel_map: KernelMap, backend: str |
             or load_backend("spike_conv", backend).can_run(spikes, slots)
         ):
             return None
-        if _share(spikes) > break_even(*slots.shape, slots.dtype, spikes.device.type, torch.get_num_threads()):
+        if _share(spikes) > break_even(*slots.shape, slots.dtype, str(spikes.device), torch.get_num_threads()):
             return None
     chosen = choose("spike_conv", "event-driven convolution runs", backend, spikes, slots).__name__
     return accumulate(spikes, slots, kernel_map.forward, kernel_map.backward, chosen.rpartition(".")[2])
@@ -71,7 +74,18 @@ def _share(spikes: Shaped[Tensor, "steps inputs c_in"]) -> float:
 
 
 def _dense_backend(x: Tensor) -> str:
-    return "reference" if x.is_cuda or x.dtype == torch.float64 else "cpu"
+    """Return the name of the backend of sparse_conv for these rows; a warning names the user of spike_conv."""
+    if x.is_cuda or x.is_meta or x.dtype == torch.float64:
+        return "reference"
+    if torch.compiler.is_compiling():  # a graph does not break for a warning
+        return "cpu" if _is_built() else "reference"
+    chosen = choose("sparse_conv", "sparse convolution runs", None, x, accepted=DENSE_BACKENDS)
+    return chosen.__name__.rpartition(".")[2]
+
+
+@torch.compiler.assume_constant_result
+def _is_built() -> bool:
+    return _extension.load() is None
 
 
 def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Shaped[Tensor, "steps inputs c_in"]:

@@ -22,7 +22,8 @@ def break_even(slots: int, c_in: int, c_out: int, dtype: torch.dtype, device: st
     """Return the share of fired channels below which events are quicker than sparse_conv, 0 to 1.
 
     Both are timed on made-up rows of this shape, in bytes as networks send them; the time of events is taken to rise
-    straight with the share. `threads` is the number that torch uses, which the answer depends on.
+    straight with the share. `device` is that of the spikes with its number, as "cuda:1"; `threads` is the number that
+    torch uses, which the answer depends on.
     """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(slots, c_in, c_out, generator=generator).to(device, dtype)
@@ -30,8 +31,9 @@ def break_even(slots: int, c_in: int, c_out: int, dtype: torch.dtype, device: st
     kernel_map[torch.rand(slots, ROWS, generator=generator) > NEIGHBORS] = -1
     kernel_map, draws = kernel_map.to(device), torch.rand(ROWS, c_in, generator=generator)
     spikes = [(draws < rate).to(device, torch.uint8) for rate in RATES]
-    events = load_backend("spike_conv", "triton" if device == "cuda" else "cpu")
-    dense = load_backend("sparse_conv", "reference" if device == "cuda" else "cpu")
+    on_cuda = torch.device(device).type == "cuda"
+    events = load_backend("spike_conv", "triton" if on_cuda else "cpu")
+    dense = load_backend("sparse_conv", "reference" if on_cuda else "cpu")
     low, high = (_seconds(lambda x=x: events.accumulate(x[None], weight, kernel_map), device) for x in spikes)
     limit = _seconds(lambda: dense.convolve(spikes[0].to(dtype), weight, kernel_map), device)
     slope = max((high - low) / (RATES[1] - RATES[0]), 1e-12)
@@ -52,5 +54,5 @@ def _seconds(run: Callable[[], Tensor], device: str) -> float:
 
 
 def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

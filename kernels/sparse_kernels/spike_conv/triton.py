@@ -6,6 +6,7 @@ fired are read. Whether spikes are 0 or 1 is not looked at: that would wait for 
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -68,8 +69,9 @@ def accumulate(
     out = spikes.new_empty(outputs, weight.shape[2])
     if out.numel():
         grid = outputs, triton.cdiv(weight.shape[2], CHANNELS_OUT)
-        accumulate_kernel[grid](
-            spikes, weight, kernel_map, out, steps, rows, outputs, channels_in, weight.shape[2], slots,
-            spikes.stride(0), spikes.stride(1), BLOCK_IN=CHANNELS_IN, BLOCK_OUT=CHANNELS_OUT, **OPTIONS,
-        )  # fmt: skip
+        with torch.cuda.device_of(spikes):
+            accumulate_kernel[grid](
+                spikes, weight, kernel_map, out, steps, rows, outputs, channels_in, weight.shape[2], slots,
+                spikes.stride(0), spikes.stride(1), BLOCK_IN=CHANNELS_IN, BLOCK_OUT=CHANNELS_OUT, **OPTIONS,
+            )  # fmt: skip
     return out

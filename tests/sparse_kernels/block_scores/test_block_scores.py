@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparse_kernels import _extension, antidiagonal_scores, block_mass, pooled
 from sparse_kernels.block_map import block_of_position, uniform_offsets
-from sparse_kernels.block_scores import cpu
+from sparse_kernels.block_scores import cpu, reference
 from tests.sparse_kernels.cases import random_offsets
 from tests.sparse_kernels.processors import available
 
@@ -126,6 +126,16 @@ def test_scale_and_unusual_lse(backend: str) -> None:
     assert case.run(backend)[0, 0, block, filled].isnan().all()
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_nan_of_any_bits_stays_nan(instructions: str) -> None:
+    case = make_case(3, orders=False)
+    case.k.view(torch.int32)[0, 0, 7, 3] = 0x7FFFFFFF
+    case.lse.view(torch.int32)[1, 2, 9] = 0x7FFFFFFF
+    with available(instructions):
+        mass = cpu.block_mass(*vars(case).values(), 40**-0.5, instructions)
+    assert torch.equal(mass.isnan(), case.run("reference").isnan()) and mass.isnan().any() and not mass.isnan().all()
+
+
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     case = make_case(4, (700, 900))
     expected = case.run("cpu")
@@ -201,6 +211,17 @@ def test_a_block_longer_than_all_tokens_is_one_block() -> None:
     case = make_case(8)
     scores = antidiagonal_scores(case.q, case.k, 2**40, 8)
     assert torch.equal(scores, antidiagonal_scores(case.q, case.k, 152, 8)) and scores.shape == (2, 4, 1, 1)
+
+
+def test_long_blocks_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, rows, score = make_case(9, (300, 200), 8), [], reference._by_key_block
+    whole = antidiagonal_scores(case.q, case.k, 64, 2, backend="reference")
+    monkeypatch.setattr(reference, "ROWS", 10)
+    monkeypatch.setattr(
+        reference, "_by_key_block", lambda q, part, *rest: rows.append(part.stop - part.start) or score(q, part, *rest)
+    )
+    assert_close(antidiagonal_scores(case.q, case.k, 64, 2, backend="reference"), whole)
+    assert max(rows) == 10 and sum(rows) == 8 * 160
 
 
 def test_antidiagonals_in_several_pieces() -> None:

@@ -133,6 +133,19 @@ def test_strided_inputs_keep_their_layout() -> None:
     assert block_sparse_attention(dense_q, k, v, block_map, backend="cpu").transpose(1, 2).is_contiguous()
 
 
+def test_rows_of_queries_may_overlap() -> None:
+    q = torch.randn(1, 1, 100).unfold(-1, 64, 1)
+    k, v = torch.randn(2, 1, 1, 37, 64).unbind()
+    block_map = BlockMap.uniform(torch.ones(1, 1, 3, 2, dtype=torch.bool), 16, 32, 37, 37)
+    out = block_sparse_attention(q, k, v, block_map, backend="cpu")
+    dense = torch.nn.functional.scaled_dot_product_attention(q.contiguous(), k, v)  # torch's fails on such rows, too
+    assert torch.allclose(out, dense, atol=2e-6)
+    m = block_map
+    arguments = (q, k, v, m.counts, m.indices, m.q_offsets, m.kv_offsets, None, None, 0.1, "")
+    operator = torch.ops.sparse_kernels.block_sparse_attention_cpu.default
+    torch.library.opcheck(operator, arguments, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("scale", [1e-3, 40.0])
 def test_large_and_tiny_logits(scale: float) -> None:
     case = make_case(6)
@@ -149,6 +162,17 @@ def test_nan_and_constant_rows() -> None:
     assert out[0, 0, 3].isnan().all()
     others = torch.arange(40) != 3
     assert torch.allclose(out[0, 0, others], v.mean((0, 1, 2)).expand(39, 64), atol=1e-6)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_a_key_that_is_nan_of_any_bits_spoils_its_rows(instructions: str) -> None:
+    skip_unless_available(instructions)
+    q, k, v = torch.randn(3, 1, 1, 40, 64).unbind()
+    k.view(torch.int32)[0, 0, 20, 7] = 0x7FFFFFFF
+    block_map = BlockMap.uniform(torch.eye(2, dtype=torch.bool)[None, None], 16, 16, 32, 32)
+    out, lse = cpu.forward(*(x[:, :, :32] for x in (q, k, v)), block_map, None, None, 0.1, instructions)
+    assert out[0, 0, :16].isfinite().all() and lse[0, 0, :16].isfinite().all()
+    assert out[0, 0, 16:].isnan().all() and lse[0, 0, 16:].isnan().all()
 
 
 def test_one_key_rows_return_its_value() -> None:
@@ -199,6 +223,11 @@ def test_opcheck() -> None:
     )
 
 
+def without_blocks(queries: int, keys: int) -> BlockMap:
+    mask = torch.zeros(1, 1, queries, keys, dtype=torch.bool)
+    return BlockMap.from_dense(mask, *(torch.zeros(blocks + 1, dtype=torch.int32) for blocks in (queries, keys)))
+
+
 def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
     case = make_case(9)
     m = case.block_map
@@ -212,6 +241,8 @@ def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
         "devices": ({"k": case.k.to("meta"), "v": case.v.to("meta")}, "k is on meta, q on cpu: move it there"),
         "device of the map": ({"kv_order": case.kv_order.to("meta")}, "kv_order is on meta, the tokens on cpu"),
         "no map": ({"block_map": None}, "block_map must be a BlockMap, got NoneType: BlockMap.from_dense"),
+        "no query blocks": ({"block_map": without_blocks(0, 6)}, "block_map must have .* got 0 and 6: rows that visit"),
+        "no key blocks": ({"block_map": without_blocks(4, 0)}, "block_map must have .* got 4 and 0: rows that visit"),
         "mask": ({"block_map": m.to_dense()}, "block_map must be a BlockMap, got torch.bool"),
         "order": ({"q_order": case.q_order[..., :-1]}, "q_order must be int64"),
         "order twice": ({"kv_order": torch.zeros_like(case.kv_order)}, "kv_order must hold every row 0 to 149 once"),

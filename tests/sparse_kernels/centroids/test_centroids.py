@@ -138,6 +138,18 @@ def test_strides_do_not_matter(backend: str) -> None:
     assert torch.equal(strided.merged(backend), straight.merged(backend))
 
 
+def test_rows_of_the_output_may_overlap() -> None:
+    q = torch.randn(1, 1, 37, 64)
+    queries, keys = (kmeans(q, q[:, :, :count].clone(), iterations=2) for count in (3, 5))
+    out, lse = torch.randn(1, 1, 100).unfold(-1, 64, 1), torch.randn(1, 1, 37)
+    rest = (lse, queries, torch.zeros(1, 1, 3, 5), keys.centroids, keys.centroids)
+    merged = [
+        merge_centroids(q, given, *rest, scale=SCALE, backend=backend)
+        for backend, given in (("cpu", out), ("cpu", out.contiguous()), ("reference", out))
+    ]
+    assert torch.equal(merged[0], merged[1]) and torch.allclose(merged[0], merged[2], atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_logits_and_rows_without_any_key_stay_finite(backend: str) -> None:
     case = make_case(spread=60)
@@ -152,6 +164,21 @@ def test_large_logits_and_rows_without_any_key_stay_finite(backend: str) -> None
     logits = case.q.double() @ case.keys.centroids.double().transpose(-1, -2) * SCALE
     expected = (logits + take_rows(case.weights().double(), case.queries.labels)).softmax(-1) @ case.values.double()
     assert (alone - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_nothing_answers_the_output_stays(backend: str) -> None:
+    case = make_case()
+    out, lse = case.out()
+    weights = torch.full_like(case.weights(), -torch.inf)
+    weights[:, 1] = 0
+    lse[0] = -torch.inf
+    arguments = (case.q, out, lse, case.queries, weights, case.keys.centroids, case.values)
+    merged = merge_centroids(*arguments, scale=SCALE, backend=backend)
+    assert torch.equal(merged[:, ::2], out[:, ::2]) and merged.isfinite().all()
+    assert (merged[:, 1] - out[:, 1]).abs().amax() > 0.1
+    lse[1, 0, 5] = torch.nan
+    assert merge_centroids(*arguments, scale=SCALE, backend=backend)[1, 0, 5].isnan().all()
 
 
 def test_an_error_that_vanishes_is_nought() -> None:

@@ -37,6 +37,16 @@ def check_parity(head_dim: int, dtype: torch.dtype, spread: float, precision: st
     assert (found - expected)[expected.isfinite()].abs().max() < limit
 
 
+def check_not_a_number(device: str) -> None:
+    """A NaN stays in the errors of its cluster, as in the reference."""
+    case = make_case(16)
+    case.v[0, 1, 7, 3] = torch.nan
+    here = moved(case, device)
+    arguments = (here.queries.centroids, here.k, here.v, here.keys, here.values, SCALE)
+    found = backend.centroid_log_error(*arguments).cpu()
+    assert torch.equal(found.isnan(), case.log_error("reference").isnan()) and found.isnan().any()
+
+
 def check_operator(device: str) -> None:
     case = moved(make_case(), device)
     fields = (case.keys.order, case.keys.offsets, case.keys.centroids, case.values)
@@ -50,6 +60,7 @@ CHECKS = {
     "bfloat16, exactly": partial(check_parity, 40, torch.bfloat16, 1, "float32", 1e-4),
     "strided, rounded": partial(check_parity, 64, torch.float16, 1, "bfloat16", 1e-2),
     "exponents of any size": partial(check_parity, 64, torch.float32, 60, "float32", 0.1),
+    "not a number": check_not_a_number,
     "operator": check_operator,
 }
 ON_A_GPU = CHECKS | {"bfloat16, rounded": partial(check_parity, 128, torch.bfloat16, 1, "bfloat16", 0.1)}

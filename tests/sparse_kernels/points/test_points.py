@@ -175,6 +175,47 @@ def test_opcheck() -> None:
     torch.library.opcheck(operators.ball_query_cpu.default, (*given, 0.25, 5, ""))
 
 
+BAD_OFFSETS = [0, 2, 4], [1, 2, 5], [0, 9, 5], [0, -2, 5], [0, 4, 2, 5], [0, 2, 5, 7], [5], []
+
+
+@built
+@pytest.mark.parametrize("wrong", [torch.tensor(ends, dtype=torch.int64) for ends in BAD_OFFSETS], ids=str)
+def test_operators_refuse_offsets_that_a_graph_does_not_look_at(wrong: Tensor) -> None:
+    operators, starts = torch.ops.sparse_kernels, torch.zeros(max(len(wrong) - 1, 0), dtype=torch.int64)
+    for run in (
+        lambda: operators.farthest_point_sampling_cpu(POINTS, wrong, starts, 2, ""),
+        lambda: operators.k_nearest_neighbors_cpu(POINTS, wrong, POINTS, OFFSETS, 2, ""),
+        lambda: operators.ball_query_cpu(POINTS, wrong, POINTS, OFFSETS, 1.0, 2, ""),
+    ):
+        with pytest.raises(ValueError, match="^the offsets of points must rise from 0 to its 5 rows$"):
+            run()
+    for run in (
+        lambda: operators.k_nearest_neighbors_cpu(POINTS, OFFSETS, POINTS, wrong, 2, ""),
+        lambda: operators.ball_query_cpu(POINTS, OFFSETS, POINTS, wrong, 1.0, 2, ""),
+    ):
+        with pytest.raises(ValueError, match="^the offsets of queries must rise from 0 to its 5 rows$"):
+            run()
+
+
+@built
+def test_operators_refuse_other_numbers_that_a_graph_does_not_look_at() -> None:
+    operators, starts = torch.ops.sparse_kernels, torch.zeros(2, dtype=torch.int64)
+    for wrong, message in (
+        ([2, 0], "starts must be places in their clouds, .* that of cloud 0 with 2 points is 2$"),
+        ([0, -1], "that of cloud 1 with 3 points is -1$"),
+        ([0], "starts must be one place for each of the 2 clouds, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            operators.farthest_point_sampling_cpu(POINTS, OFFSETS, torch.tensor(wrong), 2, "")
+    with pytest.raises(ValueError, match="queries must have the points' clouds, got 1 for 2"):
+        operators.k_nearest_neighbors_cpu(POINTS, OFFSETS, POINTS, OFFSETS[[0, 2]], 2, "")
+    for points in (nan_at(3), nan_at(0).abs().neg(), POINTS + torch.inf):
+        with pytest.raises(ValueError, match="points must be finite"):
+            operators.farthest_point_sampling_cpu(points, OFFSETS, starts, 2, "")
+        with pytest.raises(ValueError, match="queries must be finite"):
+            operators.ball_query_cpu(POINTS, OFFSETS, points, OFFSETS, 1.0, 2, "")
+
+
 def nan_at(row: int) -> Tensor:
     points = torch.zeros(5, 3)
     points[row, 1] = torch.nan

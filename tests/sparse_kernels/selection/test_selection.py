@@ -50,6 +50,16 @@ def test_a_budget_is_spent_in_order(backend: str, crossing: bool) -> None:
         assert set(kept[i, j].nonzero().flatten().tolist()) == expected
 
 
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_nan_of_either_sign_comes_first(backend: str) -> None:
+    scores = torch.tensor([[3.0, 0.0, torch.inf, 0.0, 7.0]])
+    scores.view(torch.int32)[0, [1, 3]] = torch.tensor([0xFFC00000 - 2**32, 0x7FFFFFFF], dtype=torch.int32)
+    ranks, _ = rank_entries(scores, backend=backend)
+    assert ranks.tolist() == [[4, 0, 2, 1, 3]]
+    kept = fill_budget(scores, torch.ones_like(ranks), 2, backend=backend)
+    assert kept.tolist() == [[False, True, False, True, False]]
+
+
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     scores, areas, before = torch.rand(50, 90), torch.randint(1, 9, (50, 90)), torch.get_num_threads()
     first = *rank_entries(scores), fill_budget(scores, areas, 150)
@@ -69,6 +79,12 @@ def test_opcheck() -> None:
     areas, budgets = torch.randint(1, 9, (3, 20)), torch.full((3,), 30)
     torch.library.opcheck(ops.rank_entries_cpu.default, (scores,))
     torch.library.opcheck(ops.fill_budget_cpu.default, (scores, areas, budgets, False))
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_no_backend_has_gradients(backend: str) -> None:
+    scores = torch.rand(2, 5, requires_grad=True)
+    assert not rank_entries(scores, backend=backend)[1].requires_grad
 
 
 def test_other_types_are_sorted_by_torch() -> None:

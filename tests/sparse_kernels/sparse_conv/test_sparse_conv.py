@@ -255,6 +255,9 @@ def test_clear_errors() -> None:
         submanifold_map(_line(1), (5,), 2)
     with pytest.raises(ValueError, match="too small"):
         strided_map(_line(1), (5,), 7)
+    for build_map, settings in ((strided_map, {"padding": 2**20}), (transposed_map, {"stride": 2})):
+        with pytest.raises(ValueError, match=r"the output of .* would be .* at most 2\^31 - 1 places"):
+            build_map(_line(2**31 - 2), (2**31 - 1,), 3, **settings)
     for build_map in (submanifold_map, strided_map, transposed_map):
         with pytest.raises(ValueError, match="kernel has 2147483649 slots, .* at most 32768"):
             build_map(_line(1), (5,), 2**31 + 1)

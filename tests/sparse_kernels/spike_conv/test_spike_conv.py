@@ -67,7 +67,7 @@ def test_bits_do_not_depend_on_the_number_of_threads_or_the_layout() -> None:
 @pytest.mark.parametrize("limit", [0.0, 0.1, 1.0])
 def test_the_choice_changes_the_time_and_not_the_result(limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulate, ran = api.accumulate, []
-    monkeypatch.setattr(api, "break_even", lambda *_: limit)
+    monkeypatch.setattr(api, "break_even", lambda *given: limit if given[4] == "cpu" else 0.0)
     monkeypatch.setattr(api, "accumulate", lambda *given: ran.append(given) or accumulate(*given))
     for seed in (1, 2, 3, 6):
         spikes, weight, kernel_map = draw(seed, torch.float32)
@@ -76,6 +76,45 @@ def test_the_choice_changes_the_time_and_not_the_result(limit: float, monkeypatc
         torch.testing.assert_close(out, sparse_conv(spikes.sum(0), weight, kernel_map, bias), rtol=1e-5, atol=1e-4)
         assert bool(ran) == (api._share(spikes) <= limit)
         ran.clear()
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_without_a_compiler_torch_makes_the_dense_products(
+    backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spikes, weight, kernel_map = draw(2, torch.float32)
+    monkeypatch.setattr(_extension, "load", lambda: "no C++ compiler was found")
+    leaves = [weight.clone().requires_grad_() for _ in range(2)]
+    with pytest.warns(UserWarning, match="sparse convolution runs on the slow reference backend, .*: no C.. compiler"):
+        out = spike_conv(spikes, leaves[0], kernel_map, backend=backend)
+        out.sum().backward()
+    expected = sparse_conv(spikes.sum(0), leaves[1], kernel_map, backend="reference")
+    expected.sum().backward()
+    torch.testing.assert_close((out, leaves[0].grad), (expected, leaves[1].grad), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("reason", [pytest.param(None, marks=built), "no C++ compiler was found"])
+def test_a_graph_is_whole_with_and_without_a_compiler(reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    spikes, weight, kernel_map = draw(2, torch.float32)
+    monkeypatch.setattr(_extension, "load", lambda: reason)
+    nodes: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        nodes.extend(str(node.args[4]) for node in graph.graph.nodes if "sparse_conv" in str(node.target))
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: spike_conv(x, weight, kernel_map), fullgraph=True, backend=look)
+    expected = sparse_conv(spikes.sum(0), weight, kernel_map, backend="reference")
+    torch.testing.assert_close(compiled(spikes), expected, rtol=1e-5, atol=1e-4)
+    assert nodes == ["reference" if reason else "cpu"]
+
+
+def test_shapes_alone_are_no_reason_to_warn() -> None:
+    spikes, weight, kernel_map = draw(2, torch.float32)
+    fields = {name: x.to("meta") if isinstance(x, Tensor) else x for name, x in vars(kernel_map).items()}
+    out = spike_conv(spikes.to("meta"), weight.to("meta"), KernelMap(**fields))
+    assert out.is_meta and out.shape == (kernel_map.forward.shape[1], len(weight))
 
 
 @built

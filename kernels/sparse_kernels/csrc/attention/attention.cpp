@@ -376,6 +376,8 @@ std::tuple<Tensor, Tensor> block_sparse_attention(
   plan_panels(call);
   find_largest(call);
   Tensor out = torch::stable::empty_like(q);
+  if (out.stride(3) != 1)  // where rows of q overlap
+    out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), q.size(3)});
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   const int64_t bytes = static_cast<int64_t>(kernel.panel_bytes(static_cast<int32_t>(call.head_dim)));
   const int64_t panel_total = call.panel_total + summaries.panel_total();

@@ -38,7 +38,8 @@ struct Worded<F> {
       throw OutOfMemory();
     } catch (const std::runtime_error& error) {
       const std::string text = error.what();
-      for (const char* allocation : {"aten::new_empty", "aten::new_zeros", "aten::empty_like", "aten::clone"})
+      for (const char* allocation : {"aten::new_empty", "aten::new_zeros", "aten::empty_like", "aten::clone",
+                                     "aten::contiguous"})
         if (text.find(allocation) != std::string::npos) throw OutOfMemory();
       throw;
     }

@@ -46,9 +46,11 @@ static inline float horizontal_sum(vf x) {
   return sum;
 }
 
-// 2^x to 8e-8 relative; below -126 it gives 2^-126, NaN stays NaN.
+// 2^x to 8e-8 relative; below -126 it gives 2^-126, from 127.5 to 128 infinity, NaN stays NaN.
 static inline vf exp2_vector(vf x) {
-  const vf low = broadcast(-126.0f), magic = broadcast(12582912.0f);  // 1.5 * 2^23 rounds to an integer
+  // 1.5 * 2^23 rounds to an integer, 127 more and it is the exponent of a float. That one is multiplied: an addition to
+  // the bits of p costs as much, and makes a number of a NaN whose lowest bits are set.
+  const vf low = broadcast(-126.0f), magic = broadcast(12583039.0f);
   x = x < low ? low : x;
   vf shifted = x + magic;
   vf f = x - (shifted - magic);
@@ -58,7 +60,7 @@ static inline vf exp2_vector(vf x) {
   p = p * f + 2.4022120e-1f;
   p = p * f + 6.9314694e-1f;
   p = p * f + 1.0f;
-  return (vf)((vi)p + ((vi)shifted << 23));
+  return p * (vf)((vi)shifted << 23);
 }
 
 static inline float exp2_scalar(float x) { return exp2_vector(broadcast(x))[0]; }

@@ -1,12 +1,14 @@
 // torch.ops.sparse_kernels.farthest_point_sampling_cpu, k_nearest_neighbors_cpu and ball_query_cpu: searches in clouds of
 // points, packed one behind the other. Results do not depend on the number of threads, the instruction set or the trees,
-// which only tell what need not be looked at. Arguments are checked by points/api.py.
+// which only tell what need not be looked at. Arguments are checked by points/api.py, the numbers in them here as well:
+// in a graph of torch.compile nobody else sees them.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -97,9 +99,44 @@ Planted plant(const float* points, int64_t count, int32_t axes) {
   return planted;
 }
 
+// Whether all numbers are finite: the largest of their bits without the sign.
+bool all_finite(const float* numbers, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, numbers + i, sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffffu);
+  }
+  return largest < 0x7f800000u;
+}
+
+void check_clouds(const Tensor& points, const Tensor& offsets, const char* name) {
+  const int64_t rows = points.size(0), last = offsets.size(0) - 1;
+  const int64_t* ends = static_cast<const int64_t*>(offsets.data_ptr());
+  bool rising = last > 0 && ends[0] == 0 && ends[last] == rows;
+  for (int64_t i = 0; i < last; i++) rising &= ends[i] <= ends[i + 1];
+  check(rising, "the offsets of ", name, " must rise from 0 to its ", rows, " rows");
+  check(all_finite(static_cast<const float*>(points.data_ptr()), rows * points.size(1)), name, " must be finite");
+}
+
+void check_starts(const Tensor& starts, const Tensor& offsets) {
+  const int64_t clouds = offsets.size(0) - 1;
+  check(starts.size(0) == clouds, "starts must be one place for each of the ", clouds, " clouds, got ", starts.size(0));
+  const int64_t* ends = static_cast<const int64_t*>(offsets.data_ptr());
+  const int64_t* start = static_cast<const int64_t*>(starts.data_ptr());
+  for (int64_t cloud = 0; cloud < clouds; cloud++) {
+    const int64_t size = ends[cloud + 1] - ends[cloud];
+    check(start[cloud] >= 0 && start[cloud] < std::max<int64_t>(size, 1),
+          "starts must be places in their clouds, from 0 on; that of cloud ", cloud, " with ", size, " points is ",
+          start[cloud]);
+  }
+}
+
 // points (n axes), offsets and starts (clouds + 1) and (clouds) in int64 -> picks (clouds count) in int64
 Tensor farthest_point_sampling(Tensor points, Tensor offsets, Tensor starts, int64_t count, std::string instructions) {
   const Searcher& searcher = choose_searcher(instructions);
+  check_clouds(points, offsets, "points");
+  check_starts(starts, offsets);
   const int64_t clouds = starts.size(0), axes = points.size(1);
   const int64_t* ends = static_cast<const int64_t*>(offsets.data_ptr());
   const int64_t* start = static_cast<const int64_t*>(starts.data_ptr());
@@ -135,6 +172,10 @@ std::tuple<Tensor, Tensor> search(const Tensor& points, const Tensor& offsets, c
                                   const Tensor& query_offsets, int64_t wanted, bool nearest, double squared_radius,
                                   const std::string& instructions) {
   const Searcher& searcher = choose_searcher(instructions);
+  check_clouds(points, offsets, "points");
+  check_clouds(queries, query_offsets, "queries");
+  check(query_offsets.size(0) == offsets.size(0), "queries must have the points' clouds, got ",
+        query_offsets.size(0) - 1, " for ", offsets.size(0) - 1);
   const int64_t clouds = offsets.size(0) - 1, axes = points.size(1), rows = queries.size(0);
   const int64_t* ends = static_cast<const int64_t*>(offsets.data_ptr());
   const float* data = static_cast<const float*>(points.data_ptr());

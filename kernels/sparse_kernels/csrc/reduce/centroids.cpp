@@ -74,6 +74,7 @@ Tensor merge_centroids(Tensor q, Tensor out, Tensor lse, Tensor order, Tensor of
   const int32_t d = static_cast<int32_t>(q.size(3)), width = (d + reducer.panel - 1) / reducer.panel * reducer.panel;
   const int64_t heads = q.size(1), nq = weights.size(2), nk = weights.size(3);
   Tensor merged = torch::stable::clone(out);
+  if (merged.stride(3) != 1) merged = torch::stable::contiguous(merged);  // where rows of `out` overlap
   const Packed packed(centroids, 1.0f, reducer);
   const int64_t columns = packed.panels * reducer.panel;
   std::vector<float> padded(q.size(0) * heads * columns * width);

@@ -272,6 +272,12 @@ static void score_rows(
     for (int v = 0; v < VECTORS; v++) store(scores + static_cast<int64_t>(r) * columns + v * LANES, acc[r][v]);
 }
 
+static bool all_silent(const float* scores, int32_t columns) {
+  for (int32_t j = 0; j < columns; j++)
+    if (scores[j] != -__builtin_inff()) return false;
+  return true;
+}
+
 // Turn a row of scores into weights that add up to 1 with the share of the computed keys, which is returned.
 static float weigh_row(float* scores, int32_t columns, float exact) {
   vf best = load(scores);
@@ -281,7 +287,11 @@ static float weigh_row(float* scores, int32_t columns, float exact) {
   }
   float top = horizontal_max(best);
   top = top > exact ? top : exact;
-  top = top > -1e30f ? top : -1e30f;  // nothing to attend to at all: no infinity less infinity
+  if (top == -__builtin_inff() && all_silent(scores, columns)) {  // nothing answers: what was computed stays
+    memset(scores, 0, static_cast<size_t>(columns) * sizeof(float));
+    return 1.0f;
+  }
+  top = top > -1e30f ? top : -1e30f;  // no infinity less infinity
   vf total{};
   for (int32_t j = 0; j < columns; j += LANES) {
     const vf p = exp2_vector(load(scores + j) - top);

@@ -19,6 +19,7 @@ uint64_t order_key(float score, int64_t index) {
   uint32_t bits;
   score += 0.0f;  // -0 is 0
   std::memcpy(&bits, &score, sizeof bits);
+  if (score != score) bits = 0x7fc00000u;  // NaN of either sign
   const uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000u;
   return static_cast<uint64_t>(~rising) << 32 | static_cast<uint64_t>(index);
 }
