@@ -131,12 +131,12 @@ def choose(
     up.
     """
     steps, groups, _ = errors.shape
-    sizes = [1] * groups if sizes is None else sizes
+    counts = [1] * groups if sizes is None else list(sizes)
     columns = [_columns(errors[:, group], warmup) for group in range(groups)]
-    least = np.full(sum(sizes) * steps + 1, np.inf)  # by the number of computed blocks
+    least = np.full(sum(counts) * steps + 1, np.inf)  # by the number of computed blocks
     least[0] = 0.0
     picks: list[np.ndarray] = []
-    for size, column in zip(sizes, columns, strict=True):
+    for size, column in zip(counts, columns, strict=True):
         merged, pick = np.full_like(least, np.inf), np.zeros(len(least), dtype=int)
         for count, (cost, _) in column.items():
             blocks = count * size
@@ -151,7 +151,7 @@ def choose(
             f"budget is {budget:g}, and the warm-up alone computes {warmup / steps:g} of all blocks: give a larger one"
         )
     words = []
-    for size, column, pick in zip(reversed(sizes), reversed(columns), reversed(picks), strict=True):
+    for size, column, pick in zip(reversed(counts), reversed(columns), reversed(picks), strict=True):
         count = int(pick[total])
         words.append(column[count][1])
         total -= count * size

@@ -176,7 +176,7 @@ def set_processor(module: nn.Module, processor: Any) -> None:
     stands before it.
     """
     module.__dict__.pop("processor", None)
-    if isinstance(processor, SparseAttentionProcessor) and isinstance(processor.stock, nn.Module):
+    if isinstance(getattr(processor, "stock", None), nn.Module):
         module.__dict__["processor"] = processor
     else:
         module._modules.pop("processor", None)  # one that is a module cannot be replaced by one that is not

@@ -148,7 +148,7 @@ class ProgressHook(ModelHook):
             place = _nearest(value, order.values)
             # Models that take sigmas, or timesteps in [0, 1], begin near the smallest timestep of the schedule.
             order.by_value = place is not None and (place + 1 < steps or steps == 1)
-        scheduler = getattr(self.pipeline, "scheduler", None)
+        scheduler: Any = getattr(self.pipeline, "scheduler", None)
         begin = getattr(scheduler, "begin_index", None) or 0
         counted = (scheduler.step_index or begin) if rounded and hasattr(scheduler, "step_index") else None
         if order.by_value:
