@@ -105,6 +105,27 @@ def test_bad_files_are_refused_in_a_line(tmp_path: Path, name: str, content: byt
     assert str(tmp_path / name) in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("column", "said"), [("t", "0.5; accepted: whole microseconds"), ("x", "2.5; .* pixels")])
+def test_fractions_are_not_cut_off(tmp_path: Path, column: str, said: str) -> None:
+    table = {"t": [1.0, 2.0], "x": [3.0, 4.0], "y": [5.0, 6.0], "p": [0.0, 1.0]}
+    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in table.items()})
+    assert read_events(tmp_path / "a.npz").t.tolist() == [1, 2]
+    table[column][0] -= 0.5
+    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in table.items()})
+    with pytest.raises(ValueError, match=f"a.npz has {column} like {said}"):
+        read_events(tmp_path / "a.npz")
+
+
+def test_hdf5_in_seconds_with_an_offset_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (("t", [0.25, 1.5]), ("x", [1, 2]), ("y", [1, 2]), ("p", [0, 1])):
+            file[f"events/{name}"] = np.array(values)
+        file["t_offset"] = 1000
+    with pytest.raises(ValueError, match="t like 1000.25"):
+        read_events(tmp_path / "a.h5")
+
+
 def test_times_are_sorted_if_asked(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes([1, 2, 0, 0, 5, 3, 4, 0, 0, 4]))
     found = read_events(tmp_path / "a.bin", sort=True)
