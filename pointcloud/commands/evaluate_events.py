@@ -32,7 +32,7 @@ def evaluate_events(
             unroll(network)
         result = evaluate(network, recordings, seed, lambda line: print(line, flush=True))
         for name, recall in result.recalls.items():
-            typer.echo(f"{name}: {recall:.1%} found")
+            typer.echo(f"{name}: no windows" if recall is None else f"{name}: {recall:.1%} found")
         typer.echo(f"all: {result.accuracy:.1%} right, {result.nanojoules:,.0f} nJ a window")
         for file in write_results(result, output, model=model, recordings=recordings, seed=seed, spikes=spikes):
             typer.echo(f"wrote {file}")

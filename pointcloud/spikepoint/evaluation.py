@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pointcloud.detection.records import write_json
 from pointcloud.files import replacing
 from pointcloud.metering import energy
 from pointcloud.nn import unroll
@@ -37,9 +37,10 @@ class Accuracy:
         return (self.confusion.diagonal().sum() / self.confusion.sum()).item()
 
     @property
-    def recalls(self) -> dict[str, float]:
-        """The share of each class's windows that were found."""
-        return dict(zip(self.classes, (self.confusion.diagonal() / self.confusion.sum(1)).tolist(), strict=True))
+    def recalls(self) -> dict[str, float | None]:
+        """The share of each class's windows that were found; None if there were none."""
+        counts = zip(self.classes, self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
+        return {name: found / windows if windows else None for name, found, windows in counts}
 
 
 def evaluate(
@@ -81,8 +82,7 @@ def write_results(result: Accuracy, folder: Path, **about: Any) -> list[Path]:
         "confusion": result.confusion.tolist(),
         "nanojoules_a_window": result.nanojoules,
     }
-    with replacing(numbers) as temporary:
-        temporary.write_text(json.dumps({**about, **told}, indent=2) + "\n")
+    write_json(numbers, {**about, **told})
     return [picture, numbers]
 
 

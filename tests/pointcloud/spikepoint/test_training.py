@@ -89,6 +89,17 @@ def test_evaluation_counts_windows_by_class(tmp_path: Path) -> None:
         evaluate(SpikePoint(tiny("ab", **SIZES)), 8)
 
 
+def test_a_class_without_windows_has_no_share(tmp_path: Path) -> None:
+    counted = Accuracy(("a", "b"), torch.tensor([[3, 1], [0, 0]]), 5.0)
+    assert counted.recalls == {"a": 0.75, "b": None}
+    numbers = write_results(counted, tmp_path)[1].read_text()
+    assert json.loads(numbers)["classes"] == {"a": 0.75, "b": None} and "NaN" not in numbers
+    model, output = tmp_path / "model.safetensors", tmp_path / "out"
+    SpikePoint(SMALL).save(model)
+    result = CliRunner().invoke(app, ["evaluate", "events", str(model), "--recordings", "1", "--output", str(output)])
+    assert result.exit_code == 0 and "right: no windows" in result.stdout and "nan" not in result.stdout, result.output
+
+
 def test_commands_end_with_one_line_on_bad_input(tmp_path: Path) -> None:
     for arguments, line in (
         (["train", "events", "--output", str(tmp_path / "a"), "--size", "huge"], "unknown size 'huge'; accepted: tiny"),
