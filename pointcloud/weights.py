@@ -48,8 +48,7 @@ def read_weights(path: str | Path, key: str, kind: str, writer: str) -> tuple[st
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write `checkpoint.pt` into a folder, made if need be, replacing an old one at once."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `checkpoint.pt` into a folder, replacing an old one at once."""
     whole = io.BytesIO()  # torch's own writer does not say that a disk is full
     torch.save(state, whole)
     with replacing(folder / CHECKPOINT) as temporary:

@@ -75,10 +75,11 @@ class Trainer:
         return {"loss": total.item(), **{name: loss.item() for name, loss in losses.items()}}
 
     def save(self, folder: Path) -> None:
-        """Write `checkpoint.pt`, to go on from, and `detector.safetensors`, to use, each replaced at once."""
+        """Write `detector.safetensors`, to use, and `checkpoint.pt`, to go on from, each replaced at once."""
         parts = {"detector": self.detector.state_dict(), "optimizer": self.optimizer.state_dict()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.detector.save(folder / "detector.safetensors")  # first: a stop in between is made good by going on
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
-        self.detector.save(folder / "detector.safetensors")
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration."""
@@ -128,6 +129,7 @@ def train(
             said = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
             report(f"step {trainer.done} {said} {time.perf_counter() - start:.0f} s")
             recent.clear()
-        if trainer.done % 100 == 0 or trainer.done == steps:
+        if trainer.done % 100 == 0 and trainer.done < steps:
             trainer.save(output)
+    trainer.save(output)  # also where nothing was left to do
     return trainer.detector.eval()

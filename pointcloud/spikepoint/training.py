@@ -64,10 +64,11 @@ class Trainer:
         return {"loss": loss.item(), "accuracy": (votes.mean(0).argmax(1) == labels).double().mean().item()}
 
     def save(self, folder: Path) -> None:
-        """Write `checkpoint.pt`, to go on from, and `events.safetensors`, to use, each replaced at once."""
+        """Write `events.safetensors`, to use, and `checkpoint.pt`, to go on from, each replaced at once."""
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.network.save(folder / "events.safetensors")  # first: a stop in between is made good by going on
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
-        self.network.save(folder / "events.safetensors")
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration or seed."""
@@ -115,6 +116,7 @@ def train(
             said = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
             report(f"step {trainer.done} {said} {time.perf_counter() - start:.0f} s")
             recent.clear()
-        if trainer.done % 200 == 0 or trainer.done == steps:
+        if trainer.done % 200 == 0 and trainer.done < steps:
             trainer.save(output)
+    trainer.save(output)  # also where nothing was left to do
     return trainer.network.eval()

@@ -192,9 +192,18 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     second = train(tmp_path, 3, **options)
     assert [line.split()[:2] for line in said] == [["step", "1"], ["step", "2"], ["step", "3"]]
     assert not same_weights(first, second) and not second.training
+    (tmp_path / "detector.safetensors").unlink()
     assert same_weights(train(tmp_path, 3, **options), second)  # there is nothing left to do
+    assert same_weights(Detector.load(tmp_path / "detector.safetensors"), second)
     with pytest.raises(ValueError, match="another configuration; give another output folder"):
         Trainer(replace(SMALL, head=HeadConfig(channels=8))).resume(tmp_path)
+
+
+def test_no_checkpoint_is_ahead_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "detector.safetensors").mkdir()
+    with pytest.raises(OSError):
+        Trainer(SMALL).save(tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def same_weights(one: Detector, other: Detector) -> bool:

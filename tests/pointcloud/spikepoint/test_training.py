@@ -40,9 +40,18 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     second = train(tmp_path / "parts", SMALL, 3, 6, workers=0, every=1, report=said.append)
     assert [line.split()[:2] for line in said] == [["step", "1"], ["step", "2"], ["step", "3"]]
     assert not same_weights(first, second) and not second.training
+    (tmp_path / "parts" / "events.safetensors").unlink()
     assert same_weights(train(tmp_path / "parts", SMALL, 3, 6, workers=0), second)  # there is nothing left to do
+    assert same_weights(SpikePoint.load(tmp_path / "parts" / "events.safetensors"), second)
     with pytest.raises(ValueError, match="another configuration or seed; give another output folder"):
         Trainer(SMALL, seed=1).resume(tmp_path / "parts")
+
+
+def test_no_checkpoint_is_ahead_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "events.safetensors").mkdir()
+    with pytest.raises(OSError):
+        Trainer(SMALL).save(tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_seed_makes_the_same_weights_again(tmp_path: Path) -> None:
