@@ -28,6 +28,8 @@ def evaluate_events(
         set_threads(threads)
         place = find_device(device)
         network = load_events_network(model).to(place)
+        if spikes and not network.config.spiking:
+            raise ValueError(f"{model} does not spike; leave --spikes out, or give a network that does")
         if spikes and network.on_integers:
             unroll(network)
         result = evaluate(network, recordings, seed, lambda line: print(line, flush=True))

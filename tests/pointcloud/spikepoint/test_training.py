@@ -119,6 +119,10 @@ def test_commands_end_with_one_line_on_bad_input(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2 and line in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "a").exists()
+    model = tmp_path / "relu.safetensors"
+    SpikePoint(tiny(CLASSES, **SIZES, spiking=False)).save(model)
+    result = CliRunner().invoke(app, ["evaluate", "events", str(model), "--spikes"])
+    assert result.exit_code == 2 and f"{model} does not spike; leave --spikes out" in result.stderr
 
 
 def test_the_shipped_network_knows_recordings_that_it_never_saw() -> None:
