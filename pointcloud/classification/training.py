@@ -72,13 +72,11 @@ class Trainer:
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
 
     def resume(self, folder: Path) -> None:
-        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another model or seed."""
-        state = read_checkpoint(folder, self.device, self._identity(), "another network, other classes or another seed")
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["step"]
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is broken or of another model or seed."""
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        self.done = read_checkpoint(
+            folder, self.device, self._identity(), "another network, other classes or another seed", **parts
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {"config": self.model.config.to_json(), "seed": self.seed}

@@ -82,13 +82,11 @@ class Trainer:
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
 
     def resume(self, folder: Path) -> None:
-        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration."""
-        state = read_checkpoint(folder, self.device, self._identity(), "a detector of another configuration")
-        if state is None:
-            return
-        self.detector.load_state_dict(state["detector"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["step"]
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is broken or of another configuration."""
+        parts = {"detector": self.detector, "optimizer": self.optimizer}
+        self.done = read_checkpoint(
+            folder, self.device, self._identity(), "a detector of another configuration", **parts
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {"config": self.detector.config.to_json()}

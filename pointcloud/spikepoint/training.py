@@ -71,13 +71,9 @@ class Trainer:
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
 
     def resume(self, folder: Path) -> None:
-        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration or seed."""
-        state = read_checkpoint(folder, self.device, self._identity(), "another configuration or seed")
-        if state is None:
-            return
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["step"]
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is broken, of another configuration or seed."""
+        parts = {"network": self.network, "optimizer": self.optimizer}
+        self.done = read_checkpoint(folder, self.device, self._identity(), "another configuration or seed", **parts)
 
     def _identity(self) -> dict[str, Any]:
         return {"config": self.network.config.to_json(), "seed": self.seed}

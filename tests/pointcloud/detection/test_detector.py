@@ -119,6 +119,22 @@ def test_files_that_hold_no_such_detector_are_refused(tmp_path: Path) -> None:
     make_detector().save(path)
     with pytest.raises(ValueError, match="another configuration than asked for"):
         Detector.load(path, DSVT_TINY)
+    save_file({"a": torch.zeros(1)}, path, {"config": SMALL.to_json()})
+    with pytest.raises(ValueError, match="weights of another network than its configuration"):
+        Detector.load(path)
+
+
+def test_checkpoints_that_nothing_can_go_on_from_are_refused(tmp_path: Path) -> None:
+    path, trainer = tmp_path / "checkpoint.pt", Trainer(SMALL)
+    trainer.save(tmp_path)
+    whole = torch.load(path, weights_only=True)
+    for state in ({"config": whole["config"]}, whole | {"detector": {}}, [1]):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match="checkpoint.pt cannot be gone on from: .*; give another output folder"):
+            trainer.resume(tmp_path)
+    path.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="checkpoint.pt cannot be gone on from"):
+        trainer.resume(tmp_path)
 
 
 def test_clouds_that_cannot_be_looked_at_are_refused() -> None:
