@@ -9,7 +9,7 @@ from pathlib import Path
 from pointcloud.detection.records import earlier_record, line_about, state_of, write_json
 from pointcloud.detection.scans import Scan
 from pointcloud.events.files import SUFFIXES, read_events
-from pointcloud.events.pictures import event_frame, time_surface, write_animation, write_picture
+from pointcloud.events.pictures import MOST_PIXELS, event_frame, shrunk, time_surface, write_animation, write_picture
 from pointcloud.events.record import Events
 
 PICTURES = ".png", ".surface.png", ".gif"
@@ -46,8 +46,9 @@ def described(events: Events) -> str:
 def write_pictures(events: Events, target: Path) -> None:
     """Write TARGET.png (the events), TARGET.surface.png (their ages) and TARGET.gif; ValueError as these."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(target.with_name(f"{target.name}.png"), event_frame(events))
-    write_picture(target.with_name(f"{target.name}.surface.png"), time_surface(events))
+    still = shrunk(events, MOST_PIXELS)
+    write_picture(target.with_name(f"{target.name}.png"), event_frame(still))
+    write_picture(target.with_name(f"{target.name}.surface.png"), time_surface(still))
     write_animation(target.with_name(f"{target.name}.gif"), events, max(33_333, events.duration // 300))
 
 

@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from pointcloud.cli import app
+from pointcloud.events import pictures
 from pointcloud.events.files import read_events, write_events
-from pointcloud.events.pictures import BACKGROUND, BRIGHTER, DARKER, event_frame, time_surface, write_animation
+from pointcloud.events.pictures import BACKGROUND, BRIGHTER, DARKER, event_frame, shrunk, time_surface, write_animation
 from pointcloud.events.record import Events
 from tests.pointcloud.events.files.recordings import some_events
 
@@ -43,6 +44,16 @@ def test_an_animation_has_a_frame_for_each_window(tmp_path: Path) -> None:
     assert not np.array_equal(frames[0], frames[2])
     with pytest.raises(ValueError, match="too long"):
         write_animation(tmp_path / "a.gif", two_pixels(), 1)
+
+
+def test_a_large_sensor_is_drawn_in_coarser_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shrunk(two_pixels(), 12).width == 4
+    coarse = shrunk(two_pixels(), 11)
+    assert (coarse.width, coarse.height, coarse.x.tolist(), coarse.y.tolist()) == (2, 2, [0, 0, 1], [0, 0, 0])
+    monkeypatch.setattr(pictures, "MOST_MOVING", 3 * 11)
+    write_animation(tmp_path / "a.gif", two_pixels(), 50_000)
+    frames = imageio.imread(tmp_path / "a.gif", index=None)
+    assert frames.shape == (3, 2, 2, 3) and tuple(frames[2, 0, 1]) == BRIGHTER
 
 
 def test_the_command_goes_on_past_a_bad_file(tmp_path: Path) -> None:
