@@ -98,6 +98,23 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     assert done.exit_code == 1 and "give another output folder" in done.output
 
 
+def test_recordings_have_places_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_events(tmp_path / folder / "a.npz", some_events())
+    monkeypatch.chdir(tmp_path)
+
+    def run(*paths: str) -> list[str]:
+        done = CliRunner().invoke(app, ["events", *paths, "--output", "out"])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()[:-1]
+
+    assert not any(line.endswith("(done before)") for line in run("one", "two/a.npz"))
+    assert (tmp_path / "out/one/a.npz.gif").is_file() and (tmp_path / "out/two/a.npz.json").is_file()
+    again = run(str(tmp_path / "one"), "one/../two", "two/a.npz")
+    assert len(again) == 3 and all(line.endswith("(done before)") for line in again)
+
+
 def test_the_command_simulates(tmp_path: Path) -> None:
     frames = np.zeros((5, 20, 30, 3), np.uint8)
     for number in range(5):
