@@ -17,7 +17,7 @@ from pointcloud.detection.records import write_json
 from pointcloud.files import replacing
 from pointcloud.metering import energy
 from pointcloud.nn import unroll
-from pointcloud.spikepoint.dataset import LabelledCloud, MovingPatterns
+from pointcloud.spikepoint.dataset import MovingPatterns
 from pointcloud.spikepoint.network import SpikePoint
 from pointcloud.spikepoint.patterns import CLASSES
 from pointcloud.spikepoint.training import Batch, collate
@@ -58,8 +58,8 @@ def evaluate(
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     confusion = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
-    windows = MovingPatterns("evaluation", recordings, points=network.config.points)
-    batches: Iterable[Batch] = DataLoader[LabelledCloud](windows, 60, collate_fn=collate)
+    patterns = MovingPatterns("evaluation", recordings, points=network.config.points)
+    batches: Iterable[Batch] = DataLoader(patterns, 20, collate_fn=collate)
     nanojoules = 0.0
     for number, (clouds, labels) in enumerate(batches):
         found = network.classify(clouds.to(device), generator).argmax(1).cpu()

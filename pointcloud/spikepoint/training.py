@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pointcloud.weights import read_checkpoint, write_checkpoint
 Batch = tuple[Float32[Tensor, "batch points 3"], Int64[Tensor, " batch"]]
 
 
-def collate(clouds: list[LabelledCloud]) -> Batch:
-    """Return clouds of one size and their labels as tensors."""
+def collate(recordings: list[list[LabelledCloud]]) -> Batch:
+    """Return the clouds of recordings, all of one size, and their labels as tensors."""
+    clouds = list(chain.from_iterable(recordings))
     return torch.stack([cloud.points for cloud in clouds]), torch.tensor([cloud.label for cloud in clouds])
 
 
@@ -103,7 +105,7 @@ def train(
     trainer.resume(output)
     each = batch // 3
     recordings = MovingPatterns("training", max(steps - trainer.done, 0) * each, trainer.done * each, config.points)
-    batches: Iterable[Batch] = DataLoader(recordings, batch, num_workers=workers, collate_fn=collate)
+    batches: Iterable[Batch] = DataLoader(recordings, each, num_workers=workers, collate_fn=collate)
     start, recent = time.perf_counter(), []
     for made in batches:
         recent.append(trainer.step(made, learning_rate * half_cosine(trainer.done, steps)))
