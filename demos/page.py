@@ -65,8 +65,8 @@ def build_page(loaded: LoadedPipeline, folder: Path) -> gr.Blocks:
     def stop(request: gr.Request) -> None:
         runs.stop(str(request.session_hash))
 
-    def leave(request: gr.Request) -> None:
-        runs.leave(str(request.session_hash))
+    def ask(request: gr.Request) -> None:
+        runs.ask(str(request.session_hash))
 
     with gr.Blocks(title="visual-accel", analytics_enabled=False) as page:
         kept = gr.BrowserState(None, storage_key="visual-accel")
@@ -77,9 +77,10 @@ def build_page(loaded: LoadedPipeline, folder: Path) -> gr.Blocks:
             halt = gr.Button("Stop", elem_id="stop")
         outputs = [*_outputs(), kept]
         triggers = [button.click, inputs[0].submit]
-        gr.on(triggers, start, inputs, outputs, concurrency_limit=1, show_progress_on=outputs[:2])
+        asked = gr.on(triggers, ask, queue=False)
+        asked.then(start, inputs, outputs, concurrency_limit=1, show_progress_on=outputs[:2])
         halt.click(stop, queue=False)
-        page.unload(leave)
+        page.unload(stop)
         page.load(runs.shown, [kept], outputs)
         gr.Examples([[example] for example in EXAMPLES], [inputs[0]])
     return page

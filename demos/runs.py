@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ class Runs:
     def __init__(self, loaded: LoadedPipeline, folder: Path):
         self.loaded = loaded
         self.folder = folder
-        self._stops: defaultdict[str, threading.Event] = defaultdict(threading.Event)
-        self._left: set[str] = set()
+        self._running: dict[str, threading.Event] = {}  # set where a run is to end
+        self._stopped: set[str] = set()  # sessions whose runs that still wait are not to begin
 
     def make(
         self,
@@ -46,13 +45,13 @@ class Runs:
         """Return what two generations gave, and the folder of its files.
 
         `method` is a name with options, as NAME:OPTION=VALUE. InputError or ValueError on bad input, Stopped after
-        `stop` or `leave` of this session: at the next step.
+        `stop` of this session: at the next step, or at once if that was while it waited for others.
         """
         if not prompt.strip():
             raise InputError("The prompt is empty; say what the video shows.")
-        if session in self._left:  # while it waited for others
+        stop = self._running[session] = threading.Event()
+        if session in self._stopped:  # looked at second, so that no stop falls in between
             raise Stopped
-        stop = self._stops[session] = threading.Event()
 
         def report(share: float, message: str) -> None:
             if stop.is_set():
@@ -65,14 +64,15 @@ class Runs:
         write_comparison(comparison, written)
         return comparison, written
 
-    def stop(self, session: str) -> None:
-        """End what this session runs, at its next step."""
-        self._stops[session].set()
+    def ask(self, session: str) -> None:
+        """Take note that this session asks for a run: it may begin, whatever was stopped before."""
+        self._stopped.discard(session)
 
-    def leave(self, session: str) -> None:
-        """End what this session runs, and whatever of it still waits."""
-        self._left.add(session)
-        self.stop(session)
+    def stop(self, session: str) -> None:
+        """End what this session runs, at its next step, and whatever of it still waits; so does a closed tab."""
+        self._stopped.add(session)
+        if session in self._running:
+            self._running[session].set()
 
     def find(self, name: str) -> Path | None:
         """Return the folder of that name with a result of this server, None for any other word of a browser."""

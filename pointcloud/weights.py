@@ -47,21 +47,37 @@ def read_weights(path: str | Path, key: str, kind: str, writer: str) -> tuple[st
     return metadata[key], state
 
 
+def fill(network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Put the state of a file into the network of its configuration; ValueError if it does not fit."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds weights of another network than its configuration; give another") from error
+
+
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write `checkpoint.pt` into a folder, made if need be, replacing an old one at once."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `checkpoint.pt` into a folder, replacing an old one at once."""
     whole = io.BytesIO()  # torch's own writer does not say that a disk is full
     torch.save(state, whole)
     with replacing(folder / CHECKPOINT) as temporary:
         temporary.write_bytes(whole.getbuffer())
 
 
-def read_checkpoint(folder: Path, device: str, asked: dict[str, Any], what: str) -> dict[str, Any] | None:
-    """Return the checkpoint of a folder, or None without one; ValueError if it differs in what is `asked` of it."""
+def read_checkpoint(folder: Path, device: str, asked: dict[str, Any], what: str, **parts: Any) -> int:
+    """Restore the parts from the checkpoint of a folder and return its step, 0 without one.
+
+    ValueError if it is broken, or `what` it is of differs in what is `asked` of it.
+    """
     path = folder / CHECKPOINT
     if not path.exists():
-        return None
-    state = torch.load(path, map_location=device, weights_only=True)
-    if any(state.get(name) != value for name, value in asked.items()):
-        raise ValueError(f"{path} is of {what}; give another output folder")
-    return state
+        return 0
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if all(state.get(name) == value for name, value in asked.items()):
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            return state["step"]
+    except Exception as error:  # a broken file leads torch anywhere
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be gone on from: {reason}; give another output folder") from error
+    raise ValueError(f"{path} is of {what}; give another output folder")

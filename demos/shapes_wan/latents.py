@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import typer
 from jaxtyping import Float
 from torch import Tensor
 
+from accel.files import replacing
 from demos.shapes_wan.checkpoint import load_checkpoint
 from demos.shapes_wan.model import GEOMETRIES
 from demos.shapes_wan.scenes import Scene, held_out_scenes, render, sample_scene
@@ -127,7 +127,8 @@ def main(
     if not (output / "stats.pt").exists():
         latents = encode_pool(model, geometry, 200, seed=0)["latents"].float()
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        torch.save({"mean": mean, "std": std}, output / "stats.pt")
+        with replacing(output / "stats.pt") as temporary:
+            torch.save({"mean": mean, "std": std}, temporary)
     for shard in range(first, first + shards):
         path = output / f"{geometry}-{shard:03d}.pt"
         if path.exists():
@@ -135,8 +136,8 @@ def main(
         start, seed = time.perf_counter(), 1000 * sorted(GEOMETRIES).index(geometry) + shard + 1
         runs = choose_runs(geometry, random.Random(seed)) if some_frames else None
         pool = encode_pool(model, geometry, count, seed, runs)
-        torch.save(pool, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with replacing(path) as temporary:
+            torch.save(pool, temporary)
         print(f"{path} {time.perf_counter() - start:.0f} s", flush=True)
 
 

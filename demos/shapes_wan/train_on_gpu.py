@@ -57,8 +57,12 @@ def train(
     trainer: Trainer, stream: Stream, output: Path, mix: str, tokens: int, seconds: float, decay: float,
     drop_caption: float, most_steps: int | None = None,
 ) -> None:  # fmt: skip
-    """Train until the time is over; the rate rises for 40 steps and falls to zero over the last `decay` of the time."""
+    """Train until the time is over; the rate rises for 40 steps and falls to zero over the last `decay` of the time.
+
+    ValueError if that is too little for a step.
+    """
     start = saved = time.monotonic()
+    first = trainer.done
     while (spent := time.monotonic() - start) < seconds and trainer.done != most_steps:
         geometry, count = stream.choose(parse_mix(mix))
         batch = stream.batch(geometry, count, drop_caption).filling(count, tokens)
@@ -68,6 +72,8 @@ def train(
         if time.monotonic() - saved > SAVE_EVERY:
             save(trainer, output)
             saved = time.monotonic()
+    if trainer.done == first:
+        raise ValueError(f"no step was made: {max(seconds, 0):.0f} seconds were left for it; give more --minutes")
     save(trainer, output)
 
 

@@ -1,6 +1,6 @@
 """Train routers for shapes-wan on fresh videos: which blocks run at a timestep, and how wide their MLPs are.
 
-What it leaves is a folder for `accel.load_routers`, and `checkpoint.pt`, from which the same command goes on.
+What it leaves is a folder for `accel.load_routers`, and `checkpoint.pt`, from which `--resume` goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def train(
     embed: Callable[[list[str]], Tensor], output: Path, tokens: int, forms: float, seconds: float,
     most_steps: int | None = None,
 ) -> None:  # fmt: skip
-    """Train until the time is over, in steps of so many tokens; saves about once a minute."""
+    """Train until the time is over, in steps of so many tokens, saved about once a minute; ValueError without one."""
     start = saved = time.monotonic()
     first = trainer.done
     ropes = {id(each.rope): each.rope for each in (trainer.transformer, trainer.teacher) if each is not None}
@@ -61,6 +61,8 @@ def train(
         if time.monotonic() - saved > SAVE_EVERY:
             trainer.save(output, torch.float16)
             saved = time.monotonic()
+    if trainer.done == first:
+        raise ValueError(f"no step was made: {max(seconds, 0):.0f} seconds were left for it; give more --minutes")
     trainer.save(output, torch.float16)
 
 
@@ -109,6 +111,8 @@ def main(
     smoke: Annotated[bool, typer.Option(help="a few steps on tiny videos on the CPU: does it all run?")] = False,
 ) -> None:
     """Train routers, and the transformer with them if --joint is above 0, and save them once a minute."""
+    if not resume and (output / CHECKPOINT).exists():
+        raise typer.BadParameter(f"{output} holds a training already; give --resume to go on, or another --output")
     end = time.monotonic() + 60 * minutes
     torch.set_num_threads(threads)
     if smoke:

@@ -159,7 +159,8 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         keep = min(recipe.ema_decay, (self.done + 1) / (self.done + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
         self.done += 1
         self._recent.append(torch.stack([loss.detach(), *places.detach(), read.detach()]))
 

@@ -14,7 +14,7 @@ from pointcloud.e3dsnn import Classifier, Segmenter
 from pointcloud.points import PointCloud
 from pointcloud.scatter import scatter
 from pointcloud.voxels import VoxelGrid, voxelise
-from pointcloud.weights import read_weights, weight_bytes, write_weights
+from pointcloud.weights import fill, read_weights, weight_bytes, write_weights
 
 
 class CloudModel(nn.Module):
@@ -67,10 +67,7 @@ class CloudModel(nn.Module):
         """
         text, state = read_weights(path, "classification", "shape or segment", "CloudModel.save")
         model = cls(ModelConfig.from_json(text))
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{path} holds weights of another network than its configuration") from error
+        fill(model, state, path)
         return model.eval()
 
 

@@ -65,19 +65,18 @@ class Trainer:
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
     def save(self, folder: Path) -> None:
-        """Write `checkpoint.pt`, to go on from, and `model.safetensors`, to use, each replaced at once."""
+        """Write `model.safetensors`, to use, and `checkpoint.pt`, to go on from, each replaced at once."""
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save(folder / "model.safetensors")  # first: a stop in between is made good by going on
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
-        self.model.save(folder / "model.safetensors")
 
     def resume(self, folder: Path) -> None:
-        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another model or seed."""
-        state = read_checkpoint(folder, self.device, self._identity(), "another network, other classes or another seed")
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["step"]
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is broken or of another model or seed."""
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        self.done = read_checkpoint(
+            folder, self.device, self._identity(), "another network, other classes or another seed", **parts
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {"config": self.model.config.to_json(), "seed": self.seed}
@@ -117,6 +116,7 @@ def train(
             loss, accuracy = (sum(column) / len(recent) for column in zip(*recent, strict=True))
             report(f"step {trainer.done} loss {loss:.4f} accuracy {accuracy:.3f} {time.perf_counter() - start:.0f} s")
             recent.clear()
-        if trainer.done % 100 == 0 or trainer.done == steps:
+        if trainer.done % 100 == 0 and trainer.done < steps:
             trainer.save(output)
+    trainer.save(output)  # also where nothing was left to do
     return trainer.model.eval()

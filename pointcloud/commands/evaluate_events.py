@@ -28,11 +28,13 @@ def evaluate_events(
         set_threads(threads)
         place = find_device(device)
         network = load_events_network(model).to(place)
+        if spikes and not network.config.spiking:
+            raise ValueError(f"{model} does not spike; leave --spikes out, or give a network that does")
         if spikes and network.on_integers:
             unroll(network)
         result = evaluate(network, recordings, seed, lambda line: print(line, flush=True))
         for name, recall in result.recalls.items():
-            typer.echo(f"{name}: {recall:.1%} found")
+            typer.echo(f"{name}: no windows" if recall is None else f"{name}: {recall:.1%} found")
         typer.echo(f"all: {result.accuracy:.1%} right, {result.nanojoules:,.0f} nJ a window")
         for file in write_results(result, output, model=model, recordings=recordings, seed=seed, spikes=spikes):
             typer.echo(f"wrote {file}")

@@ -19,7 +19,7 @@ from pointcloud.detection.head import CenterHead
 from pointcloud.detection.loss import detection_losses
 from pointcloud.detection.targets import make_targets
 from pointcloud.points import PointCloud
-from pointcloud.weights import read_weights, weight_bytes, write_weights
+from pointcloud.weights import fill, read_weights, weight_bytes, write_weights
 
 
 class Detector(nn.Module):
@@ -87,5 +87,5 @@ class Detector(nn.Module):
         if config is not None and config != saved:
             raise ValueError(f"{path} holds a detector of another configuration than asked for; leave config out")
         detector = cls(saved)
-        detector.load_state_dict(state)
+        fill(detector, state, path)
         return detector.eval()

@@ -13,7 +13,8 @@ class StageConfig:
     """Blocks that share a grid; triples are voxels along x, y, z.
 
     Blocks alternate between two window configurations: `window` unshifted, and `window` times `hybrid`, shifted by
-    `shift`. `stride` is that of the attention pooling after the stage; (1, 1, 1) means none. ValueError on sizes < 1.
+    `shift`. `stride` is that of the attention pooling after the stage; (1, 1, 1) means none. ValueError on sizes < 1
+    and on shifts beyond the larger windows, which number one window more than an axis needs, not two.
     """
 
     blocks: int
@@ -26,6 +27,9 @@ class StageConfig:
     def __post_init__(self) -> None:
         if min(self.blocks, self.set_size, *self.window, *self.hybrid, *self.stride) < 1 or min(self.shift) < 0:
             raise ValueError(f"sizes must be at least 1 and shifts at least 0, got {self}")
+        large, shift = self.configurations[1]
+        if any(step > size for step, size in zip(shift, large, strict=True)):
+            raise ValueError(f"shifts must be at most window times hybrid, {large}, got {shift}; give smaller ones")
 
     @property
     def configurations(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:

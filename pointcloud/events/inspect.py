@@ -9,27 +9,34 @@ from pathlib import Path
 from pointcloud.detection.records import earlier_record, line_about, state_of, write_json
 from pointcloud.detection.scans import Scan
 from pointcloud.events.files import SUFFIXES, read_events
-from pointcloud.events.pictures import event_frame, time_surface, write_animation, write_picture
+from pointcloud.events.pictures import MOST_PIXELS, event_frame, shrunk, time_surface, write_animation, write_picture
 from pointcloud.events.record import Events
 
 PICTURES = ".png", ".surface.png", ".gif"
 
 
 def find_recordings(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield the given files, then those in and below the given folders, each with the path below its folder.
+    """Yield the given files, and those in and below the given folders, each with its path in what holds all `paths`.
 
-    FileNotFoundError on a missing path.
+    That is the deepest folder, so that no two files have one place in an output folder, and each has the same whichever
+    way it is spelled. FileNotFoundError, before any file, on a missing path.
     """
     for path in paths:
-        if path.is_dir():
-            for folder, below, names in os.walk(path):
-                below.sort()
-                files = (Path(folder, name) for name in sorted(names) if name[0] != ".")
-                yield from ((file, file.relative_to(path)) for file in files if file.suffix.lower() in SUFFIXES)
-        elif path.exists():
-            yield path, Path(path.name)
-        else:
+        if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
+    given = [path.resolve() if path.is_dir() else path.parent.resolve() / path.name for path in paths]
+    places = [path if path.is_dir() else path.parent for path in given]
+    root = os.path.commonpath(places) if places else ""
+    for path in dict.fromkeys(given):
+        found = _recordings_below(path) if path.is_dir() else [path]
+        yield from ((file, file.relative_to(root)) for file in found)
+
+
+def _recordings_below(top: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(top):
+        below.sort()
+        files = (Path(folder, name) for name in sorted(names) if name[0] != ".")
+        yield from (file for file in files if file.suffix.lower() in SUFFIXES)
 
 
 def described(events: Events) -> str:
@@ -46,8 +53,9 @@ def described(events: Events) -> str:
 def write_pictures(events: Events, target: Path) -> None:
     """Write TARGET.png (the events), TARGET.surface.png (their ages) and TARGET.gif; ValueError as these."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(target.with_name(f"{target.name}.png"), event_frame(events))
-    write_picture(target.with_name(f"{target.name}.surface.png"), time_surface(events))
+    still = shrunk(events, MOST_PIXELS)
+    write_picture(target.with_name(f"{target.name}.png"), event_frame(still))
+    write_picture(target.with_name(f"{target.name}.surface.png"), time_surface(still))
     write_animation(target.with_name(f"{target.name}.gif"), events, max(33_333, events.duration // 300))
 
 

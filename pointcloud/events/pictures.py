@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
+from math import ceil
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -15,6 +18,8 @@ from pointcloud.files.replacing import replacing
 
 BACKGROUND, BRIGHTER, DARKER = (18, 20, 26), (255, 128, 38), (77, 217, 255)
 MOST_FRAMES = 1000
+MOST_PIXELS = 1 << 24  # of a picture: more than any sensor has, and some 400 MB while it is drawn
+MOST_MOVING = 1 << 27  # of all frames of an animation: some 1 GB while they are packed
 
 
 def event_frame(events: Events) -> UInt8[np.ndarray, "h w 3"]:
@@ -39,6 +44,13 @@ def time_surface(events: Events, decay: float = 50_000) -> UInt8[np.ndarray, "h 
     return colormaps["inferno"](surface.reshape(events.height, events.width), bytes=True)[..., :3]
 
 
+def shrunk(events: Events, pixels: int) -> Events:
+    """Return events on a sensor of at most so many pixels: each, if need be, is one for a square of them."""
+    side = next(side for side in count(1) if ceil(events.width / side) * ceil(events.height / side) <= pixels)
+    width, height = ceil(events.width / side), ceil(events.height / side)
+    return replace(events, x=events.x // side, y=events.y // side, width=width, height=height)
+
+
 def write_picture(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     """Write a PNG, whole or not at all."""
     with replacing(path) as temporary:
@@ -48,7 +60,8 @@ def write_picture(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
 def write_animation(path: Path, events: Events, duration: int = 33_333) -> None:
     """Write a GIF with a frame for every `duration` microseconds, at the speed of the recording.
 
-    ValueError without events, and on a duration below 1 or that makes more than 1,000 frames.
+    Many frames of a large sensor are `shrunk`, as all are held at once. ValueError without events, and on a
+    duration below 1 or that makes more than 1,000 frames.
     """
     if not len(events) or duration < 1:
         raise ValueError(
@@ -59,10 +72,12 @@ def write_animation(path: Path, events: Events, duration: int = 33_333) -> None:
         raise ValueError(
             f"an animation of {frames} frames is too long; give frames of {events.duration // 999} microseconds"
         )
-    start = int(events.t[0])
-    images = [event_frame(events.between(start + n * duration, start + (n + 1) * duration)) for n in range(frames)]
+    events, start = shrunk(events, MOST_MOVING // frames), int(events.t[0])
+    images = np.empty((frames, events.height, events.width, 3), np.uint8)
+    for n in range(frames):
+        images[n] = event_frame(events.between(start + n * duration, start + (n + 1) * duration))
     with replacing(path) as temporary:
-        imageio.imwrite(temporary, np.stack(images), extension=".gif", duration=max(20, duration // 1000), loop=0)
+        imageio.imwrite(temporary, images, extension=".gif", duration=max(20, duration // 1000), loop=0)
 
 
 def _last(events: Events) -> tuple[np.ndarray, torch.Tensor]:

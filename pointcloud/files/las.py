@@ -12,7 +12,7 @@ POINTS_AT_ONCE = 1 << 16  # so that memory is asked for points that are there, w
 
 
 def read_las(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return xyz in float64, intensity in [0, 1], label (the classification) and, if there, color in [0, 1].
+    """Return xyz in float64, intensity as stored, label (the classification) and, if there, color in [0, 1].
 
     ValueError if the file is cut short or of another kind, ImportError that says what to install.
     """
@@ -36,7 +36,7 @@ def read_las(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     def column(name: str) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(np.asarray(getattr(part, name)) for part in parts)])
 
-    attributes = {"intensity": column("intensity") / 65535, "label": column("classification").astype(np.int64)}
+    attributes = {"intensity": column("intensity"), "label": column("classification").astype(np.int64)}
     if "red" in kinds:
         colors = np.stack([column(name) for name in ("red", "green", "blue")], 1)
         # The standard says 16 bits; many programs write 8.

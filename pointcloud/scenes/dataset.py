@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from pointcloud.scenes.lidar import Lidar
 from pointcloud.scenes.scene import Scene, make_scene
@@ -13,8 +13,8 @@ from pointcloud.scenes.scene import Scene, make_scene
 EVALUATION_START = 1_000_000  # training has the seeds below
 
 
-class DrivingScenes(IterableDataset[Scene]):
-    """`count` scenes from number `first` on; workers of a DataLoader share them out. Nothing is kept.
+class DrivingScenes(Dataset[Scene]):
+    """`count` scenes from number `first` on, made when they are asked for. Nothing is kept.
 
     Training and evaluation never share a seed. ValueError if a range leaves its split.
     """
@@ -32,7 +32,8 @@ class DrivingScenes(IterableDataset[Scene]):
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def __getitem__(self, number: int) -> Scene:
+        return make_scene(self.seeds[number], self.lidar)
+
     def __iter__(self) -> Iterator[Scene]:
-        worker = get_worker_info()
-        seeds = self.seeds if worker is None else self.seeds[worker.id :: worker.num_workers]
-        return (make_scene(seed, self.lidar) for seed in seeds)
+        return map(self.__getitem__, range(len(self)))

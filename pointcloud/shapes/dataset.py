@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from pointcloud.shapes.objects import PARTS
 from pointcloud.shapes.primitives import SHAPES
@@ -15,8 +15,8 @@ EVALUATION_START = 100_000_000  # training has the seeds below
 Task = Literal["shapes", "segments"]
 
 
-class ShapeClouds(IterableDataset[Sample]):
-    """`count` clouds from number `first` on; workers of a DataLoader share them out. Nothing is kept.
+class ShapeClouds(Dataset[Sample]):
+    """`count` clouds from number `first` on, made when they are asked for. Nothing is kept.
 
     Training and evaluation never share a seed. ValueError if a name is unknown or a range leaves its split.
     """
@@ -39,8 +39,8 @@ class ShapeClouds(IterableDataset[Sample]):
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def __getitem__(self, number: int) -> Sample:
+        return (make_shape if self.task == "shapes" else make_segments)(self.seeds[number])
+
     def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        seeds = self.seeds if worker is None else self.seeds[worker.id :: worker.num_workers]
-        make = make_shape if self.task == "shapes" else make_segments
-        return (make(seed) for seed in seeds)
+        return map(self.__getitem__, range(len(self)))

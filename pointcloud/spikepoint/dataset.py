@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from pointcloud.events.record import Events
 from pointcloud.spikepoint.clouds import sample_cloud
-from pointcloud.spikepoint.patterns import CLASSES, make_recording
+from pointcloud.spikepoint.patterns import make_recording
 
 EVALUATION_START = 1_000_000  # training has the recordings below
 
@@ -26,8 +25,8 @@ class LabelledCloud(NamedTuple):
     recording: int
 
 
-class MovingPatterns(IterableDataset[LabelledCloud]):
-    """All windows of `count` recordings from number `first` on; workers of a DataLoader share the recordings out.
+class MovingPatterns(Dataset[list[LabelledCloud]]):
+    """The windows of each of `count` recordings from number `first` on, made when they are asked for.
 
     The split is by recording: windows overlap by half, and those of one recording show one pattern, so that a random
     share of windows, as was published, would test on what training has seen. ValueError if a range leaves its split.
@@ -41,19 +40,19 @@ class MovingPatterns(IterableDataset[LabelledCloud]):
         start = first + (EVALUATION_START if split == "evaluation" else 0)
         self.seeds, self.points = range(start, start + count), points
 
-    def __iter__(self) -> Iterator[LabelledCloud]:
-        for seed in self._own_seeds():
-            recording, generator = make_recording(seed), torch.Generator().manual_seed(seed)
-            for window in windows(recording.events):
-                yield LabelledCloud(sample_cloud(window, self.points, generator), recording.label, seed)
+    def __len__(self) -> int:
+        return len(self.seeds)
 
-    def _own_seeds(self) -> Iterator[int]:
-        # A worker makes whole batches: one with a few of the classes only would tell them by its normalisation.
-        worker, classes = get_worker_info(), len(CLASSES)
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return chain.from_iterable(
-            self.seeds[start : start + classes] for start in range(first * classes, len(self.seeds), step * classes)
-        )
+    def __getitem__(self, number: int) -> list[LabelledCloud]:
+        seed = self.seeds[number]
+        recording, generator = make_recording(seed), torch.Generator().manual_seed(seed)
+        return [
+            LabelledCloud(sample_cloud(window, self.points, generator), recording.label, seed)
+            for window in windows(recording.events)
+        ]
+
+    def __iter__(self) -> Iterator[list[LabelledCloud]]:
+        return map(self.__getitem__, range(len(self)))
 
 
 def windows(events: Events, length: int = 500_000, step: int = 250_000, end: int = 1_000_000) -> list[Events]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pointcloud.detection.records import write_json
 from pointcloud.files import replacing
 from pointcloud.metering import energy
 from pointcloud.nn import unroll
-from pointcloud.spikepoint.dataset import LabelledCloud, MovingPatterns
+from pointcloud.spikepoint.dataset import MovingPatterns
 from pointcloud.spikepoint.network import SpikePoint
 from pointcloud.spikepoint.patterns import CLASSES
 from pointcloud.spikepoint.training import Batch, collate
@@ -37,9 +37,10 @@ class Accuracy:
         return (self.confusion.diagonal().sum() / self.confusion.sum()).item()
 
     @property
-    def recalls(self) -> dict[str, float]:
-        """The share of each class's windows that were found."""
-        return dict(zip(self.classes, (self.confusion.diagonal() / self.confusion.sum(1)).tolist(), strict=True))
+    def recalls(self) -> dict[str, float | None]:
+        """The share of each class's windows that were found; None if there were none."""
+        counts = zip(self.classes, self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
+        return {name: found / windows if windows else None for name, found, windows in counts}
 
 
 def evaluate(
@@ -57,8 +58,8 @@ def evaluate(
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     confusion = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
-    windows = MovingPatterns("evaluation", recordings, points=network.config.points)
-    batches: Iterable[Batch] = DataLoader[LabelledCloud](windows, 60, collate_fn=collate)
+    patterns = MovingPatterns("evaluation", recordings, points=network.config.points)
+    batches: Iterable[Batch] = DataLoader(patterns, 20, collate_fn=collate)
     nanojoules = 0.0
     for number, (clouds, labels) in enumerate(batches):
         found = network.classify(clouds.to(device), generator).argmax(1).cpu()
@@ -81,8 +82,7 @@ def write_results(result: Accuracy, folder: Path, **about: Any) -> list[Path]:
         "confusion": result.confusion.tolist(),
         "nanojoules_a_window": result.nanojoules,
     }
-    with replacing(numbers) as temporary:
-        temporary.write_text(json.dumps({**about, **told}, indent=2) + "\n")
+    write_json(numbers, {**about, **told})
     return [picture, numbers]
 
 

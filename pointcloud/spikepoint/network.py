@@ -13,7 +13,7 @@ from pointcloud.spikepoint.coding import direct_code, latency_code, rate_code
 from pointcloud.spikepoint.config import SpikePointConfig
 from pointcloud.spikepoint.grouping import Groups, group_clouds
 from pointcloud.spikepoint.layers import Layer, Residual
-from pointcloud.weights import read_weights, write_weights
+from pointcloud.weights import fill, read_weights, write_weights
 
 
 class Coding(nn.Module):
@@ -123,5 +123,5 @@ class SpikePoint(nn.Module):
         if classes is not None and tuple(classes) != config.classes:
             raise ValueError(f"{path} tells {', '.join(config.classes)} apart, not {', '.join(classes)}")
         network = cls(config)
-        network.load_state_dict(state)
+        fill(network, state, path)
         return network.eval()

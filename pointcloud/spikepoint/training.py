@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pointcloud.weights import read_checkpoint, write_checkpoint
 Batch = tuple[Float32[Tensor, "batch points 3"], Int64[Tensor, " batch"]]
 
 
-def collate(clouds: list[LabelledCloud]) -> Batch:
-    """Return clouds of one size and their labels as tensors."""
+def collate(recordings: list[list[LabelledCloud]]) -> Batch:
+    """Return the clouds of recordings, all of one size, and their labels as tensors."""
+    clouds = list(chain.from_iterable(recordings))
     return torch.stack([cloud.points for cloud in clouds]), torch.tensor([cloud.label for cloud in clouds])
 
 
@@ -64,19 +66,16 @@ class Trainer:
         return {"loss": loss.item(), "accuracy": (votes.mean(0).argmax(1) == labels).double().mean().item()}
 
     def save(self, folder: Path) -> None:
-        """Write `checkpoint.pt`, to go on from, and `events.safetensors`, to use, each replaced at once."""
+        """Write `events.safetensors`, to use, and `checkpoint.pt`, to go on from, each replaced at once."""
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.network.save(folder / "events.safetensors")  # first: a stop in between is made good by going on
         write_checkpoint(folder, {"step": self.done, **self._identity(), **parts})
-        self.network.save(folder / "events.safetensors")
 
     def resume(self, folder: Path) -> None:
-        """Go on from `checkpoint.pt` if there is one; ValueError if it is of another configuration or seed."""
-        state = read_checkpoint(folder, self.device, self._identity(), "another configuration or seed")
-        if state is None:
-            return
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["step"]
+        """Go on from `checkpoint.pt` if there is one; ValueError if it is broken, of another configuration or seed."""
+        parts = {"network": self.network, "optimizer": self.optimizer}
+        self.done = read_checkpoint(folder, self.device, self._identity(), "another configuration or seed", **parts)
 
     def _identity(self) -> dict[str, Any]:
         return {"config": self.network.config.to_json(), "seed": self.seed}
@@ -106,7 +105,7 @@ def train(
     trainer.resume(output)
     each = batch // 3
     recordings = MovingPatterns("training", max(steps - trainer.done, 0) * each, trainer.done * each, config.points)
-    batches: Iterable[Batch] = DataLoader(recordings, batch, num_workers=workers, collate_fn=collate)
+    batches: Iterable[Batch] = DataLoader(recordings, each, num_workers=workers, collate_fn=collate)
     start, recent = time.perf_counter(), []
     for made in batches:
         recent.append(trainer.step(made, learning_rate * half_cosine(trainer.done, steps)))
@@ -115,6 +114,7 @@ def train(
             said = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
             report(f"step {trainer.done} {said} {time.perf_counter() - start:.0f} s")
             recent.clear()
-        if trainer.done % 200 == 0 or trainer.done == steps:
+        if trainer.done % 200 == 0 and trainer.done < steps:
             trainer.save(output)
+    trainer.save(output)  # also where nothing was left to do
     return trainer.network.eval()

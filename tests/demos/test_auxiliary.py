@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from demos.shapes_wan.model import build_text_encoder, build_tokenizer
+from demos.shapes_wan.pools import Batch
 from demos.shapes_wan.reader import IGNORED, LENGTH, Reader
 from demos.shapes_wan.scenes import Actor, Scene, caption_of
 from demos.shapes_wan.subset import at_frames, choose_frames, kept_grid
-from demos.shapes_wan.trainer import Generator, Locator
+from demos.shapes_wan.trainer import Generator, Locator, Recipe, Trainer
 
 
 def test_chosen_frames_hold_both_ends_and_a_run() -> None:
@@ -80,3 +81,14 @@ def test_text_encoder_learns_to_read_in_a_hundred_steps() -> None:
         loss.backward()
         optimizer.step()
     assert reader.loss(encoder, generator, 64).item() < 0.1
+
+
+def test_the_average_keeps_no_graph_of_the_steps() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(12, Recipe())
+    before = trainer.average.transformer.patch_embedding.weight.clone()
+    batch = Batch(torch.randn(1, 12, 2, 4, 4), ["a red circle"], torch.arange(2), 2, torch.ones(1, 1, 2, 4, 4))
+    trainer.step(batch, 2, 1.0)
+    averaged = list(trainer.average.parameters())
+    assert not any(weight.requires_grad for weight in averaged) and all(weight.is_leaf for weight in averaged)
+    assert not torch.equal(trainer.average.transformer.patch_embedding.weight, before)

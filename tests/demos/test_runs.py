@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -39,30 +38,37 @@ def test_what_a_browser_kept_of_another_server_shows_nothing(runs: Runs, kept: o
     assert runs.shown(kept) == NOTHING  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("end", ["stop", "leave"])
-def test_a_run_ends_at_its_next_step(runs: Runs, end: str) -> None:
+def test_a_run_ends_at_its_next_step(runs: Runs) -> None:
     steps: list[str] = []
 
     def progress(share: float, message: str) -> None:
         steps.append(message)
-        getattr(runs, end)("other")
+        runs.stop("other")
         if len(steps) == 2:
-            getattr(runs, end)(f"tab-{end}")
+            runs.stop("tab")
+            runs.ask("tab")  # a new run does not keep the old one
 
     before = set(runs.folder.iterdir())
+    runs.ask("tab")
     with pytest.raises(Stopped):
-        runs.make(f"tab-{end}", PROMPT, METHOD, None, {"steps": 3}, progress)
+        runs.make("tab", PROMPT, METHOD, None, {"steps": 3}, progress)
     assert len(steps) == 2 and set(runs.folder.iterdir()) == before
 
 
-def test_a_stopped_tab_may_run_again_and_one_that_is_closed_does_not(runs: Runs) -> None:
-    runs.stop("again")
-    assert runs.make("again", PROMPT, METHOD, None, {"steps": 1}, lambda share, message: None)
-    waiting = threading.Event()
-    runs.leave("closed")
-    with pytest.raises(Stopped):
-        runs.make("closed", PROMPT, METHOD, None, {"steps": 1}, lambda share, message: waiting.set())
-    assert not waiting.is_set()
+def test_what_waits_while_its_tab_stops_never_begins_and_a_new_click_runs(runs: Runs) -> None:
+    steps: list[str] = []
+
+    def make() -> Path:
+        return runs.make("waits", PROMPT, METHOD, None, {"steps": 1}, lambda share, message: steps.append(message))[1]
+
+    runs.ask("waits")
+    runs.stop("waits")  # or a heartbeat of the tab was lost
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            make()
+    assert not steps
+    runs.ask("waits")
+    assert make().is_dir() and steps
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from demos.shapes_wan import assemble, train_on_gpu
 from demos.shapes_wan.pools import Batch, has_small_corners
 from demos.shapes_wan.scenes import held_out_scenes
 from demos.shapes_wan.shipped import load_shipped, shipped_autoencoder
-from demos.shapes_wan.stream import Kind, Order, draw_shard, kind_of
+from demos.shapes_wan.stream import Kind, Order, Stream, draw_shard, kind_of
 from demos.shapes_wan.trainer import Generator, Recipe, Trainer
 
 
@@ -51,6 +52,13 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finite any more at step 0; .* lower --learning-rate"):
         train_on_gpu.save(trainer, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_nothing_is_written_without_a_step(tmp_path: Path) -> None:
+    trainer, stream = Trainer(12, Recipe()), cast(Stream, None)
+    with pytest.raises(ValueError, match="no step was made: 0 seconds were left for it; give more --minutes"):
+        train_on_gpu.train(trainer, stream, tmp_path, "full:3", 1, -3.0, 0.4, 0.1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_assemble_wants_both_or_none(tmp_path: Path) -> None:

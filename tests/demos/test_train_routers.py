@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import typer
 from accelerate.state import AcceleratorState
 
 import accel
@@ -20,6 +23,19 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_training_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(typer.BadParameter, match="holds a training already; give --resume to go on, or another"):
+        train_routers.main(tmp_path)
+
+
+def test_nothing_is_written_without_a_step(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(done=5, transformer=SimpleNamespace(rope=None), teacher=None)
+    unused: Any = None
+    with pytest.raises(ValueError, match="no step was made: 0 seconds were left for it; give more --minutes"):
+        train_routers.train(trainer, unused, unused, unused, tmp_path, 1, 0.0, -3.0)
 
 
 # Torch says that a norm with float32 weights has no fast path for bfloat16; that is so in training.

@@ -148,6 +148,25 @@ def test_a_pool_with_too_few_frames_is_left_out(tmp_path: Path) -> None:
         Pools(tmp_path, "full", 4, seed=0).batch(drop_caption=0.0)
 
 
+def test_statistics_of_latents_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, pools = torch.nn.Linear(1, 1), tmp_path / "pools"
+    save_checkpoint(tmp_path, 1, vae=vae)
+
+    def full_disk(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.setattr(latents, "build_vae", lambda: vae)
+    monkeypatch.setattr(latents, "encode_pool", lambda *given, **options: {"latents": torch.randn(2, 3, 1, 4, 4)})
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr("torch.save", full_disk)
+        latents.main(tmp_path, pools, shards=1)
+    assert list(pools.iterdir()) == []
+    latents.main(tmp_path, pools, shards=1)
+    assert sorted(path.name for path in pools.iterdir()) == ["full-000.pt", "stats.pt"]
+
+
 def test_pools_draw_small_corners_more_often(tmp_path: Path) -> None:
     torch.save({"mean": torch.zeros(2), "std": torch.ones(2)}, tmp_path / "stats.pt")
     captions = [f"a {form} stays still" for form in ("small red square", "small red circle", "large red triangle")]

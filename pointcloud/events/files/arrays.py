@@ -74,5 +74,5 @@ def read_hdf5(path: Path) -> Columns:
     except Exception as error:  # a broken file leads it anywhere
         raise ValueError(f"{path} cannot be read as HDF5, cut short or of another kind: {error}") from error
     if offset and "t" in table:
-        table["t"] = table["t"].astype(np.int64) + offset
+        table["t"] = table["t"].astype(np.float64 if table["t"].dtype.kind == "f" else np.int64) + offset
     return _columns(path, table)

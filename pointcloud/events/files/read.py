@@ -36,8 +36,8 @@ def read_events(path: str | Path, *, size: tuple[int, int] | None = None, sort: 
 
     The sensor is as large as `size` (width, height) or else the file says, or else just holds all events. Files whose
     times fall are refused unless `sort` is given. FileNotFoundError without the file; ValueError if it has another
-    name, is cut short, holds no events, events off the sensor or polarities beside 0, 1 and -1; ImportError that says
-    what to install.
+    name, is cut short, holds no events, fractions, events off the sensor or polarities beside 0, 1 and -1; ImportError
+    that says what to install.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,4 +78,8 @@ def as_events(path: Path, columns: Columns, size: tuple[int, int] | None, sort: 
 def _whole(path: Path, name: str, column: np.ndarray, most: int) -> Tensor:
     if column.dtype.kind not in "iuf" or not (np.abs(column.astype(np.float64)) < most).all():
         raise ValueError(f"{path} has {name} that are no numbers below {most} ({column.dtype}); is it another file?")
-    return torch.from_numpy(column.astype(np.int64))
+    whole = column.astype(np.int64)
+    if column.dtype.kind == "f" and (whole != column).any():
+        unit = "microseconds; multiply seconds by 1,000,000 and round" if name == "t" else "pixels; round them"
+        raise ValueError(f"{path} has {name} like {column[whole != column][0]}; accepted: whole {unit}")
+    return torch.from_numpy(whole)

@@ -116,8 +116,17 @@ def test_training_that_goes_on_makes_the_same_next_step(task: str, tmp_path: Pat
     later = Trainer(tiny_config(task))
     later.resume(tmp_path / "half")
     assert [first, later.step(batches[1], 1e-3)] == losses and later.done == 5
+    (tmp_path / "whole" / "model.safetensors").unlink()
     more = train(tmp_path / "whole", tiny_config(task), 3, **options)  # nothing is left to do
     assert len(said) == 3 and more.fingerprint() == whole.fingerprint()
+    assert CloudModel.load(tmp_path / "whole" / "model.safetensors").fingerprint() == whole.fingerprint()
+
+
+def test_no_checkpoint_is_ahead_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError):
+        Trainer(tiny_config("shapes")).save(tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_training_refuses_another_network_classes_and_seed(tmp_path: Path) -> None:

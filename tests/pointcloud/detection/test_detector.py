@@ -119,6 +119,22 @@ def test_files_that_hold_no_such_detector_are_refused(tmp_path: Path) -> None:
     make_detector().save(path)
     with pytest.raises(ValueError, match="another configuration than asked for"):
         Detector.load(path, DSVT_TINY)
+    save_file({"a": torch.zeros(1)}, path, {"config": SMALL.to_json()})
+    with pytest.raises(ValueError, match="weights of another network than its configuration"):
+        Detector.load(path)
+
+
+def test_checkpoints_that_nothing_can_go_on_from_are_refused(tmp_path: Path) -> None:
+    path, trainer = tmp_path / "checkpoint.pt", Trainer(SMALL)
+    trainer.save(tmp_path)
+    whole = torch.load(path, weights_only=True)
+    for state in ({"config": whole["config"]}, whole | {"detector": {}}, [1]):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match="checkpoint.pt cannot be gone on from: .*; give another output folder"):
+            trainer.resume(tmp_path)
+    path.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="checkpoint.pt cannot be gone on from"):
+        trainer.resume(tmp_path)
 
 
 def test_clouds_that_cannot_be_looked_at_are_refused() -> None:
@@ -192,9 +208,18 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     second = train(tmp_path, 3, **options)
     assert [line.split()[:2] for line in said] == [["step", "1"], ["step", "2"], ["step", "3"]]
     assert not same_weights(first, second) and not second.training
+    (tmp_path / "detector.safetensors").unlink()
     assert same_weights(train(tmp_path, 3, **options), second)  # there is nothing left to do
+    assert same_weights(Detector.load(tmp_path / "detector.safetensors"), second)
     with pytest.raises(ValueError, match="another configuration; give another output folder"):
         Trainer(replace(SMALL, head=HeadConfig(channels=8))).resume(tmp_path)
+
+
+def test_no_checkpoint_is_ahead_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "detector.safetensors").mkdir()
+    with pytest.raises(OSError):
+        Trainer(SMALL).save(tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def same_weights(one: Detector, other: Detector) -> bool:

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from pointcloud.boxes import Detections
 from pointcloud.cli import app
 from pointcloud.detection.inputs import USUAL_INTENSITY, Inputs, full_intensity, ground_height
-from pointcloud.files import write_points
+from pointcloud.files import read_points, write_points
 from pointcloud.points import PointCloud
+from tests.pointcloud.files.test_files import write_las
 
 
 def cloud(points: int = 500, **attributes: torch.Tensor) -> PointCloud:
@@ -44,6 +45,14 @@ def test_intensities_of_other_units_are_divided(full: int) -> None:
     )
     prepared, notes = Inputs(full_intensity=2.0 * full).prepare(cloud(intensity=values), ("intensity",))
     assert torch.allclose(prepared.attributes["intensity"], values / (2 * full)) and not notes
+
+
+@pytest.mark.parametrize("full", [255, 65535])
+def test_intensities_of_a_survey_are_divided_once(tmp_path: Path, full: int) -> None:
+    write_las(tmp_path / "a.las", full=full)
+    prepared, notes = Inputs().prepare(read_points(tmp_path / "a.las"), ("intensity",))
+    assert (prepared.attributes["intensity"] - torch.linspace(0, 1, 50)).abs().max() < 1.01 / full
+    assert f"up to {full}" in notes["full intensity"]
 
 
 def test_one_odd_value_makes_no_other_unit() -> None:

@@ -269,6 +269,9 @@ def test_clear_errors() -> None:
         replace(TINY, stages=())
     with pytest.raises(ValueError, match="at least 1"):
         StageConfig(1, 0, (6, 6, 1))
+    StageConfig(1, 8, (6, 6, 1), shift=(12, 12, 1))
+    with pytest.raises(ValueError, match=r"shifts must be at most .* hybrid, \(12, 12, 1\), got \(13, 3, 0\)"):
+        StageConfig(1, 8, (6, 6, 1), shift=(13, 3, 0))
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from pointcloud.cli import app
+from pointcloud.events import pictures
 from pointcloud.events.files import read_events, write_events
-from pointcloud.events.pictures import BACKGROUND, BRIGHTER, DARKER, event_frame, time_surface, write_animation
+from pointcloud.events.pictures import BACKGROUND, BRIGHTER, DARKER, event_frame, shrunk, time_surface, write_animation
 from pointcloud.events.record import Events
 from tests.pointcloud.events.files.recordings import some_events
 
@@ -43,6 +44,16 @@ def test_an_animation_has_a_frame_for_each_window(tmp_path: Path) -> None:
     assert not np.array_equal(frames[0], frames[2])
     with pytest.raises(ValueError, match="too long"):
         write_animation(tmp_path / "a.gif", two_pixels(), 1)
+
+
+def test_a_large_sensor_is_drawn_in_coarser_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shrunk(two_pixels(), 12).width == 4
+    coarse = shrunk(two_pixels(), 11)
+    assert (coarse.width, coarse.height, coarse.x.tolist(), coarse.y.tolist()) == (2, 2, [0, 0, 1], [0, 0, 0])
+    monkeypatch.setattr(pictures, "MOST_MOVING", 3 * 11)
+    write_animation(tmp_path / "a.gif", two_pixels(), 50_000)
+    frames = imageio.imread(tmp_path / "a.gif", index=None)
+    assert frames.shape == (3, 2, 2, 3) and tuple(frames[2, 0, 1]) == BRIGHTER
 
 
 def test_the_command_goes_on_past_a_bad_file(tmp_path: Path) -> None:
@@ -85,6 +96,23 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     write_events(tmp_path / "other/a.npz", some_events())
     done = CliRunner().invoke(app, ["events", str(tmp_path / "other/a.npz"), "--output", str(out)])
     assert done.exit_code == 1 and "give another output folder" in done.output
+
+
+def test_recordings_have_places_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_events(tmp_path / folder / "a.npz", some_events())
+    monkeypatch.chdir(tmp_path)
+
+    def run(*paths: str) -> list[str]:
+        done = CliRunner().invoke(app, ["events", *paths, "--output", "out"])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()[:-1]
+
+    assert not any(line.endswith("(done before)") for line in run("one", "two/a.npz"))
+    assert (tmp_path / "out/one/a.npz.gif").is_file() and (tmp_path / "out/two/a.npz.json").is_file()
+    again = run(str(tmp_path / "one"), "one/../two", "two/a.npz")
+    assert len(again) == 3 and all(line.endswith("(done before)") for line in again)
 
 
 def test_the_command_simulates(tmp_path: Path) -> None:

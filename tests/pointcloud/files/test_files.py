@@ -29,8 +29,8 @@ def make_cloud(origin: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> PointClo
     return PointCloud(torch.randn(50, 3, generator=generator), attributes, origin)
 
 
-def write_las(path: Path, colors: int | None = None, rows: int = 50) -> np.ndarray:
-    """Write points around MAP to the millimetre, with colours up to `colors`, and return their coordinates."""
+def write_las(path: Path, colors: int | None = None, rows: int = 50, full: int = 65535) -> np.ndarray:
+    """Write points around MAP to the millimetre, intensities up to `full` and colours to `colors`; return xyz."""
     laspy = pytest.importorskip("laspy")
     pytest.importorskip("lazrs")
     header = laspy.LasHeader(point_format=1 if colors is None else 3, version="1.2")
@@ -38,7 +38,7 @@ def write_las(path: Path, colors: int | None = None, rows: int = 50) -> np.ndarr
     las = laspy.LasData(header)
     xyz = (MAP + draw(3, rows)).round(3)
     las.x, las.y, las.z = xyz.T
-    las.intensity, las.classification = np.linspace(0, 65535, rows), np.arange(rows) % 32
+    las.intensity, las.classification = np.linspace(0, full, rows), np.arange(rows) % 32
     if colors is not None:
         las.red = las.green = las.blue = np.linspace(0, colors, rows).astype(np.uint16)
     las.write(path)
@@ -173,7 +173,7 @@ def test_las_keeps_millimetres(tmp_path: Path, suffix: str, colors: int | None) 
     assert np.abs(cloud.xyz.double().numpy() + cloud.origin - xyz).max() < 1e-4
     assert cloud.attributes["label"].tolist() == [row % 32 for row in range(50)]
     fractions = torch.linspace(0, 1, 50)
-    assert (cloud.attributes["intensity"] - fractions).abs().max() < 1e-4
+    assert (cloud.attributes["intensity"] - 65535 * fractions).abs().max() <= 1
     assert ("color" in cloud.attributes) == (colors is not None)
     if colors is not None:
         assert (cloud.attributes["color"] - fractions[:, None]).abs().max() < 1.01 / colors

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 pytest.importorskip("open3d", exc_type=ImportError)
 
 from pointcloud.boxes import overlaps_bev, points_in_boxes  # noqa: E402
-from pointcloud.scenes import CLASSES, DrivingScenes, Lidar, Scene, dataset, make_scene  # noqa: E402
+from pointcloud.scenes import CLASSES, DrivingScenes, Lidar, Scene, make_scene  # noqa: E402
 from pointcloud.scenes.ground import ASPHALT, GRASS, PAINT, Ground, Road  # noqa: E402
 from pointcloud.scenes.layout import KINDS, footprint, random_layout, touches  # noqa: E402
 from pointcloud.scenes.lidar import scan  # noqa: E402
@@ -118,17 +117,13 @@ def test_a_seed_is_one_scene_whatever_came_before() -> None:
     assert same(first, make_scene(7, COARSE)) and not same(first, other)
 
 
-def test_workers_share_a_split_and_splits_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_are_made_by_their_number_and_splits_share_nothing() -> None:
     training, evaluation = DrivingScenes("training", 5, 3, COARSE), DrivingScenes("evaluation", 5, 3, COARSE)
     assert list(training.seeds) == [3, 4, 5, 6, 7] and list(evaluation.seeds)[0] == 1_000_003 and len(training) == 5
-    made = []
-    for number in range(2):
-        worker = SimpleNamespace(id=number, num_workers=2)
-        monkeypatch.setattr(dataset, "get_worker_info", lambda worker=worker: worker)
-        made.append(list(training))
-    assert [len(part) for part in made] == [3, 2]
-    for number, scene in ((0, made[0][0]), (1, made[1][0]), (2, made[0][1])):
-        assert same(scene, make_scene(3 + number, COARSE))
+    made = [scene for batch in DataLoader(training, 2, collate_fn=list) for scene in batch]
+    assert len(made) == 5 and same(made[0], make_scene(3, COARSE)) and same(made[4], training[4])
+    # Workers take turns by batches then, and a batch is the same whoever makes it.
+    assert not isinstance(training, IterableDataset)
 
 
 @pytest.mark.usefixtures("unchecked")

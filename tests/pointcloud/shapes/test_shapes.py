@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pointcloud.scenes.objects import Mesh
 from pointcloud.shapes import CATEGORIES, PARTS, SHAPES, ShapeClouds, make_segments, make_shape
@@ -89,12 +89,14 @@ def test_streams_hold_every_class_and_sizes_in_bounds() -> None:
         assert names == {tuple(CATEGORIES)[sample.label]}
 
 
-def test_splits_share_no_seed_and_workers_share_out() -> None:
+def test_splits_share_no_seed_and_clouds_are_made_by_their_number() -> None:
     training, evaluation = (ShapeClouds("shapes", split, 6) for split in ("training", "evaluation"))
     assert not set(training.seeds) & set(evaluation.seeds)
     assert ShapeClouds("shapes", "training", 2, 3).seeds == range(3, 5)
     made = [sample for batch in DataLoader(training, 3, num_workers=0, collate_fn=list) for sample in batch]
     assert [sample.label for sample in made] == [make_shape(seed).label for seed in range(6)]
+    # Workers take turns by batches then, and a batch is the same whoever makes it.
+    assert not isinstance(training, IterableDataset) and torch.equal(training[4].cloud.xyz, made[4].cloud.xyz)
 
 
 def test_a_thin_thing_seen_end_on_still_has_points() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 pytest.importorskip("spconv.pytorch")
 
 from pointcloud.spikepoint.dataset import EVALUATION_START, MovingPatterns, windows  # noqa: E402
 from pointcloud.spikepoint.patterns import CLASSES, SIZE, make_recording  # noqa: E402
+from pointcloud.spikepoint.training import collate  # noqa: E402
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -51,24 +51,24 @@ def test_windows_overlap_by_half() -> None:
 
 
 def test_splits_share_no_recording_and_classes_are_equally_frequent() -> None:
-    training = list(MovingPatterns("training", 8, 8, points=32))
-    evaluation = list(MovingPatterns("evaluation", 8, points=32))
+    training = sum(MovingPatterns("training", 8, 8, points=32), [])
+    evaluation = sum(MovingPatterns("evaluation", 8, points=32), [])
     assert {cloud.recording for cloud in training} == set(range(8, 16))
     assert {cloud.recording for cloud in evaluation} == set(range(EVALUATION_START, EVALUATION_START + 8))
     assert len(training) == len(evaluation) == 24 and {cloud.points.shape for cloud in training} == {(32, 3)}
     assert torch.bincount(torch.tensor([cloud.label for cloud in evaluation])).tolist() == [3] * len(CLASSES)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_each_worker_makes_batches_of_all_classes(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    made = []
-    for number in range(workers):
-        info = SimpleNamespace(id=number, num_workers=workers)
-        monkeypatch.setattr("pointcloud.spikepoint.dataset.get_worker_info", lambda info=info: info)
-        own = [cloud.recording for cloud in MovingPatterns("training", 40, 16, points=32)][::3]
-        assert all(len({seed % 8 for seed in own[start : start + 8]}) == 8 for start in range(0, len(own), 8))
-        made += own
-    assert sorted(made) == list(range(16, 56))
+@pytest.mark.slow
+def test_batches_are_the_same_whoever_makes_them() -> None:
+    patterns = MovingPatterns("training", 10, 16, points=32)
+    alone, shared = (
+        list(DataLoader(patterns, 4, collate_fn=collate, **options))
+        for options in ({}, {"num_workers": 2, "multiprocessing_context": "spawn"})
+    )
+    assert [len(labels) for _, labels in shared] == [12, 12, 6]
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(*parts) for parts in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(("count", "first"), [(9, EVALUATION_START), (-1, 0), (3, -1)])

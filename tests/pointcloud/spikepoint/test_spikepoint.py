@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 pytest.importorskip("spconv.pytorch")
@@ -231,5 +232,8 @@ def test_files_bring_the_same_network_back(tmp_path: Path) -> None:
         SpikePoint.load(tmp_path / "none.safetensors")
     file.write_bytes(b"no")
     with pytest.raises(ValueError, match="no safetensors file"):
+        SpikePoint.load(file)
+    save_file({"x": torch.zeros(1)}, file, {"spikepoint": network.config.to_json()})
+    with pytest.raises(ValueError, match="weights of another network than its configuration"):
         SpikePoint.load(file)
     assert dataclasses.replace(network.config, steps=2) != network.config

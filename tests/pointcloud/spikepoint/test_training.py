@@ -40,9 +40,18 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     second = train(tmp_path / "parts", SMALL, 3, 6, workers=0, every=1, report=said.append)
     assert [line.split()[:2] for line in said] == [["step", "1"], ["step", "2"], ["step", "3"]]
     assert not same_weights(first, second) and not second.training
+    (tmp_path / "parts" / "events.safetensors").unlink()
     assert same_weights(train(tmp_path / "parts", SMALL, 3, 6, workers=0), second)  # there is nothing left to do
+    assert same_weights(SpikePoint.load(tmp_path / "parts" / "events.safetensors"), second)
     with pytest.raises(ValueError, match="another configuration or seed; give another output folder"):
         Trainer(SMALL, seed=1).resume(tmp_path / "parts")
+
+
+def test_no_checkpoint_is_ahead_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "events.safetensors").mkdir()
+    with pytest.raises(OSError):
+        Trainer(SMALL).save(tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_seed_makes_the_same_weights_again(tmp_path: Path) -> None:
@@ -89,6 +98,17 @@ def test_evaluation_counts_windows_by_class(tmp_path: Path) -> None:
         evaluate(SpikePoint(tiny("ab", **SIZES)), 8)
 
 
+def test_a_class_without_windows_has_no_share(tmp_path: Path) -> None:
+    counted = Accuracy(("a", "b"), torch.tensor([[3, 1], [0, 0]]), 5.0)
+    assert counted.recalls == {"a": 0.75, "b": None}
+    numbers = write_results(counted, tmp_path)[1].read_text()
+    assert json.loads(numbers)["classes"] == {"a": 0.75, "b": None} and "NaN" not in numbers
+    model, output = tmp_path / "model.safetensors", tmp_path / "out"
+    SpikePoint(SMALL).save(model)
+    result = CliRunner().invoke(app, ["evaluate", "events", str(model), "--recordings", "1", "--output", str(output)])
+    assert result.exit_code == 0 and "right: no windows" in result.stdout and "nan" not in result.stdout, result.output
+
+
 def test_commands_end_with_one_line_on_bad_input(tmp_path: Path) -> None:
     for arguments, line in (
         (["train", "events", "--output", str(tmp_path / "a"), "--size", "huge"], "unknown size 'huge'; accepted: tiny"),
@@ -99,6 +119,10 @@ def test_commands_end_with_one_line_on_bad_input(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2 and line in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "a").exists()
+    model = tmp_path / "relu.safetensors"
+    SpikePoint(tiny(CLASSES, **SIZES, spiking=False)).save(model)
+    result = CliRunner().invoke(app, ["evaluate", "events", str(model), "--spikes"])
+    assert result.exit_code == 2 and f"{model} does not spike; leave --spikes out" in result.stderr
 
 
 def test_the_shipped_network_knows_recordings_that_it_never_saw() -> None:

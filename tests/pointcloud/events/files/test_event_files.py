@@ -105,6 +105,27 @@ def test_bad_files_are_refused_in_a_line(tmp_path: Path, name: str, content: byt
     assert str(tmp_path / name) in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("column", "said"), [("t", "0.5; accepted: whole microseconds"), ("x", "2.5; .* pixels")])
+def test_fractions_are_not_cut_off(tmp_path: Path, column: str, said: str) -> None:
+    table = {"t": [1.0, 2.0], "x": [3.0, 4.0], "y": [5.0, 6.0], "p": [0.0, 1.0]}
+    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in table.items()})
+    assert read_events(tmp_path / "a.npz").t.tolist() == [1, 2]
+    table[column][0] -= 0.5
+    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in table.items()})
+    with pytest.raises(ValueError, match=f"a.npz has {column} like {said}"):
+        read_events(tmp_path / "a.npz")
+
+
+def test_hdf5_in_seconds_with_an_offset_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (("t", [0.25, 1.5]), ("x", [1, 2]), ("y", [1, 2]), ("p", [0, 1])):
+            file[f"events/{name}"] = np.array(values)
+        file["t_offset"] = 1000
+    with pytest.raises(ValueError, match="t like 1000.25"):
+        read_events(tmp_path / "a.h5")
+
+
 def test_times_are_sorted_if_asked(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes([1, 2, 0, 0, 5, 3, 4, 0, 0, 4]))
     found = read_events(tmp_path / "a.bin", sort=True)
@@ -121,13 +142,13 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path: Path, suffix: str, last: i
 def test_gestures_of_a_recording(tmp_path: Path) -> None:
     (tmp_path / "user01.aedat").write_bytes(aedat31(some_events(last=1000)))
     table = tmp_path / "user01_labels.csv"
-    table.write_text("class,startTime_usec,endTime_usec\n3,100,300\n11,300,900\n")
+    table.write_text("class,startTime_usec,endTime_usec\n3,100,300\n\n11,300,900\n \n")
     gestures = list(read_gestures(tmp_path / "user01.aedat"))
     assert [(gesture.label, gesture.recording) for gesture in gestures] == [(2, "user01"), (10, "user01")]
     assert all(100 <= t < 300 for t in gestures[0].events.t.tolist()) and len(gestures[0].events)
-    table.write_text("class,startTime_usec,endTime_usec\n12,100,300\n")
+    table.write_text("class,startTime_usec,endTime_usec\n3,100,300\n12,100,300\n")
     with pytest.raises(ValueError, match="classes are 1 to 11"):
-        list(read_gestures(tmp_path / "user01.aedat"))
+        next(read_gestures(tmp_path / "user01.aedat"))
     table.unlink()
     with pytest.raises(FileNotFoundError, match="user01_labels.csv"):
         list(read_gestures(tmp_path / "user01.aedat"))
