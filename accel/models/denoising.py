@@ -38,20 +38,20 @@ class Generation:
         """Remember the most that was ever remembered."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory_bytes())
 
-    def continues(self, progress: Progress | None, schedule: Any, repeats: bool) -> bool:
+    def continues(self, progress: Progress | None, schedule: Any, repeats: bool, begins: bool) -> bool:
         """Whether a call of this progress belongs here, and does not start another generation.
 
-        After one that was interrupted, the next one brings a new schedule, or comes back to a step and branch that were
-        seen. A solver of second order comes back too, but not (`repeats`) where the loop counts steps; there the
-        schedule says nothing: it may be that of another pipeline with the same transformer.
+        After one that was interrupted, the next one comes back to a step and branch that were seen. So does a solver of
+        second order, but not with a new schedule, nor (`repeats`) where steps are counted by the loop. Or the next one
+        `begins` at a later step, on a new schedule; one that does not begin there is another pipeline's.
         """
         before = self.progress
         if self.finished or before is None or progress is None:
             return not self.finished
-        if schedule is not self.schedule and not repeats:
-            return False
         if progress.step == before.step and progress.branch in self.branches:
-            return not repeats
+            return not repeats and schedule is self.schedule
+        if begins and progress.step > before.step and schedule is not self.schedule:
+            return False
         return progress.step >= before.step and progress.steps == before.steps
 
     def begin_call(self, geometry: Geometry | None, progress: Progress | None, schedule: Any) -> None:
@@ -88,15 +88,20 @@ class Denoising:
         return getattr(self._threads, "generation", self.latest)
 
     def begin_call(
-        self, geometry: Geometry | None, progress: Progress | None, schedule: Any = None, repeats: bool = False
+        self,
+        geometry: Geometry | None,
+        progress: Progress | None,
+        schedule: Any = None,
+        repeats: bool = False,
+        begins: bool = False,
     ) -> None:
         """Note grid and progress of the transformer call that starts, and whether it starts a new generation.
 
         `schedule` is the object that holds the steps of this generation, where it is known; `repeats` says that a step
-        that one branch sees again is another generation's.
+        that one branch sees again is another generation's, `begins` that the schedule's first step is this one.
         """
         generation = getattr(self._threads, "generation", None)
-        if generation is None or not generation.continues(progress, schedule, repeats):
+        if generation is None or not generation.continues(progress, schedule, repeats, begins):
             generation = self._threads.generation = self.latest = Generation()
         generation.begin_call(geometry, progress, schedule)
 

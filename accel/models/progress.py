@@ -100,7 +100,10 @@ class ProgressHook(ModelHook):
         schedule = self._schedule()
         progress, is_index = self._progress(timestep, schedule)
         geometry = self.adapter.geometry(module, args, kwargs)
-        self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index)
+        scheduler: Any = getattr(self.pipeline, "scheduler", None)
+        untouched = getattr(scheduler, "step_index", 0) is None  # since its timesteps were set
+        begins = untouched and progress is not None and progress.step == (getattr(scheduler, "begin_index", None) or 0)
+        self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index, begins=begins)
 
     def listen(self, module: nn.Module) -> ProgressHook:
         """Listen to the module's calls.
@@ -140,7 +143,8 @@ class ProgressHook(ModelHook):
     def _step(self, value: float, schedule: Tensor, rounded: bool) -> int | None:
         """Return the step of a timestep by its value or, where the model is given others, by their order.
 
-        Rounded to half precision, several steps may have one timestep: there the scheduler's own count tells.
+        Rounded to half precision, several steps may have one timestep: there the scheduler's own count tells, if it
+        goes on from the step before (it may be that of another pipeline with the same transformer).
         """
         order, steps = self._order, len(schedule)
         if getattr(order, "schedule", None) is not schedule:
@@ -150,13 +154,15 @@ class ProgressHook(ModelHook):
             order.by_value = place is not None and (place + 1 < steps or steps == 1)
         scheduler: Any = getattr(self.pipeline, "scheduler", None)
         begin = getattr(scheduler, "begin_index", None) or 0
-        counted = (scheduler.step_index or begin) if rounded and hasattr(scheduler, "step_index") else None
+        counted = (scheduler.step_index or begin) if rounded and hasattr(scheduler, "step_index") else steps
+        latest = begin if getattr(order, "call", None) is None or order.call[2] is None else order.call[2]
+        goes_on = counted < steps and counted in (latest, latest + 1)
         if order.by_value:
-            trusted = counted is not None and counted < steps and _is_near(value, float(order.values[counted]))
+            trusted = goes_on and _is_near(value, float(order.values[counted]))
             return counted if trusted else _nearest(value, order.values)
         if value not in order.seen:
             order.seen.append(value)
-        step = max(order.seen.index(value) + begin, counted or 0)
+        step = counted if goes_on else order.seen.index(value) + begin
         return step if step < steps else None
 
 

@@ -11,6 +11,7 @@ import accel
 from accel.attention.call import Geometry, Progress
 from accel.caching.calibration import Measuring
 from accel.caching.hook import install_cache, remove_cache
+from accel.caching.samples import sample_of
 from accel.caching.table import BlockTable, Table
 from accel.models.denoising import Denoising
 from tests.accel.caching.toys import TOKENS, TOY, Toy, make_loop, play
@@ -96,3 +97,12 @@ def joined(values: list[Any]) -> Any:
     return (
         torch.cat(values) if isinstance(first, Tensor) else [joined(list(each)) for each in zip(*values, strict=True)]
     )
+
+
+def test_what_is_for_all_samples_is_not_split() -> None:
+    layers, sizes, one = [7, 8, 9], [[(1, 4, 6)], [(1, 2, 2)], [(1, 1, 1)]], torch.arange(3)
+    given = {"layers": layers, "sizes": sizes, "scale": (one, 0.5), "one": torch.ones(2)}
+    assert sample_of(layers, 1, 3) == layers and sample_of(sizes, 1, 3) == [[(1, 2, 2)]]
+    split = sample_of(given, 2, 3)
+    assert split["layers"] == layers and split["sizes"] == [[(1, 1, 1)]] and split["one"] is given["one"]
+    assert split["scale"][0].tolist() == [2] and split["scale"][1] == 0.5
