@@ -166,7 +166,12 @@ def attn_processors(transformer: Any, method: str | Method | None = PRESET, **op
     hook = _attachment(transformer, _method(method, options), None, None).hook
     _detach(transformer)
     install_hook(transformer, hook)
-    ours = {f"{name}.processor": processor for name, _, processor in _processors(transformer, hook.session)}
+    # Processors with weights, an IP-Adapter's, are parts of the model, which must not lose them: `enable` keeps both.
+    ours = {
+        f"{name}.processor": processor
+        for name, module, processor in _processors(transformer, hook.session)
+        if not _has_weights(module)
+    }
     return {name: ours.get(name, stock) for name, stock in transformer.attn_processors.items()}
 
 
@@ -206,18 +211,29 @@ def _attachment(transformer: nn.Module, method: Method | None, policy: Policy | 
         warnings.warn(f"accel leaves {type(transformer).__name__} dense: {adapter.reason}", stacklevel=4)
     modules = adapter.modules(transformer)
     _check_processors(modules)
+    if method is not None and not adapter.dispatched and any(_has_weights(module) for module in modules.values()):
+        warnings.warn("accel leaves layers with an IP-Adapter dense in this model", stacklevel=4)
     session = Session(method, len(modules))
     resting = None if policy is None else Resting(policy, transformer, adapter, session.denoising)
     return Attachment(transformer, ProgressHook(session, adapter, pipeline), resting)
 
 
 def _processors(transformer: Any, session: Session) -> list[tuple[str, Any, SparseAttentionProcessor]]:
-    """Return name and module of each video self-attention, in the order of the layers, and a processor for it."""
+    """Return name and module of each video self-attention, in the order of the layers, and a processor for it.
+
+    Stable Diffusion 3 knows the processors of its IP-Adapter by their class: they stay.
+    """
     adapter = adapter_for(transformer)
     return [
         (name, module, wrap_processor(module.processor, session, layer, adapter.dispatched))
         for layer, (name, module) in enumerate(adapter.modules(transformer).items())
+        if adapter.dispatched or not _has_weights(module)
     ]
+
+
+def _has_weights(module: Any) -> bool:
+    """Whether the processor of an attention module is a part of the model, as an IP-Adapter's is."""
+    return isinstance(module.processor, nn.Module)
 
 
 def _check_processors(modules: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
 import accel
@@ -39,6 +41,27 @@ def test_attention_with_an_ip_adapter_is_the_stock_one_and_obeys_its_scale() -> 
         set_scale(loop.transformer, 0.3)
         assert difference(loop(joint_attention_kwargs=IMAGE), scaled) < 1e-5
     assert difference(loop(joint_attention_kwargs=IMAGE), scaled) == 0
+
+
+def test_layers_of_stable_diffusion_3_with_an_ip_adapter_stay_as_they_are() -> None:
+    """It knows them by their class, and would ignore the picture and its scale under ours."""
+    loop = Loop("sd3")
+    attention = loop.transformer.transformer_blocks[0].attn
+    stock = attention.processor = SD3IPAdapterJointAttnProcessor2_0(32, 32, 4, 32)
+    with pytest.warns(UserWarning, match="accel leaves layers with an IP-Adapter dense in this model"):
+        handle = accel.enable(loop, "full", block=16)
+    assert attention.processor is stock
+    handle.disable()
+    assert attention.processor is stock
+
+
+def test_processors_set_by_hand_leave_an_ip_adapter_in_its_place() -> None:
+    loop = adapted()
+    attention, before = loop.transformer.transformer_blocks[0].attn, set(loop.transformer.state_dict())
+    loop.transformer.set_attn_processor(accel.attn_processors(loop.transformer, "full", block=16))
+    assert isinstance(attention.processor, FluxIPAdapterAttnProcessor)
+    assert set(loop.transformer.state_dict()) == before
+    accel.disable(loop.transformer)
 
 
 def test_weights_of_an_ip_adapter_stay_in_the_model() -> None:
