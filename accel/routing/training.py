@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import math
 from collections.abc import Iterable
@@ -91,7 +92,14 @@ class RouterTrainer:
     def __init__(self, transformer: Any, adapter: Adapter, recipe: Recipe, device: str = "cpu", bfloat16: bool = False):
         self.recipe, self.adapter, self.done = recipe, adapter, 0
         precision = "bf16" if bfloat16 else "no"
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+        try:
+            self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+        except ValueError as error:
+            raise InputError(
+                f"accelerate trains on one device and in one precision in a process, and {device} in {precision} is "
+                "another: start a new process"
+            ) from error
+        self.setting: dict[str, Any] = {}  # what else a training that is gone on with has to have in common
         assert adapter.blocks is not None and adapter.channels is not None
         widths = (1.0,) if recipe.width_rate is None else WIDTHS
         config = RoutersConfig(
@@ -164,7 +172,8 @@ class RouterTrainer:
 
     def random(self, stream: int = 0) -> torch.Generator:
         """Return random numbers of the next step: those of noise and timesteps, or another of two streams."""
-        return torch.Generator().manual_seed((self.recipe.seed << 32) + 2 * self.done + stream)
+        number = hashlib.sha256(f"{self.recipe.seed} {self.done} {stream}".encode()).digest()[:4]
+        return torch.Generator().manual_seed(int.from_bytes(number, "little"))  # torch reads no more than 32 bits of it
 
     def losses(
         self, latents: Tensor, noise: Tensor, timestep: Tensor, before: Tensor, text: Tensor,
@@ -223,7 +232,8 @@ class RouterTrainer:
         tuned = {name: weight.detach().to(dtype or weight.dtype) for name, weight in self.tuned.items()}
         save_routers(self.routers, folder, tuned if self.joint else None)
         whole = io.BytesIO()  # torch's own writer does not say that a disk is full
-        torch.save({"step": self.done, "recipe": dataclasses.asdict(self.recipe), **self._states()}, whole)
+        known = {"step": self.done, "recipe": dataclasses.asdict(self.recipe), "setting": self.setting}
+        torch.save(known | self._states(), whole)
         with replacing(folder / CHECKPOINT) as temporary:
             temporary.write_bytes(whole.getbuffer())
 
@@ -249,8 +259,9 @@ class RouterTrainer:
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{str(path)!r} cannot be gone on from: {reason}; start without resuming") from error
-        for name, value in dataclasses.asdict(self.recipe).items():
-            before = recipe.get(name, getattr(Recipe, name))
+        others = state.get("setting", {})
+        for name, value in (dataclasses.asdict(self.recipe) | self.setting).items():
+            before = recipe.get(name, getattr(Recipe, name)) if hasattr(Recipe, name) else others.get(name, value)
             if before != value:
                 raise InputError(f"{str(path)!r} is of a training with {name} {before}, not {value}; give that")
         try:

@@ -56,7 +56,10 @@ def find_videos(folder: Path) -> dict[Path, str]:
     captions: dict[Path, str] = {}
     for video in videos:
         file = video.with_suffix(".txt")
-        captions[video] = file.read_text().strip() if file.is_file() else ""
+        try:
+            captions[video] = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{str(file)!r} cannot be read as text in UTF-8: {error}; write it anew") from error
         if not captions[video]:
             raise InputError(f"{str(video)!r} has no caption: write what it shows to {file.name} beside it")
     return captions

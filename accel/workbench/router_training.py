@@ -61,6 +61,10 @@ def train_routers(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(output, error) from error
+    if not resume and (output / CHECKPOINT).exists():
+        raise InputError(f"{str(output)!r} holds a training already; give --resume to go on, or another folder")
+    if resume and not (output / CHECKPOINT).exists():
+        raise InputError(f"{str(output)!r} holds no {CHECKPOINT} to go on from; leave --resume out, or give its folder")
     bfloat16, transformer = loaded.dtype == torch.bfloat16, loaded.transformers[0]
     samples = samples_of(loaded, data, size, output / LATENTS, lambda message: report(0, message))
     for part in (loaded.pipeline.vae, loaded.pipeline.text_encoder):  # they have done their work
@@ -70,10 +74,9 @@ def train_routers(
     if loaded.device.index is not None:
         torch.cuda.set_device(loaded.device)  # the one that accelerate takes
     trainer = RouterTrainer(transformer, loaded.adapter, recipe, loaded.device.type, bfloat16)
+    trainer.setting = {"batch": batch, "drop_caption": drop_caption, "videos": len(samples.latents), **size}
     if resume:
         trainer.resume(output)
-    elif (output / CHECKPOINT).exists():
-        raise InputError(f"{str(output)!r} holds a training already; give --resume to go on, or another folder")
     message = "training"
     while trainer.done < steps:
         latents, text = _batch(trainer, samples, batch, drop_caption)

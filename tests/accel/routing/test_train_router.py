@@ -67,7 +67,9 @@ def test_from_videos_to_a_generation(tmp_path: Path, data: Path, backbone: str) 
     assert {path.name for path in output.iterdir()} == files
     again = invoke(*given, "--steps", 4)
     assert again.exit_code == 2 and "holds a training already; give --resume to go on" in again.stderr
-    more = invoke(*given, "--steps", 4, "--resume")
+    other = invoke(*given, "--steps", 4, "--resume")
+    assert other.exit_code == 2 and "is of a training with batch 2, not 1; give that" in other.stderr
+    more = invoke(*given, "--steps", 4, "--resume", "--batch", 2)
     assert more.exit_code == 0 and "step 4 loss " in more.stdout
     loaded = load_pipeline(str(model), "cpu", "float32")
     call = loaded.defaults | {"output_type": "latent", "generator": torch.Generator().manual_seed(0)}
@@ -122,6 +124,9 @@ def test_data_that_cannot_be_used(tmp_path: Path, data: Path) -> None:
     refused = invoke("--data", data, "--output", tmp_path / "routers")
     assert refused.exit_code == 2 and "error: " in refused.stderr and len(refused.stderr.splitlines()) == 1
     assert "dark.mp4' has no caption: write what it shows to dark.txt beside it" in refused.stderr
+    (data / "dark.txt").write_bytes("a caf\u00e9".encode("latin-1"))
+    with pytest.raises(InputError, match="dark.txt' cannot be read as text in UTF-8"):
+        find_videos(data)
     assert not (tmp_path / "routers").exists()
     (data / "dark.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match="dark.mp4' cannot be read as a video"):

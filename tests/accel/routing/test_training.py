@@ -275,6 +275,23 @@ def test_resuming_reproduces_the_next_loss(tmp_path: Path, options: dict[str, An
         assert torch.equal(weight, start[name]) == (not options or name in frozen), name
 
 
+def test_a_seed_is_one_of_all_random_numbers() -> None:
+    draws = [trainer(seed=seed).draw(LATENTS) for seed in (0, 1, 0)]
+    assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+
+
+def test_another_setting_is_not_gone_on_with(tmp_path: Path) -> None:
+    made = trainer()
+    made.setting = {"batch": 2}
+    run(made, 1)
+    made.save(tmp_path)
+    again = trainer()
+    again.setting = {"batch": 1}
+    with pytest.raises(InputError, match="is of a training with batch 2, not 1; give that"):
+        again.resume(tmp_path)
+
+
 class Killed(BaseException):
     """Stands for the end of a process."""
 
