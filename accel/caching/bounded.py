@@ -75,6 +75,8 @@ class Bounded(Policy):
         if step < step_count(self.warmup, progress.steps) and step % self.interval == 0:
             return False
         if self.mask is not None:
+            if len(str(self.mask)) != progress.steps:
+                raise InputError(f"mask is {self.mask}, and this generation has {progress.steps} steps: give as many")
             if str(self.mask)[step : step + 1] == "1":
                 return False
             if self.static:

@@ -44,7 +44,7 @@ class DualBlock(Bounded):
         reused.begin(call.step)
         residual = call.x - call.entry
         rests = self.verdict(call.progress, reused)
-        if self.most_change and state.change >= self.most_change and rests is None:
+        if self.most_change is not None and state.change >= self.most_change and rests is None:
             rests = False
         if rests is None:
             rests = self._is_near(residual, state)

@@ -9,6 +9,7 @@ from torch import Tensor
 from accel.caching.bounded import Bounded, ReusedSteps
 from accel.caching.change import relative_change
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Reuse
+from accel.errors import InputError
 from accel.naming import check_least
 
 COMPARED = 5  # changes of a step that its relaxed threshold comes from
@@ -48,7 +49,9 @@ class Prune(Bounded):
         check_least(self, 0, "relax", "most_threshold")
 
     def units(self, depth: int) -> tuple[range, ...]:
-        """Return the blocks that may rest, each by itself."""
+        """Return the blocks that may rest, each by itself; InputError if one that is to be kept is not there."""
+        if not all(0 <= index < depth for index in self.kept):
+            raise InputError(f"kept is {self.kept}, and the model has the blocks 0 to {depth - 1}: give some of these")
         return tuple(range(index, index + 1) for index in self.middle(depth) if index not in self.kept)
 
     def decide(self, call: BlockCall, memory: Memory) -> Decision:

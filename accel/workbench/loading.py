@@ -138,7 +138,7 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
 def fast_bfloat16(device: torch.device) -> bool:
     """Tell whether a GPU, or this processor, multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
-        return True
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 

@@ -236,3 +236,14 @@ def test_a_shared_sequence_is_computed() -> None:
     pipe.transformer._parallel_config = SimpleNamespace()
     with pytest.warns(UserWarning, match="shared among devices"):
         assert torch.equal(generate(pipe), stock)
+
+
+def test_masks_and_kept_blocks_fit_the_generation_and_the_model() -> None:
+    pipe = pipeline("wan-2.1")
+    with pytest.raises(ValueError, match="kept is .40,., and the model has the blocks 0 to 1: give some of these"):
+        accel.enable(pipe, None, cache="prune:kept=(40,)")
+    with (
+        accel.enabled(pipe, None, cache="dual-block:mask=110:static=True"),
+        pytest.raises(ValueError, match="mask is 110, and this generation has 5 steps: give as many"),
+    ):
+        generate(pipe)

@@ -210,7 +210,7 @@ def random_policy(name: str, seed: int) -> Policy:
             "interval": draw.choice([1, 2]),
             "most_steps": draw.choice([None, None, 5]),
             "most_in_a_row": draw.choice([None, None, 1, 2]),
-            "mask": draw.choice([None, None, "11010010"]),
+            "mask": draw.choice([None, None, "11010010110001"]),
             "static": draw.choice([False, True]),
         }
     if name == "dual-block":
