@@ -49,7 +49,8 @@ app: .venv/installed-dev compiler
 
 # The index is asked for torch alone (--no-deps), so that one that cannot be reached costs one failed look-up.
 .venv/torch: Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+		{ $(MAKE) --no-print-directory apt PACKAGES=python3-venv && $(PYTHON) -m venv --clear .venv; }
 	$(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	touch $@
 
@@ -71,6 +72,8 @@ system-packages: compiler
 		|| $(MAKE) --no-print-directory apt PACKAGES="chromium chromium-driver" || echo "chromium is missing and was not installed"
 	@$(BIN)/python -c "import open3d" 2>/dev/null || $(MAKE) --no-print-directory apt \
 		PACKAGES="libusb-1.0-0 libgl1 libegl1 libx11-6 libudev1 libidn2-0" || echo "open3d's libraries are missing"
+	@test -f "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))")/Python.h" \
+		|| $(MAKE) --no-print-directory apt PACKAGES=python3-dev || echo "Python.h is missing: torch.compile has no compiler"
 
 apt: SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 apt:
