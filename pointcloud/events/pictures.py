@@ -47,6 +47,8 @@ def time_surface(events: Events, decay: float = 50_000) -> UInt8[np.ndarray, "h 
 def shrunk(events: Events, pixels: int) -> Events:
     """Return events on a sensor of at most so many pixels: each, if need be, is one for a square of them."""
     side = next(side for side in count(1) if ceil(events.width / side) * ceil(events.height / side) <= pixels)
+    if side == 1:
+        return events
     width, height = ceil(events.width / side), ceil(events.height / side)
     return replace(events, x=events.x // side, y=events.y // side, width=width, height=height)
 
