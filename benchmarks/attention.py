@@ -136,7 +136,7 @@ def main(
         reason = precision_reasons(precision, device)[backend]
         if reason is not None:
             raise typer.BadParameter(f"{backend} cannot run {precision}: {reason}", param_hint="--precision")
-    cases, kind = Cases(json_file, device, float("inf")), getattr(torch, dtype)
+    cases, kind = Cases(json_file, device, float("inf"), {"heads": heads}), getattr(torch, dtype)
     for head_dim, seq in dict.fromkeys((head_dim, seq) for head_dim, seq, *_ in shapes(quick)):
         name = f"dense, {dtype}, {head_dim} x {seq:,}"
         cases.run(name, partial(measure_dense, kind, head_dim, seq, heads, device))

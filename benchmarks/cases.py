@@ -17,11 +17,19 @@ DEVICE_LOST = 70  # exit status: the CUDA context is lost, and with it the proce
 
 
 class Cases:
-    """Runs cases until the time is over, each under its name; a second run leaves out what the file has already."""
+    """Runs cases until the time is over, each under its name; a second run leaves out what the file has already.
 
-    def __init__(self, file: Path | None, device: str, seconds: float):
+    All rows have the `setting`. Exits with a line where the file has rows with another one.
+    """
+
+    def __init__(self, file: Path | None, device: str, seconds: float, setting: Row | None = None):
         self.file, self.device, self.end = file, device, time.monotonic() + seconds
+        self.setting = setting or {}
         self.rows: list[Row] = json.loads(file.read_text()) if file is not None and file.is_file() else []
+        for name, value in self.setting.items():
+            others = {row[name] for row in self.rows if name in row} - {value}
+            if others:
+                sys.exit(f"{file} has rows with {name} {others.pop()}, not {value}: give another --json")
 
     def run(self, name: str, measure: Callable[[], Row | Sequence[Row]]) -> None:
         """Add what `measure` returns, or its error; a case that kills the process leaves a row that says so."""
@@ -43,7 +51,7 @@ class Cases:
         self._free()
 
     def _add(self, name: str, rows: Sequence[Row]) -> None:
-        self.rows = [*self.rows, *({"case": name} | row for row in rows)]
+        self.rows = [*self.rows, *({"case": name} | self.setting | row for row in rows)]
         if self.file is not None:
             write_rows(self.file, self.rows)
 

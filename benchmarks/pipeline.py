@@ -191,7 +191,11 @@ def main(
     end = time.monotonic() + seconds
     loaded = load_pipeline(model, "cpu", dtype)
     loaded.pipeline.set_progress_bar_config(disable=True)
-    cases = Cases(json_file, "cpu", float("inf"))
+    setting: Row = {
+        "steps": steps or loaded.defaults["num_inference_steps"], "dtype": str(loaded.dtype).removeprefix("torch."),
+        "density_asked": density, "dense_share": dense_steps,
+    }  # fmt: skip
+    cases = Cases(json_file, "cpu", float("inf"), setting)
     cases.rows = [row for row in cases.rows if "error" not in row]  # what was stopped is tried again
     todo = ways(only)
     done = {row["case"] for row in cases.rows}

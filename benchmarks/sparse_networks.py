@@ -163,7 +163,7 @@ def main(
     """Print a table of whole networks beside spconv, where it is installed (extra `bench`), and write the rows."""
     if not installed("spconv", "spconv"):
         return
-    cases = Cases(json_file, "cpu", seconds)
+    cases = Cases(json_file, "cpu", seconds, {"voxels_asked": voxels})
     for name in NETWORKS:
         for backward in (False, True):
             case = f"{name}, forward{'+backward' if backward else ''}"

@@ -93,6 +93,14 @@ def test_a_second_run_adds_what_is_missing(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_of_another_setting_are_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "cases.json"
+    Cases(file, "cpu", seconds=60.0, setting={"steps": 6}).run("one", lambda: {"x": 1})
+    assert json.loads(file.read_text())[0]["steps"] == 6
+    with pytest.raises(SystemExit, match="cases.json has rows with steps 6, not 12: give another --json"):
+        Cases(file, "cpu", seconds=60.0, setting={"steps": 12})
+
+
 def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
