@@ -21,6 +21,7 @@ from demos.shapes_wan.train_vae import build_vae
 
 STRIDE = 4  # pixel frames a latent frame
 WARM_UP = 4  # latent frames before those that are kept: what came earlier changes a latent by less than 2 %
+STATISTICS = 200  # videos that mean and deviation of the latents are those of
 
 
 class Clips(NamedTuple):
@@ -125,7 +126,7 @@ def main(
     load_checkpoint(vae, required=True, vae=model)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "stats.pt").exists():
-        latents = encode_pool(model, geometry, 200, seed=0)["latents"].float()
+        latents = encode_pool(model, geometry, STATISTICS, seed=0)["latents"].float()
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         with replacing(output / "stats.pt") as temporary:
             torch.save({"mean": mean, "std": std}, temporary)

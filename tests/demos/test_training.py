@@ -184,6 +184,7 @@ def test_the_whole_chain_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
 
     threads = torch.get_num_threads()
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.setattr(latents, "STATISTICS", 8)
     vae, pools, stage = tmp_path / "vae", tmp_path / "latents", tmp_path / "coarse"
     train_vae.main(vae, steps=2, image_steps=1, batch=1)
     latents.main(vae, pools, "coarse", count=4, shards=1, threads=threads)
