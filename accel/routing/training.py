@@ -96,8 +96,8 @@ class RouterTrainer:
             self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
         except ValueError as error:
             raise InputError(
-                f"accelerate trains on one device and in one precision in a process, and {device} in {precision} is "
-                "another: start a new process"
+                f"accelerate cannot train on {device} with mixed precision {precision}: {str(error).splitlines()[0]} "
+                "Start a new process if this one has trained otherwise before"
             ) from error
         self.setting: dict[str, Any] = {}  # what else a training that is gone on with has to have in common
         assert adapter.blocks is not None and adapter.channels is not None
@@ -259,11 +259,11 @@ class RouterTrainer:
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{str(path)!r} cannot be gone on from: {reason}; start without resuming") from error
-        others = state.get("setting", {})
+        # Older checkpoints know neither the setting nor every option.
+        before = dataclasses.asdict(Recipe()) | self.setting | recipe | state.get("setting", {})
         for name, value in (dataclasses.asdict(self.recipe) | self.setting).items():
-            before = recipe.get(name, getattr(Recipe, name)) if hasattr(Recipe, name) else others.get(name, value)
-            if before != value:
-                raise InputError(f"{str(path)!r} is of a training with {name} {before}, not {value}; give that")
+            if before[name] != value:
+                raise InputError(f"{str(path)!r} is of a training with {name} {before[name]}, not {value}; give that")
         try:
             self.routers.load_state_dict(state["routers"])
             if self.joint:

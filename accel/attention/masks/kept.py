@@ -16,11 +16,9 @@ def keep_rest(
 
     Source: AdaSpa, section 4; all peers.
     """
-    return (
-        mask
-        if geometry.tokens == geometry.video_tokens
-        else _keep(mask, geometry.kept(mask.device), q_offsets, kv_offsets)
-    )
+    if geometry.tokens == geometry.video_tokens:
+        return mask
+    return _keep(mask, geometry.kept(mask.device), q_offsets, kv_offsets)
 
 
 def rest_blocks(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Bool[Tensor, " n"]:
