@@ -42,7 +42,7 @@ class DualBlock(Bounded):
         """Return reuse where the first blocks add about the same."""
         state, reused = memory.own(DualBlockState), memory.own(ReusedSteps)
         reused.begin(call.step)
-        residual = call.x - call.entry
+        residual = call.x - call.entry.to(call.x.device)
         rests = self.verdict(call.progress, reused)
         if self.most_change is not None and state.change >= self.most_change and rests is None:
             rests = False

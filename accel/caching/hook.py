@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks.hooks import HookRegistry, ModelHook
@@ -89,7 +91,8 @@ def install_cache(transformer: nn.Module, resting: Resting) -> None:
     if resting.policy.by_time and adapter.time_embedding is not None:
         hooks.append((adapter.time_embedding(transformer), TimeHook(resting)))
     for module, hook in hooks:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+        with _inside_offloading(module):
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
     resting.weights.put(transformer)
     HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
 
@@ -106,6 +109,26 @@ def remove_cache(transformer: nn.Module) -> None:
     resting = installed_cache(transformer)
     if resting is not None:
         resting.weights.give_back()
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.remove_hook(HOOK, recurse=True)
-    registry.invalidate_child_registries_cache()
+    for module in transformer.modules():
+        registry: Any = getattr(module, "_diffusers_hook", None)
+        if registry is not None and registry.get_hook(HOOK) is not None:
+            with _inside_offloading(module):
+                registry.remove_hook(HOOK, recurse=False)
+    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+
+
+@contextmanager
+def _inside_offloading(module: Any) -> Iterator[None]:
+    """Change what accelerate wraps instead of what it put around that.
+
+    Offloading of whole models takes its own wrapper off after every generation, and all that was put around it since.
+    """
+    outer = module.forward if hasattr(module, "_old_forward") else None
+    if outer is None:
+        yield
+        return
+    module.forward = module._old_forward
+    try:
+        yield
+    finally:
+        module._old_forward, module.forward = module.forward, outer

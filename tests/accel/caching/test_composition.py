@@ -16,6 +16,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks import apply_group_offloading
+from torch import nn
 
 import accel
 from accel.attach import adapter_for
@@ -247,3 +248,35 @@ def test_masks_and_kept_blocks_fit_the_generation_and_the_model() -> None:
         pytest.raises(ValueError, match="mask is 110, and this generation has 5 steps: give as many"),
     ):
         generate(pipe)
+
+
+@pytest.mark.parametrize("cache", [RESTS, "table:every=2:warmup=1"], ids=str)
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_offloading_of_whole_models(cache: Any, attached_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate's wrapper, which brings the weights, is taken off and put back after every generation."""
+    brought: list[nn.Module] = []
+
+    def bring(hook: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        brought.append(module)
+        return args, kwargs
+
+    monkeypatch.setattr("accelerate.hooks.CpuOffload.pre_forward", bring)
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    if not attached_first:
+        pipe.enable_model_cpu_offload(device="cpu")
+    handle = accel.enable(pipe, None, cache=cache)
+    if attached_first:
+        pipe.enable_model_cpu_offload(device="cpu")
+    first, shares = generate(pipe), [block.kind for block in handle.blocks()]
+    assert "reused" in shares
+    for _ in range(2):
+        brought.clear()
+        assert torch.equal(generate(pipe), first) and [block.kind for block in handle.blocks()] == shares
+        assert brought.count(pipe.transformer) == 2 * STEPS
+    handle.disable()
+    for _ in range(2):
+        brought.clear()
+        assert torch.equal(generate(pipe), stock) and brought.count(pipe.transformer) == 2 * STEPS
+    pipe.remove_all_hooks()
+    assert torch.equal(generate(pipe), stock)
