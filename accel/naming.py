@@ -45,6 +45,10 @@ def check_kinds(chosen: Any) -> None:
 
 def _is_of(value: Any, kind: Any) -> bool:
     parts = typing.get_args(kind)
+    if kind is Any:
+        return True
+    if typing.get_origin(kind) is typing.Literal:
+        return value in parts
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return any(_is_of(value, part) for part in parts)
     if typing.get_origin(kind) is tuple:
@@ -61,6 +65,8 @@ def _words(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         count = "" if parts[-1] is ... else f" {len(parts)}"
         return f"a tuple of{count} {'whole numbers' if parts[0] is int else 'numbers'}"
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(repr, parts))
     return " or ".join(map(_words, parts)) if parts else WORDS.get(kind, f"a {kind.__name__}")
 
 

@@ -30,17 +30,18 @@ ARROWS = {
         "accel.caching", "accel.errors", "accel.files", "accel.models", "accel.naming",
     ),
     "accel.caching.registry": ("accel.caching", "accel.naming", "accel.routing"),
-    "accel.attach": ("accel.attention", "accel.caching", "accel.methods", "accel.models"),
+    "accel.handle": ("accel.attention", "accel.caching", "accel.models"),
+    "accel.attach": ("accel.attention", "accel.caching", "accel.handle", "accel.methods", "accel.models"),
     "accel.search": ("accel.attach", "accel.attention", "accel.methods"),
     "accel.workbench": (
-        "accel.attach", "accel.attention", "accel.caching", "accel.errors", "accel.files", "accel.methods",
-        "accel.models", "accel.naming", "accel.routing", "accel.search", "sparse_kernels",
+        "accel.attach", "accel.attention", "accel.caching", "accel.errors", "accel.files", "accel.handle",
+        "accel.methods", "accel.models", "accel.naming", "accel.routing", "accel.search", "sparse_kernels",
     ),
     "accel.commands": (
         "accel.errors", "accel.files", "accel.methods", "accel.models.adapters", "accel.workbench", "sparse_kernels",
     ),
     "accel.cli": ("accel.commands",),
-    "accel": ("accel.attach", "accel.routing", "accel.search"),
+    "accel": ("accel.attach", "accel.handle", "accel.routing", "accel.search"),
 }  # fmt: skip
 # Heavy packages, and the only places that may import them.
 HEAVY = {

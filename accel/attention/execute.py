@@ -34,6 +34,8 @@ def attend(call: AttentionCall, plan: Plan) -> Attended:
         return Attended(call.dense(), "dense")
     if isinstance(plan, Computed):
         return Attended(plan.out, "refresh")
+    if not isinstance(plan, Sparse):
+        raise TypeError(f"the method planned {plan!r}; accepted: Dense(), Computed(out) and Sparse(block_map)")
     out, lse = execute(call, plan)
     return Attended(out, "sparse", plan.share, lse)
 
@@ -73,5 +75,8 @@ def full_attention(call: AttentionCall, block: int = 64) -> tuple[Float[Tensor, 
 def sampled_recall(call: AttentionCall, lse: Float[Tensor, "b h s"]) -> Float[Tensor, ""]:
     """Return the mean softmax mass on the kept keys, from evenly spaced rows of every head (AdaSpa, section 3)."""
     rows = torch.linspace(0, call.q.shape[2] - 1, RECALL_ROWS, device=lse.device).long()
-    scores = call.q[:, :, rows].float() @ call.k.float().transpose(-1, -2) * call.scale
-    return (lse[:, :, rows] - scores.logsumexp(-1)).exp().mean()
+    shares = []
+    for head in range(call.q.shape[1]):  # one by one: all keys in float32 are a gigabyte where memory is short
+        scores = call.q[:, head, rows].float() @ call.k[:, head].float().transpose(-1, -2) * call.scale
+        shares.append((lse[:, head, rows] - scores.logsumexp(-1)).exp())
+    return torch.stack(shares).mean()

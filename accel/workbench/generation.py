@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
-from accel.attach import Handle, disable, enabled
+from accel.attach import disable, enabled
 from accel.errors import InputError
+from accel.handle import Handle
 from accel.methods.method import Method
 from accel.models.records import BlockRecord, CallRecord, block_letters, block_shares, summarize
 from accel.workbench.conditions import conditions

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import jaxtyping
 import pytest
 import torch
 from diffusers.models.attention_dispatch import (
@@ -17,11 +22,15 @@ from diffusers.models.attention_dispatch import (
 from torch import Tensor, nn
 
 import accel
-from accel.attention.call import AttentionCall, Geometry, Progress
+from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.execute import full_attention
+from accel.attention.plan import Dense, Plan
+from accel.caching.easy import EasyCache
+from accel.methods.method import Scheduled
 from accel.methods.registry import by_name
 from accel.models import session
 from tests.accel.calls import GRID, make_call
+from tests.accel.models.loops import Loop
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 
 SPARSE = dict(density=0.3, block=16)
@@ -290,6 +299,90 @@ def test_what_no_plan_can_obey_runs_dense_and_says_so(arguments: dict[str, Any],
     with pytest.warns(UserWarning, match=reason):
         ours, stock, records = _attend(**arguments)
     assert torch.equal(ours, stock) and not records
+
+
+def test_where_only_the_reference_could_run_it_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop over blocks in Python takes seconds a call on a GPU."""
+    asked: list[Any] = []
+    monkeypatch.setattr(session, "backend_reasons", lambda *kind: asked.append(kind) or {"triton": "72 channels"})
+    attending = session.Session(by_name("full", block=16), 1)
+    call = make_call(0, 2)
+    attending.denoising.begin_call(GRID, call.progress)
+    q = call.q.transpose(1, 2).to("meta")
+    with pytest.warns(UserWarning, match="only the slow reference could run here: 72 channels"):
+        outs = [attending.attend(0, q, q, q, stock=lambda q, k, v, mask: q + 0) for _ in range(2)]
+    assert outs[1].shape == q.shape and asked == [("meta", torch.float32, q.shape[-1])]
+
+
+def test_what_a_generation_remembers_goes_with_its_last_step() -> None:
+    """The pipeline says that it has ended when the video is decoded, which takes memory."""
+    pipe, remembered = pipeline("wan-2.1"), []
+    for method, cache in (("adaspa", None), (None, "table:every=2:order=1"), (None, "prune:threshold=1.0")):
+        with accel.enabled(pipe, method, cache, **(SPARSE if method else {})) as handle:
+
+            def note(
+                pipe: Any, step: int, timestep: Any, arguments: dict[str, Any], handle: accel.Handle = handle
+            ) -> dict[str, Any]:
+                remembered.append(handle.memory_bytes())
+                return arguments
+
+            first = generate(pipe, callback_on_step_end=note)
+            assert remembered[-1] == 0 < remembered[-2] <= handle.peak_memory_bytes()
+            assert torch.equal(generate(pipe), first)
+
+
+def test_a_pipeline_that_took_the_parts_over_knows_the_step() -> None:
+    first = Loop("ltx")
+    handle = accel.enable(first, "adaspa", **SPARSE)
+    second = copy.copy(first)  # as from_pipe does
+    del first
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second()
+    assert {record.kind for record in handle.stats()} == {"refresh", "sparse"}
+
+
+def test_a_handle_does_not_keep_the_transformer() -> None:
+    pipe = pipeline("wan-2.1")
+    gone = weakref.ref(pipe.transformer)
+    handle = accel.enable(pipe, "adaspa", cache="easy", **SPARSE)
+    generate(pipe)
+    del pipe
+    gc.collect()
+    assert gone() is None and "WanTransformer3DModel (2 layers)" in handle.summary() and handle.stats()
+    handle.disable()
+
+
+def test_a_plan_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+    class Forgetful:
+        def plan(self, call: AttentionCall, memory: LayerMemory) -> Any:
+            """Return nothing."""
+
+    pipe = pipeline("wan-2.1")
+    with accel.enabled(pipe, Forgetful()), pytest.raises(TypeError, match="planned None; accepted: Dense"):
+        generate(pipe)
+    for wrong in (dict(method=Forgetful), dict(method=None, cache=EasyCache)):
+        name = "Forgetful" if wrong["method"] else "EasyCache"
+        with pytest.raises(ValueError, match=rf"is the class {name}; give one of it: {name}\(\)"):
+            accel.enable(pipe, **wrong)
+
+
+def test_an_option_may_be_one_of_some_words_or_anything() -> None:
+    @dataclass(frozen=True)
+    class Local(Scheduled):
+        mode: Literal["row", "column"] = "row"
+        table: Any = None
+
+        def plan(self, call: AttentionCall, memory: LayerMemory) -> Plan:
+            """Return dense."""
+            return Dense()
+
+    assert Local(mode="column", table=object()).mode == "column"
+    with pytest.raises(ValueError, match="mode must be 'row' or 'column', got 'diagonal'"):
+        Local(mode="diagonal")  # type: ignore[arg-type]
 
 
 def test_a_batch_of_another_size_has_a_memory_of_its_own() -> None:
