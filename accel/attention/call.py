@@ -63,6 +63,11 @@ class Geometry:
         return self.before + self.video_tokens + self.after
 
     @property
+    def has_rest(self) -> bool:
+        """Whether there are rows that are no video."""
+        return self.tokens > self.video_tokens
+
+    @property
     def video(self) -> slice:
         """Rows of the sequence that hold the grid, frame by frame and row by row."""
         return slice(self.before, self.before + self.video_tokens)
@@ -90,6 +95,11 @@ class Progress:
     steps: int
     branch: str
     sample: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step comes after this one."""
+        return self.step + 1 == self.steps
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ class History:
             self.added.pop()
         self.steps, self.added = [*self.steps, step][-count:], [*self.added, added][-count:]
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.steps, self.added = [], []
+
     def forecast(self, step: int, order: int = 0) -> Tensor:
         """Return what is added at a later step: as much as last (order 0), or on the line through the last two (1).
 

@@ -61,11 +61,14 @@ class Prune(Bounded):
         rests = self.verdict(call.progress, reused)
         if rests is None:
             rests = before.x is not None and self._is_near(call, before.x, memory.branch(PruneChanges))
-        if rests and before.x is not None:
+        reuses = bool(rests) and before.x is not None
+        if reuses:
             reused.add(call.step)
-            return Reuse(self.order)
-        before.x = call.x
-        return Compute()
+        else:
+            before.x = call.x
+        if call.progress.is_last:
+            before.x = None
+        return Reuse(self.order) if reuses else Compute()
 
     def _is_near(self, call: BlockCall, before: Tensor, noted: PruneChanges) -> bool:
         if noted.step != call.step:

@@ -190,20 +190,27 @@ class Resting:
             return inputs
         memory = self._memory(generation, call)
         pasts = [memory.history(stream=number) for number in range(len(inputs))]
-        return tuple(
-            x + past.forecast(call.step, decision.order) if past.steps else x
+        rested = tuple(
+            _plus(x, past.forecast(call.step, decision.order)) if past.steps else x
             for x, past in zip(inputs, pasts, strict=True)
         )
+        for past in pasts if call.progress.is_last else ():
+            past.clear()
+        return rested
 
     def _keep(
         self, generation: Generation, call: BlockCall, inputs: tuple[Tensor, ...], outputs: tuple[Tensor | None, ...]
     ) -> None:
+        """Keep what a stretch added; after the last step nothing, for the video's decoder needs the memory."""
         if not self.policy.reuses:
             return
         memory = self._memory(generation, call)
         for number, (x, output) in enumerate(zip(inputs, outputs, strict=True)):
-            if output is not None:
-                memory.history(stream=number).keep(call.step, output - x, self.policy.order + 1)
+            history = memory.history(stream=number)
+            if call.progress.is_last:
+                history.clear()
+            elif output is not None:
+                history.keep(call.step, output - x.to(output.device), self.policy.order + 1)
 
     def _memory(self, generation: Generation, call: BlockCall) -> Memory:
         return Memory(lambda kind, key: generation.memories[kind, key].of(kind), call)
@@ -220,7 +227,7 @@ class Resting:
         if self.policy.narrows:
             check_elastic(module, self.adapter)  # something may have been loaded since
         if self.denoising.current.progress is None:
-            return "the denoising step of this call is unknown (attach to the pipeline, not to the bare transformer)"
+            return "the denoising step of this call is unknown (attach to the pipeline that runs, not its transformer)"
         if torch.is_grad_enabled():
             return "gradients are enabled; run the model under torch.no_grad()"
         if getattr(module, "_parallel_config", None) is not None:
@@ -231,6 +238,11 @@ class Resting:
         if reason is not None and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(f"accel's cache computes everything: {reason}", stacklevel=2)
+
+
+def _plus(x: Tensor, added: Tensor) -> Tensor:
+    """Return the stream where the stretch leaves it: its last block may be on another device than its first."""
+    return x.to(added.device) + added
 
 
 def check_alone(transformer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +76,20 @@ class AdaSpa(Scheduled):
         mass = block_mass(call.q, call.k, lse, offsets, offsets, q_order=order, kv_order=order, scale=call.scale)
         # Every order leaves the rest where it is, so its blocks are those of the native order.
         mask = keep_rest(self._select(call, mass), call.geometry, offsets, offsets)
-        return Sparse(BlockMap.from_dense(mask, offsets, offsets, self.block), order, order)
+        # Of 40 heads over 75,600 tokens lists with room for all blocks are 220 megabytes in each layer and branch.
+        longest = None if call.geometry.has_rest else math.ceil((self.density + self._moved) * mass.shape[-1])
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets, self.block, longest), order, order)
+
+    @property
+    def _moved(self) -> float:
+        """Half the density moves from the best to the worst heads; never more than these can take."""
+        return min(self.density / 2, 1 - self.density) if self.head_adaptive else 0.0
 
     def _select(self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"]) -> Tensor:
         blocks = mass.shape[-1]
         budget = torch.full((*mass.shape[:2], 1, 1), self.density, device=mass.device)
         if self.head_adaptive:
-            # Half the density moves from the best to the worst heads; never more than these can take.
-            budget = budget + self._head_direction(call, mass) * min(self.density / 2, 1 - self.density)
+            budget = budget + self._head_direction(call, mass) * self._moved
         return select_blocks(mass, top_k=(budget * blocks).round().clamp(min=1).long())
 
     def _head_direction(self, call: AttentionCall, mass: Float[Tensor, "b h nq nk"]) -> Float[Tensor, "b h 1 1"]:

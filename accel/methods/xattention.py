@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from accel.attention.call import AttentionCall, LayerMemory
@@ -63,18 +63,26 @@ class XAttention(Scheduled):
             return Dense()
         state = memory.of(XAttentionState)
         if state.plan is None or call.progress.step - state.estimated >= self.every:
-            state.plan, state.estimated = self._estimate(call), call.progress.step
+            state.plan, state.estimated = self._estimate(call, state.plan), call.progress.step
         return state.plan
 
-    def _estimate(self, call: AttentionCall) -> Sparse:
-        order = None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)
-        q, k = (x if order is None else x[:, :, order] for x in (call.q, call.k))
+    def _estimate(self, call: AttentionCall, before: Sparse | None) -> Sparse:
+        shared = self._order(call) if before is None else before.q_order
+        q, k = (x if shared is None else x[:, :, shared[0, 0]] for x in (call.q, call.k))
         scores = antidiagonal_scores(q, k, self.block, self.stride, scale=call.scale)
         offsets = uniform_offsets(call.geometry.tokens, self.block, call.q.device)
         # Every order leaves the rest where it is, so its blocks are those of the native order.
         mask = keep_rest(self._select(scores), call.geometry, offsets, offsets)
-        shared = None if order is None else order[None, None]
-        return Sparse(BlockMap.from_dense(mask, offsets, offsets, self.block), shared, shared)
+        longest = None if self.density is None or call.geometry.has_rest else self._kept(scores.shape[-1])
+        return Sparse(BlockMap.from_dense(mask, offsets, offsets, self.block, longest), shared, shared)
+
+    def _order(self, call: AttentionCall) -> Int[Tensor, "1 1 s"] | None:
+        return None if self.tile is None else tiles(call.geometry, self.tile).to(call.q.device)[None, None]
+
+    def _kept(self, blocks: int) -> int:
+        """Return how many key blocks of so many a density keeps."""
+        assert self.density is not None
+        return max(1, round(self.density * blocks))
 
     def _select(self, scores: Float[Tensor, "b h nq nk"]) -> Bool[Tensor, "b h nq nk"]:
         first = torch.arange(scores.shape[-1], device=scores.device) == 0
@@ -83,4 +91,4 @@ class XAttention(Scheduled):
             return kept | first if self.keep_first else kept
         if self.keep_first:
             scores = scores.masked_fill(first, torch.inf)
-        return select_blocks(scores, top_k=max(1, round(self.density * scores.shape[-1])))
+        return select_blocks(scores, top_k=self._kept(scores.shape[-1]))

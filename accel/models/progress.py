@@ -68,6 +68,7 @@ class ProgressHook(ModelHook):
         super().__init__()
         self.session, self.adapter = session, adapter
         self._pipeline = None if pipeline is None else weakref.ref(pipeline)
+        self._latest_scheduler = getattr(pipeline, "scheduler", None)
         # Diffusers hands the cache context to state managers only.
         self.context = _ThreadContext()
         self._order = threading.local()  # schedule, timestep, step and number of the latest call
@@ -79,7 +80,7 @@ class ProgressHook(ModelHook):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without threads and pipeline, and with the adapter's class: it holds functions without a name."""
-        left_out = {"_pipeline": None, "_order": None, "adapter": self.adapter.classes[0]}
+        left_out = {"_pipeline": None, "_latest_scheduler": None, "_order": None, "adapter": self.adapter.classes[0]}
         return {**self.__dict__, **left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -97,12 +98,11 @@ class ProgressHook(ModelHook):
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read grid and progress from the arguments of a call that is about to start."""
         timestep = argument(module, args, kwargs, self.adapter.timestep)
-        schedule = self._schedule()
+        schedule: Tensor | None = getattr(self._scheduler, "timesteps", None)  # a new tensor in every generation
         progress, is_index = self._progress(timestep, schedule)
         geometry = self.adapter.geometry(module, args, kwargs)
-        scheduler: Any = getattr(self.pipeline, "scheduler", None)
-        untouched = getattr(scheduler, "step_index", 0) is None  # since its timesteps were set
-        begins = untouched and progress is not None and progress.step == (getattr(scheduler, "begin_index", None) or 0)
+        untouched = getattr(self._scheduler, "step_index", 0) is None  # since its timesteps were set
+        begins = untouched and progress is not None and progress.step == self._first_step
         self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index, begins=begins)
 
     def listen(self, module: nn.Module) -> ProgressHook:
@@ -123,9 +123,16 @@ class ProgressHook(ModelHook):
         self._order.call = None
         self.session.denoising.end_generation()
 
-    def _schedule(self) -> Tensor | None:
-        """Return the pipeline's timesteps, a new tensor in every generation."""
-        return getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
+    @property
+    def _scheduler(self) -> Any:
+        """The pipeline's own; that of one which is gone is with the one that took its parts over (`from_pipe`)."""
+        if self.pipeline is not None:
+            self._latest_scheduler = getattr(self.pipeline, "scheduler", None)
+        return self._latest_scheduler
+
+    @property
+    def _first_step(self) -> int:
+        return getattr(self._scheduler, "begin_index", None) or 0
 
     def _progress(self, timestep: Any, schedule: Tensor | None) -> tuple[Progress | None, bool]:
         """Return where the call stands, and whether its step is the loop's own index, for which nothing waits."""
@@ -143,27 +150,34 @@ class ProgressHook(ModelHook):
     def _step(self, value: float, schedule: Tensor, rounded: bool) -> int | None:
         """Return the step of a timestep by its value or, where the model is given others, by their order.
 
-        Rounded to half precision, several steps may have one timestep: there the scheduler's own count tells, if it
-        goes on from the step before (it may be that of another pipeline with the same transformer).
+        Rounded to half precision, several steps may have one timestep: there the scheduler's own count tells.
         """
-        order, steps = self._order, len(schedule)
+        order = self._order
         if getattr(order, "schedule", None) is not schedule:
             order.schedule, order.values, order.seen = schedule, schedule.float().cpu(), []
             place = _nearest(value, order.values)
             # Models that take sigmas, or timesteps in [0, 1], begin near the smallest timestep of the schedule.
-            order.by_value = place is not None and (place + 1 < steps or steps == 1)
-        scheduler: Any = getattr(self.pipeline, "scheduler", None)
-        begin = getattr(scheduler, "begin_index", None) or 0
-        counted = (scheduler.step_index or begin) if rounded and hasattr(scheduler, "step_index") else steps
-        latest = begin if getattr(order, "call", None) is None or order.call[2] is None else order.call[2]
-        goes_on = counted < steps and counted in (latest, latest + 1)
+            order.by_value = place is not None and (place + 1 < len(schedule) or len(schedule) == 1)
+        counted = self._counted(len(schedule)) if rounded else None
         if order.by_value:
-            trusted = goes_on and _is_near(value, float(order.values[counted]))
+            trusted = counted is not None and _is_near(value, float(order.values[counted]))
             return counted if trusted else _nearest(value, order.values)
         if value not in order.seen:
             order.seen.append(value)
-        step = counted if goes_on else order.seen.index(value) + begin
-        return step if step < steps else None
+        step = order.seen.index(value) + self._first_step if counted is None else counted
+        return step if step < len(schedule) else None
+
+    def _counted(self, steps: int) -> int | None:
+        """Return the scheduler's own count, None where it does not go on from the step before.
+
+        Then it is that of another pipeline with the same transformer.
+        """
+        if not hasattr(self._scheduler, "step_index"):
+            return None
+        before = getattr(self._order, "call", None)
+        latest = self._first_step if before is None or before[2] is None else before[2]
+        counted = self._scheduler.step_index or self._first_step
+        return counted if counted < steps and counted in (latest, latest + 1) else None
 
 
 def _nearest(timestep: float, values: Tensor) -> int | None:

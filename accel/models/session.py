@@ -20,7 +20,7 @@ from accel.methods.method import Chooser, Method
 from accel.models.denoising import Denoising
 from accel.models.padding import Rows, rows_by_sample, valid_rows, without_padding
 from accel.models.stopwatch import Stopwatch
-from sparse_kernels import outruns_sdpa
+from sparse_kernels import backend_reasons, outruns_sdpa
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Stock = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -49,6 +49,7 @@ class Session:
         self.layers = layers
         self.denoising = Denoising()
         self._warned: set[str] = set()
+        self._reasons: dict[tuple[torch.dtype, int], str | None] = {}
 
     def attend(
         self,
@@ -114,6 +115,8 @@ class Session:
         )  # fmt: skip
         key = where.layer, where.number, progress.branch, progress.sample, len(q), geometry
         plan = self._plan(call, generation.memories[key])
+        if progress.is_last:
+            del generation.memories[key]  # now: the pipeline says that it has ended when the video is decoded
         watch.lap()
         attended = attend(call, plan)
         generation.records.add(call, attended, watch)
@@ -154,7 +157,7 @@ class Session:
         if geometry is None:
             return "the latent grid of this call is unknown"
         if progress is None:
-            return "the denoising step of this call is unknown (attach to the pipeline, not to the bare transformer)"
+            return "the denoising step of this call is unknown (attach to the pipeline that runs, not its transformer)"
         if q.shape[1] != k.shape[1] or not geometry.fits(q.shape[1]):
             return (
                 f"the sequence has {q.shape[1]} queries and {k.shape[1]} keys, the latent grid {geometry.tokens} tokens"
@@ -165,7 +168,17 @@ class Session:
             return f"the kernels take {', '.join(str(dtype) for dtype in DTYPES)}, not {q.dtype}"
         if torch.is_grad_enabled() and q.requires_grad:
             return "gradients are asked for"
-        return None
+        reason = self._reason_against_kernel(q)
+        return None if reason is None else f"only the slow reference could run here: {reason}"
+
+    def _reason_against_kernel(self, q: Tensor) -> str | None:
+        """Return why a GPU has no kernel for such heads, or None; a CPU without a compiler says so by itself."""
+        if q.device.type == "cpu":
+            return None
+        kind = q.dtype, q.shape[-1]
+        if kind not in self._reasons:
+            self._reasons[kind] = backend_reasons(str(q.device), *kind)["triton"]
+        return self._reasons[kind]
 
     def warn_once(self, reason: str) -> None:
         """Say once that calls run dense, and why."""

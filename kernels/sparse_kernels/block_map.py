@@ -70,23 +70,30 @@ class BlockMap:
         q_offsets: Int[Tensor, "*#bh nq1"],
         kv_offsets: Int[Tensor, "*#bh nk1"],
         key_block: int | None = None,
+        longest: int | None = None,
     ) -> BlockMap:
         """Pack a mask of blocks; offsets are (n+1,) when all heads share them, else (b|1 h|1 n+1).
 
         `key_block`: keys of every key block but the last, if they are equal; nobody reads the offsets to check it.
-        ValueError on other types and shapes.
+        `longest`: what no row has more blocks than, for lists as short as that; None leaves room for all. On a GPU
+        nobody counts: what is more is left out. ValueError on other types and shapes.
         """
         _check_mask(mask)
         q_offsets = as_offsets("q_offsets", q_offsets, mask.device)
         kv_offsets = as_offsets("kv_offsets", kv_offsets, mask.device)
         if mask.shape[-1] != kv_offsets.shape[-1] - 1:
             raise ValueError(f"the mask has {mask.shape[-1]} key blocks, kv_offsets has {kv_offsets.shape[-1] - 1}")
+        blocks, counts = mask.shape[-1], mask.sum(-1, dtype=torch.int32)
+        room = blocks if longest is None else min(blocks, max(1, longest))
+        if room < blocks:
+            if mask.device.type == "cpu" and counts.numel() and int(counts.max()) > room:
+                raise ValueError(f"the mask has a row with {int(counts.max())} blocks, longest is {longest}")
+            counts = counts.clamp(max=room)
         # Visited blocks go to the first places, in rising order and without a host round trip, others to a spare one.
-        blocks = mask.shape[-1]
-        places = torch.where(mask, mask.cumsum(-1) - 1, blocks)
+        places = mask.cumsum(-1).sub_(1).masked_fill_(~mask, room).clamp_(max=room)
         numbers = torch.arange(blocks, dtype=torch.int32, device=mask.device).expand(mask.shape)
-        indices = numbers.new_zeros(*mask.shape[:-1], blocks + 1).scatter_(-1, places, numbers)[..., :blocks]
-        return cls(mask.sum(-1, dtype=torch.int32), indices.contiguous(), q_offsets, kv_offsets, key_block)
+        indices = numbers.new_zeros(*mask.shape[:-1], room + 1).scatter_(-1, places, numbers)[..., :room]
+        return cls(counts, indices.contiguous(), q_offsets, kv_offsets, key_block)
 
     @classmethod
     def uniform(

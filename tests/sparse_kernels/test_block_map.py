@@ -16,6 +16,18 @@ def test_dense_round_trip() -> None:
     assert torch.equal(block_map.counts, mask.sum(-1, dtype=torch.int32))
 
 
+def test_lists_are_as_long_as_is_said() -> None:
+    mask = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 0, 1]], dtype=torch.bool)[None, None]
+    offsets = uniform_offsets(10, 5), uniform_offsets(10, 2)
+    whole, short = BlockMap.from_dense(mask, *offsets), BlockMap.from_dense(mask, *offsets, longest=3)
+    assert short == whole and short.indices.shape[-1] == 3 and torch.equal(short.to_dense(), mask)
+    assert BlockMap.from_dense(mask, *offsets, longest=9).indices.shape[-1] == 5
+    with pytest.raises(ValueError, match="the mask has a row with 3 blocks, longest is 2"):
+        BlockMap.from_dense(mask, *offsets, longest=2)
+    nothing = BlockMap.from_dense(mask & False, *offsets, longest=0)
+    assert nothing.indices.shape[-1] == 1 and not nothing.counts.any()
+
+
 def test_density_counts_pairs_of_unequal_blocks() -> None:
     mask = torch.tensor([[1, 0], [1, 1], [0, 1]], dtype=torch.bool)[None, None]
     block_map = BlockMap.from_dense(mask, OFFSETS, torch.tensor([0, 4, 10], dtype=torch.int32))

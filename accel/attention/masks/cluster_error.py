@@ -26,7 +26,7 @@ def log_centroid_error(
     q are query centroids, k_c and v_c (`values`) the cluster's. Exponents may be rounded as keys in bfloat16 are.
     """
     error = centroid_log_error(queries, k, v, keys, values, scale=scale, precision="bfloat16")
-    error = error.logaddexp(error.new_tensor(math.log(SMALLEST)))
+    error = error.logaddexp(error.new_full((), math.log(SMALLEST)))
     return error + 2 * scale * (queries @ keys.centroids.transpose(-1, -2))
 
 

@@ -16,7 +16,7 @@ def keep_rest(
 
     Source: AdaSpa, section 4; all peers.
     """
-    if geometry.tokens == geometry.video_tokens:
+    if not geometry.has_rest:
         return mask
     return _keep(mask, geometry.kept(mask.device), q_offsets, kv_offsets)
 

@@ -76,11 +76,14 @@ def test_text_is_on(position: str, tile: tuple[int, int, int] | None) -> None:
 def test_tiles_are_scored_and_run_in_their_order() -> None:
     geometry = Geometry(4, 4, 8)
     call, order = make_call(geometry=geometry), tiles(geometry, (2, 2, 4))
-    plan = XAttention(**SMALL, threshold=0.6, tile=(2, 2, 4)).plan(call, LayerMemory())
+    memory, method = LayerMemory(), XAttention(**SMALL, threshold=0.6, tile=(2, 2, 4))
+    plan = method.plan(call, memory)
     assert isinstance(plan, Sparse) and plan.q_order is not None
     assert torch.equal(plan.q_order[0, 0], order)
     expected = transcription(call.q[:, :, order], call.k[:, :, order], 16, 4, 0.6, False)
     assert torch.equal(plan.block_map.to_dense(), expected)
+    later = method.plan(make_call(1, geometry=geometry), memory)
+    assert isinstance(later, Sparse) and later is not plan and later.q_order is plan.q_order
 
 
 def test_density_is_a_budget_of_blocks() -> None:
