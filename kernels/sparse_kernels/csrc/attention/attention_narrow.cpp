@@ -6,6 +6,7 @@
 // those that give one operand its sign back, which gains nothing worth having over float32, whose FMA does 8 in one.
 #define LANES 16
 #include "attention/softmax.h"
+#include "common/transpose.h"
 
 #ifdef INT8
 typedef int8_t Part;  // what queries and keys are rounded to
@@ -81,10 +82,11 @@ static void pack(const PanelJob& job) {
   Part* keys = static_cast<Part*>(job.packed_keys);
   uint16_t* values = static_cast<uint16_t*>(job.packed_values);
   alignas(64) float wide[512];
-  alignas(64) Part parts[512];
+  alignas(64) Part group[LANES * 512];
   alignas(64) uint16_t pair[2][512];
   for (int32_t j = 0; j < PANEL; j++) {
     const int64_t row = job.first_row + j;
+    Part* parts = group + j % LANES * depth;
     if (j < job.valid) {
       read_parts(job.keys, row, job.head_dim, depth, job.key_mean, job.key_largest, wide, parts);
       read_bfloat16(job.values, row, job.head_dim, width, pair[j % 2]);
@@ -92,13 +94,14 @@ static void pack(const PanelJob& job) {
       memset(parts, 0, depth * sizeof(Part));
       memset(pair[j % 2], 0, width * sizeof(uint16_t));
     }
-    Part* group = keys + static_cast<int64_t>(j / 16) * 16 * depth + j % 16 * LANE;
-    for (int32_t x = 0; x < depth; x += LANE) memcpy(group + x * 16, parts + x, 4);
     if (j % 2 == 0) continue;
     for (int32_t x = 0; x < width; x += 16) {
       uint16_t* tile = values + x / 16 * 512 + j / 2 * 32;
       for (int32_t i = 0; i < 16; i++) tile[2 * i] = pair[0][x + i], tile[2 * i + 1] = pair[1][x + i];
     }
+    if (j % LANES != LANES - 1) continue;
+    Part* packed = keys + static_cast<int64_t>(j - (LANES - 1)) * depth;
+    transpose_rows(reinterpret_cast<float*>(group), depth / LANE, depth / LANE, reinterpret_cast<float*>(packed), LANES);
   }
   finish_panel(keys, depth);
 }

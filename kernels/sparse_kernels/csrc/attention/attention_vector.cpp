@@ -2,6 +2,7 @@
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
 #include "attention/softmax.h"
 #include "common/micro_kernel.h"
+#include "common/transpose.h"
 
 static constexpr int32_t CHUNK = 128;  // keys between two softmax passes: scores stay in the second-level cache
 static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
@@ -34,8 +35,9 @@ static void pack(const PanelJob& job) {
   const int32_t width = padded(job.head_dim);
   float* keys = static_cast<float*>(job.packed_keys);
   float* values = static_cast<float*>(job.packed_values);
-  float row[512];
+  float rows[LANES * 512];
   for (int32_t j = 0; j < PANEL; j++) {
+    float* row = rows + j % LANES * width;
     if (j < job.valid) {
       read_row(job.values, job.first_row + j, job.head_dim, width, 1.0f, values + static_cast<int64_t>(j) * width);
       read_row(job.keys, job.first_row + j, job.head_dim, width, 1.0f, row);
@@ -43,7 +45,7 @@ static void pack(const PanelJob& job) {
       memset(values + static_cast<int64_t>(j) * width, 0, width * sizeof(float));
       memset(row, 0, width * sizeof(float));
     }
-    for (int32_t x = 0; x < width; x++) keys[x * PANEL + j] = row[x];
+    if (j % LANES == LANES - 1) transpose_rows(rows, width, width, keys + j - (LANES - 1), PANEL);
   }
 }
 
