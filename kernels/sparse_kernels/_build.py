@@ -7,9 +7,11 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,13 +43,9 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
     """Return the library, built if need be; safe when several processes start at once. `flags` are for debugging."""
     from filelock import FileLock
 
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    units = _units(platform.machine())
-    digest = hashlib.sha256(repr((version, units, TORCH_TARGET, COMMON, LINK, *flags)).encode())
-    for source in sorted(SOURCES.glob("*/*")):
-        digest.update(source.read_bytes())
-    folder = cache_folder()
-    library = folder / f"sparse_kernels-{digest.hexdigest()[:16]}.so"
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    folder, units = cache_folder(), _units(platform.machine())
+    library = folder / f"{_name(units, flags)}-{hashlib.sha256(version).hexdigest()[:8]}.so"
     if _is_whole(library):
         return library
     with FileLock(f"{library}.lock"):
@@ -63,9 +61,24 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
     return library
 
 
-def find_compiler() -> str | None:
-    """Return the C++ compiler of this machine."""
-    return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+def find_compilers() -> list[str]:
+    """Return the C++ compilers of this machine, the first to try first; c++ is one of the others by another name."""
+    found = [path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))]
+    return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+
+
+def find_library() -> Path | None:
+    """Return a library of these sources that was built before, by whichever compiler."""
+    built = cache_folder().glob(f"{_name(_units(platform.machine()))}-*.so")
+    return next((library for library in sorted(built) if _is_whole(library)), None)
+
+
+def _name(units: Units, flags: tuple[str, ...] = ()) -> str:
+    """Return what tells libraries of other sources and flags apart."""
+    digest = hashlib.sha256(repr((units, TORCH_TARGET, COMMON, LINK, *flags)).encode())
+    for source in sorted(SOURCES.glob("*/*")):
+        digest.update(source.read_bytes())
+    return f"sparse_kernels-{digest.hexdigest()[:16]}"
 
 
 def cache_folder() -> Path:
@@ -76,7 +89,19 @@ def cache_folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
-        return Path(tempfile.mkdtemp(prefix="visual-accel-"))
+        return _private_folder()
+
+
+def _private_folder() -> Path:
+    """Return the same folder to every process of this user, or one of its own where another user was there first."""
+    if hasattr(os, "getuid"):
+        folder = Path(tempfile.gettempdir()) / f"visual-accel-{os.getuid()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        facts = folder.lstat()
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="visual-accel-"))
 
 
 def _record(library: Path) -> Path:
@@ -162,7 +187,12 @@ def _compile(compiler: str, units: Units, folder: Path, extra: tuple[str, ...]) 
         return output
 
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(one, units))
+        jobs = [pool.submit(one, name) for name in units]
+        try:
+            objects = [job.result() for job in jobs]
+        except subprocess.CalledProcessError:
+            pool.shutdown(wait=False, cancel_futures=True)  # one that fails is enough
+            raise
     library = folder / "library.so"
     link = [compiler, *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", *LINK]
     subprocess.run(link, capture_output=True, text=True, check=True)

@@ -5,28 +5,43 @@ from __future__ import annotations
 import functools
 import importlib
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sparse_kernels._build import build, find_compiler
+from sparse_kernels._build import build, find_compilers, find_library
 
 
 @functools.cache
 def load() -> str | None:
     """Load the kernels, building them if this machine has none yet; return the reason when that fails."""
-    compiler = find_compiler()
-    if compiler is None:
-        return "no C++ compiler was found; install one (Debian: apt-get install g++) to get the fast CPU kernel"
-    try:
-        torch.ops.load_library(str(build(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        return f"building or loading the C++ kernel with {compiler} failed: {_telling_line(detail)}"
+    compilers = find_compilers()
+    reason = _load(find_library) if not compilers else None
+    for compiler in compilers:
+        reason = _load(partial(build, compiler))
+        if reason is None:
+            break
+        reason = f"building or loading the C++ kernel with {compiler} failed: {reason}; GCC 11 or clang 12 can"
+    if reason is not None:
+        return reason
     # Fakes stand beside their operators, and can be registered only now that these exist.
     for file in sorted(Path(__file__).parent.glob("*/fakes.py")):
         importlib.import_module(f"sparse_kernels.{file.parent.name}.fakes")
+    return None
+
+
+def _load(library: Callable[[], Path | None]) -> str | None:
+    """Load a library, and return why that failed, or None."""
+    try:
+        path = library()
+        if path is None:
+            return "no C++ compiler was found; install one (Debian: apt-get install g++) to get the fast CPU kernel"
+        torch.ops.load_library(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        return _telling_line(getattr(error, "stderr", None) or str(error))
     return None
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -50,6 +51,9 @@ def test_where_home_is_unknown_a_private_folder_serves(tmp_path: Path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = _build.cache_folder()
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert _build.cache_folder() == folder, "every process finds what one has built"
+    folder.chmod(0o755)  # others could have put something there
+    assert _build.cache_folder() not in (folder, tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 500])
@@ -76,9 +80,39 @@ def test_a_failed_build_names_its_first_error(said: str, told: str, monkeypatch:
         raise subprocess.CalledProcessError(1, [compiler], stderr=said)
 
     monkeypatch.setattr(_extension, "build", build)
-    monkeypatch.setattr(_extension, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++"])
     reason = _extension.load.__wrapped__()
     assert reason.startswith(f"building or loading the C++ kernel with g++ failed: {told}")
+    assert reason.endswith("; GCC 11 or clang 12 can")
+
+
+def test_the_next_compiler_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def build(compiler: str) -> Path:
+        tried.append(compiler)
+        if compiler == "g++":
+            raise subprocess.CalledProcessError(1, [compiler], stderr="error: unrecognized option '-mamx-tile'")
+        return Path("library.so")
+
+    monkeypatch.setattr(_extension, "build", build)
+    monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++", "clang++", "c++"])
+    monkeypatch.setattr("torch.ops.load_library", lambda path: None)
+    monkeypatch.setattr(_extension, "importlib", mock.Mock())  # operators are not there
+    assert _extension.load.__wrapped__() is None and tried == ["g++", "clang++"]
+
+
+def test_without_a_compiler_a_library_of_before_serves(builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(_extension, "find_compilers", list)
+    monkeypatch.setattr("torch.ops.load_library", loaded.append)
+    monkeypatch.setattr(_extension, "importlib", mock.Mock())  # operators are not there
+    assert "no C++ compiler was found" in _extension.load.__wrapped__() and not loaded
+    library = _build.build(sys.executable)
+    _build.build(sys.executable, ("-g",))  # for debugging
+    assert _extension.load.__wrapped__() is None and loaded == [str(library)]
+    library.write_bytes(b"damaged")
+    assert "no C++ compiler was found" in _extension.load.__wrapped__()
 
 
 def test_every_source_is_compiled() -> None:
