@@ -60,7 +60,7 @@ def device_name(device: torch.device) -> str:
 def sparse_backend(device: torch.device) -> str:
     """Return the backend that block_sparse_attention chooses on a device."""
     best = "triton" if device.type == "cuda" else "cpu"
-    return best if backend_reasons(device.type)[best] is None else "reference"
+    return best if backend_reasons(str(device))[best] is None else "reference"
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:

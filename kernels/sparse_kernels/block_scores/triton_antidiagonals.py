@@ -16,6 +16,7 @@ from sparse_kernels._tensors import rows
 from sparse_kernels._triton import LOG2E, compiler_options, device_limits, jit, tl, triton
 
 LEVEL_NUMBERS = 2**26  # float32 numbers between the two kernels at once: query blocks go in slabs of that size
+MOST_BLOCKS = 65535  # of a slab: they are the second axis of a grid
 WIDEST_PIECE = 64  # a key block of more reshaped tokens is scored in pieces
 
 
@@ -203,7 +204,7 @@ def antidiagonal_scores_triton(q: Tensor, k: Tensor, block: int, stride: int, sc
     config = antidiagonal_config(q.shape[-1], q.element_size(), per_block, shared_memory=device_limits(q)[0])
     scores = _empty_scores(q, k, block)
     numbers = q.shape[0] * q.shape[1] * per_block * scores.shape[3] * config.pieces  # between the kernels, a block
-    step = max(1, LEVEL_NUMBERS // numbers)
+    step = min(MOST_BLOCKS, max(1, LEVEL_NUMBERS // numbers))
     with torch.cuda.device_of(q):
         for start in range(0, scores.shape[2], step):
             slab = (start, min(start + step, scores.shape[2]))

@@ -59,7 +59,8 @@ def block_sparse_attention(
     all that answered, with "visited" that of the visited keys alone.
     `precision` rounds operands, for speed: "int8" those of q k (after SageAttention), "fp8" all of them to E4M3
     (after FPSAttention); it has no backward pass.
-    ValueError on shapes, types or a map that do not fit, and when `backend` cannot run the call.
+    ValueError on shapes, types or a map that do not fit, and when `backend` cannot run the call. On a GPU, which would
+    have to be waited for, nobody reads what stands in the map and the orders: try a new one with backend="reference".
     """
     _check(q, k, v, block_map, q_order, kv_order)
     differentiable = torch.is_grad_enabled() and any(
@@ -82,9 +83,11 @@ def outruns_sdpa(q: Float[Tensor, "b h s d"]) -> bool:
     return q.device.type == "cpu" and load_backend(PACKAGE, "cpu").outruns_sdpa(q)
 
 
-def backend_reasons(device: str = "cpu") -> dict[str, str | None]:
-    """Return for each backend why it cannot run plain float32 attention on `device`, None where it can."""
-    return _reasons(torch.float32, None, device)
+def backend_reasons(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, head_dim: int = 64
+) -> dict[str, str | None]:
+    """Return for each backend why it cannot run plain attention of such tensors on `device`, None where it can."""
+    return _reasons(dtype, None, device, head_dim)
 
 
 def precision_reasons(precision: str, device: str = "cpu") -> dict[str, str | None]:
@@ -93,8 +96,8 @@ def precision_reasons(precision: str, device: str = "cpu") -> dict[str, str | No
     return _reasons(torch.bfloat16, precision, device)
 
 
-def _reasons(dtype: torch.dtype, precision: str | None, device: str) -> dict[str, str | None]:
-    q = torch.zeros(1, 1, 64, 64, device=device, dtype=dtype)
+def _reasons(dtype: torch.dtype, precision: str | None, device: str, head_dim: int = 64) -> dict[str, str | None]:
+    q = torch.zeros(1, 1, 64, head_dim, device=device, dtype=dtype)
     block_map = BlockMap.uniform(torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), 64, 64, 64, 64)
     package, accepted, given = _package(precision)
     return {name: load_backend(package, name, accepted).can_run(q, q, q, block_map, *given) for name in accepted}

@@ -50,10 +50,11 @@ def list_windows_kernel(
             ones = tl.where(keys < 64, (tl.cast(1, tl.int64) << (keys % 64)) - 1, -1)
             visited |= ones << (i_key - start)
             # Written again with every block that it holds keys of: nobody waits for a store.
-            tl.store(p_starts + written - 1, start)
-            tl.store(p_visited + written - 1, visited)
+            tl.store(p_starts + written - 1, start, mask=written <= capacity)
+            tl.store(p_visited + written - 1, visited, mask=written <= capacity)
             i_key += keys
-    tl.store(p_window_counts + i_line, written)
+    # More than there is room for only where a list names a block twice, which nobody checks on a GPU.
+    tl.store(p_window_counts + i_line, tl.minimum(written, capacity))
 
 
 def list_windows(

@@ -17,7 +17,15 @@ def rank_entries(scores: Float[Tensor, "*b n"]) -> tuple[Int[Tensor, "*b n"], Fl
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     places = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device).expand(scores.shape)
     ranks = torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(-1, order, places)
-    return ranks, torch.empty_like(scores).scatter_(-1, order, ranked.cumsum(-1) - ranked)
+    exact = scores.is_cuda and torch.are_deterministic_algorithms_enabled()
+    sums = sums_in_integers(ranked) if exact else ranked.cumsum(-1)
+    return ranks, torch.empty_like(scores).scatter_(-1, order, sums - ranked)
+
+
+def sums_in_integers(rows: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n"]:
+    """Return running sums of terms rounded to 2^-40 of a row's total: torch has no others on CUDA that repeat bits."""
+    unit = rows.abs().sum(-1, keepdim=True).double().clamp(min=1e-300) * 2.0**-40
+    return ((rows / unit).round().long().cumsum(-1) * unit).to(rows.dtype)
 
 
 def fill_budget(

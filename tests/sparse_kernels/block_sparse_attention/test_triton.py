@@ -189,10 +189,20 @@ def windows_take_every_visited_key_once(name: str, window: int) -> bool:
     return fits
 
 
+def windows_of_a_doubled_block_fit() -> bool:
+    """Nobody checks lists on a GPU: one that is wrong must not write beyond its room."""
+    counts, indices = torch.tensor([[[4, 1]]]).int(), torch.zeros(1, 1, 2, 4).int()
+    offsets = torch.tensor([[[0, 1000]]]).int()
+    windows, starts, _ = triton_windows.list_windows(counts, indices, offsets, 1000, 64)
+    whole = torch.equal(starts[0, 0, 1, :16], torch.arange(16).int() * 64)
+    return windows.tolist() == [[[starts.shape[-1], 16]]] and whole
+
+
 def report_from_interpreter() -> dict[str, Any]:
     """Everything that needs the kernel to run on CPU; called in a process of its own."""
     report: dict[str, Any] = {"compiled": compiled_equals_eager()}
     report |= {f"{name} {window}": windows_take_every_visited_key_once(name, window) for name, window in WINDOWED}
+    report["a doubled block"] = windows_of_a_doubled_block_fit()
     report |= {f"{name} as on Hopper": error_as_on_hopper(name) for name in HOPPER}
     for name, dtype in INTERPRETED:
         report[f"{name} {dtype}"] = error_and_budget(CASES[NAMES.index(name)], dtype)
@@ -225,6 +235,11 @@ def test_interpreter_parity_of_the_copy_engine(interpreter_report: dict[str, Any
 @pytest.mark.parametrize(("name", "window"), WINDOWED)
 def test_windows_take_every_visited_key_once(interpreter_report: dict[str, Any], name: str, window: int) -> None:
     assert interpreter_report[f"{name} {window}"]
+
+
+@pytest.mark.slow
+def test_windows_of_a_doubled_block_fit(interpreter_report: dict[str, Any]) -> None:
+    assert interpreter_report["a doubled block"]
 
 
 def test_what_the_copy_engine_cannot_read() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse_kernels import _extension, fill_budget, rank_entries
+from sparse_kernels.selection import reference
 
 EVERY_BACKEND = ["reference", "cpu"]
 
@@ -29,6 +30,14 @@ def test_ranks_are_those_of_a_stable_sort(backend: str, rows: int, entries: int)
     ranks, before = rank_entries(masses.mT.contiguous().mT, backend=backend)
     ahead = ranks[..., None, :] < ranks[..., None]
     assert torch.allclose(before.double(), (ahead * masses[..., None, :].double()).sum(-1), rtol=1e-6)
+
+
+def test_sums_in_integers_are_as_exact_as_others() -> None:
+    """What CUDA takes where deterministic algorithms are asked for: it has no other sums then."""
+    masses = make_scores(4, 300).clamp(-8, 8).exp().sort(descending=True).values
+    sums = reference.sums_in_integers(masses)
+    assert torch.allclose(sums.double(), masses.double().cumsum(-1), rtol=1e-6) and sums.dtype == torch.float32
+    assert not reference.sums_in_integers(torch.zeros(2, 3)).any()
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
