@@ -36,18 +36,22 @@ class Shape:
     threads: int
 
 
-def token_floor(method_for: Callable[[int], Method], sparse_steps: int, shape: Shape) -> float:
+def token_floor(
+    method_for: Callable[[int], Method], sparse_steps: int, shape: Shape, wanted: float = math.inf
+) -> float:
     """Return from how many tokens on the method for so many is quicker than dense attention over its sparse steps.
 
     Its first call, which may search or cluster from nothing, counts once. The gain is taken to rise evenly with the
-    logarithm of the tokens between the two sizes next to the floor, and beyond the largest one.
+    logarithm of the tokens between the two sizes next to the floor, and beyond the largest one. Sizes beyond the tokens
+    that are `wanted` are not timed, but for the second one, without which there is no rise. torch.OutOfMemoryError
+    where a size does not fit beside the model.
     """
     gains: list[float] = []
     sizes = GPU_SIZES if shape.device.type == "cuda" else SIZES
     for tokens in sizes:
         dense, first, later = seconds(method_for(tokens), tokens, shape)
         gains.append(sparse_steps * dense / (first + (sparse_steps - 1) * later))
-        if gains[-1] >= LEAST_GAIN:
+        if gains[-1] >= LEAST_GAIN or (tokens >= wanted and len(gains) > 1):
             break
     last = sizes[len(gains) - 1]
     if len(gains) == 1:
@@ -60,8 +64,9 @@ def token_floor(method_for: Callable[[int], Method], sparse_steps: int, shape: S
 @torch.no_grad()
 def seconds(method: Method, tokens: int, shape: Shape) -> tuple[float, float, float]:
     """Return the fewest seconds of dense attention, of a method's first call and of a later one, on made-up tokens."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 1, shape.heads, tokens, shape.channels, generator=generator).to(shape.device, shape.dtype)
+    generator = torch.Generator(shape.device).manual_seed(0)
+    size, where = (3, 1, shape.heads, tokens, shape.channels), {"device": shape.device, "dtype": shape.dtype}
+    q, k, v = torch.randn(size, generator=generator, **where)
     times: list[tuple[float, ...]] = []
     for _ in range(REPEATS):  # the first one warms up
         memory = LayerMemory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -77,15 +78,23 @@ def _reason_to_stay_dense(
     tokens, device = call.geometry.tokens, call.q.device
     if tokens < SIZES[0]:
         return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
-    reason = backend_reasons(device.type)["triton" if device.type == "cuda" else "cpu"]
+    reason = backend_reasons(str(device))["triton" if device.type == "cuda" else "cpu"]
     if reason is not None:
         return f"there is no quick kernel for sparse attention here: {reason}"
     heads, channels = call.q.shape[1], call.q.shape[3]
     heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
     shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
-    floor = _agreed(call, token_floor(lambda size: method_for(size).without_dense_steps(), sparse_steps, shape))
+    try:
+        own = token_floor(lambda size: method_for(size).without_dense_steps(), sparse_steps, shape, tokens)
+    except torch.OutOfMemoryError:
+        own = math.inf
+    floor = _agreed(call, own)
     if tokens < floor:
-        least = "at no length" if floor == float("inf") else f"from about {round(floor, -2):,.0f} tokens on"
+        least = (
+            "at no length that could be timed"
+            if floor == float("inf")
+            else f"from about {round(floor, -2):,.0f} tokens on"
+        )
         return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
     return None
 

@@ -76,6 +76,26 @@ def test_a_gpu_is_timed_at_lengths_that_keep_it_busy(monkeypatch: pytest.MonkeyP
     assert floor.token_floor(lambda tokens: Full(), 3, on_gpu) == pytest.approx(16384 * 2**0.1)
 
 
+def test_longer_sequences_than_are_wanted_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        floor, "seconds", lambda method, tokens, shape: seen.append(tokens) or (tokens / 2**20, 1.0, 1.0)
+    )
+    on_gpu = floor.Shape(1, 16, torch.bfloat16, torch.device("cuda"), 1)
+    for wanted, timed in ((9000, 2), (4000, 2), (32760, 3), (40000, 4)):
+        seen.clear()
+        assert floor.token_floor(lambda tokens: Full(), 3, on_gpu, wanted) > wanted and len(seen) == timed
+
+
+def test_where_memory_runs_out_it_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    def token_floor(*arguments: object) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(preset, "token_floor", token_floor)
+    choice = Preset().choose(make_call(0, 4, MADE_UP))
+    assert choice.method is None and "quicker here at no length that could be timed, and these are 2,048" in choice.line
+
+
 def test_calls_are_timed_once() -> None:
     times = floor.seconds(Full(), 256, SHAPE)
     assert len(times) == 3 and min(times) > 0 and floor.seconds(Full(), 256, SHAPE) is times
@@ -85,8 +105,9 @@ def test_the_preset_asks_for_the_floor_of_its_tokens(monkeypatch: pytest.MonkeyP
     call = make_call(0, 4, MADE_UP)
     asked: list[tuple[SVGEAR, int, floor.Shape]] = []
 
-    def token_floor(method_for: Callable[[int], SVGEAR], sparse_steps: int, shape: floor.Shape) -> float:
+    def token_floor(method_for: Callable[[int], SVGEAR], sparse_steps: int, shape: floor.Shape, wanted: int) -> float:
         asked.append((method_for(4096), sparse_steps, shape))
+        assert wanted == 2048
         return 2000.0
 
     monkeypatch.setattr(preset, "token_floor", token_floor)
@@ -104,7 +125,7 @@ def test_the_preset_asks_for_the_floor_of_its_tokens(monkeypatch: pytest.MonkeyP
 def test_a_warm_up_times_what_the_generation_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[SVGEAR, int]] = []
 
-    def token_floor(method_for: Callable[[int], SVGEAR], sparse_steps: int, shape: floor.Shape) -> float:
+    def token_floor(method_for: Callable[[int], SVGEAR], sparse_steps: int, shape: floor.Shape, wanted: int) -> float:
         asked.append((method_for(4096), sparse_steps))
         return 0.0
 
@@ -157,7 +178,7 @@ def test_a_pipeline_above_the_floor_runs_what_was_chosen(
 def test_the_preset_hears_how_many_steps_a_cache_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preset, "SIZES", (1,))
     asked: list[int] = []
-    monkeypatch.setattr(preset, "token_floor", lambda _, sparse_steps, shape: asked.append(sparse_steps) or 0.0)
+    monkeypatch.setattr(preset, "token_floor", lambda _, sparse_steps, shape, wanted: asked.append(sparse_steps) or 0.0)
     pipe = pipeline("wan-2.1")
     depth = len(pipe.transformer.blocks)
     table = Table(table=BlockTable("", tuple("c" * depth if step in (0, 2) else "r" * depth for step in range(STEPS))))
