@@ -23,8 +23,14 @@ from benchmarks.rows import origin, show
 from benchmarks.timing import median_seconds
 from sparse_kernels import BlockMap, block_sparse_attention
 from sparse_kernels._extension import instruction_set
+from sparse_kernels.block_map import block_of_position
 from sparse_kernels.block_sparse_attention import precision_reasons
 
+# A few times what was measured; the relative error of an output.
+LIMITS = {
+    torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, "int8": 5e-2, "fp8": 0.15,
+}  # fmt: skip
+SAMPLED_ROWS = 64
 COLUMNS = (
     "backend", "head_dim", "seq", "blocks", "density", "dense_backend", "ms_dense", "ms_ours", "speedup",
     "fraction_of_ideal", "fraction_of_gemm",
@@ -64,6 +70,25 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
     return ((out.double() - exact).norm() / exact.norm()).item()
 
 
+def sparse_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> float:
+    """Return the relative error over the visited blocks, of evenly spaced rows of every head in float64."""
+    rows = torch.linspace(0, q.shape[2] - 1, SAMPLED_ROWS, device=q.device).long()
+    queries = block_of_position(block_map.q_offsets, q.shape[2])
+    every = block_map.to_dense(), queries, block_of_position(block_map.kv_offsets, k.shape[2])
+    exact = []
+    for head in range(q.shape[1]):
+        mask, query_blocks, key_blocks = (x[0, head % x.shape[1]] for x in every)
+        scores = q[0, head, rows].double() @ k[0, head].double().mT * q.shape[-1] ** -0.5
+        visited = mask[query_blocks[rows]][:, key_blocks]
+        exact.append(scores.masked_fill(~visited, -torch.inf).softmax(-1) @ v[0, head].double())
+    return relative_error(out[0, :, rows], torch.stack(exact))
+
+
+def reason_against(precision: str | None, device: str) -> str | None:
+    """Return why the quick backend of a device cannot round to a precision, or None."""
+    return None if precision is None else precision_reasons(precision, device)["triton" if device == "cuda" else "cpu"]
+
+
 def measure(
     dtype: torch.dtype, head_dim: int, seq: int, heads: int, block: int, variable: bool, density: float, device: str,
     precision: str | None = None, flex: bool = False,
@@ -83,6 +108,7 @@ def measure(
     sparse = median_seconds(lambda: attend(mask), device, 3)
     exact = scaled_dot_product_attention(q[:, :, :256].double(), k.double(), v.double())
     error = relative_error(attend(torch.ones_like(mask))[:, :, :256], exact)
+    of_rows, limit = sparse_error(attend(mask), q, k, v, block_map), LIMITS.get(precision or "", LIMITS[dtype])
     density = block_map.density
     rate = 4 * heads * seq * seq * head_dim * density / sparse
     return {
@@ -93,6 +119,7 @@ def measure(
         "block_q": block, "block_kv": block, "density": density, "ms_dense": dense * 1e3, "ms_ours": sparse * 1e3,
         "speedup": dense / sparse, "fraction_of_ideal": dense / sparse * density,
         "fraction_of_gemm": rate / product_rate(dtype, device), "tflops_kept": rate / 1e12, "rel_l2_full": error,
+        "rel_l2_rows": of_rows, "ok": error <= limit and of_rows <= limit,
     }  # fmt: skip
 
 
@@ -132,10 +159,9 @@ def main(
 ) -> None:
     """Print a table of speed-ups and write the rows as JSON."""
     if precision is not None:
-        backend = "triton" if device == "cuda" else "cpu"
-        reason = precision_reasons(precision, device)[backend]
+        reason = reason_against(precision, device)
         if reason is not None:
-            raise typer.BadParameter(f"{backend} cannot run {precision}: {reason}", param_hint="--precision")
+            raise typer.BadParameter(f"{device} cannot run {precision}: {reason}", param_hint="--precision")
     cases, kind = Cases(json_file, device, float("inf"), {"heads": heads}), getattr(torch, dtype)
     for head_dim, seq in dict.fromkeys((head_dim, seq) for head_dim, seq, *_ in shapes(quick)):
         name = f"dense, {dtype}, {head_dim} x {seq:,}"

@@ -52,7 +52,11 @@ def attention_cases(device: str, smoke: bool) -> Iterator[Named]:
         name = f"{model}, {heads} x {seq:,} x {head_dim}, {blocks}, {density:g}" + (f", {kind}" if kind else "")
         precision, flex = (None, True) if kind == "flex" else (kind, False)
         size = (dtype, head_dim, seq, heads, block, variable, density, device)
-        yield name, partial(attention.measure, *size, precision=precision, flex=flex)
+        reason = attention.reason_against(precision, device)
+        if reason is None:
+            yield name, partial(attention.measure, *size, precision=precision, flex=flex)
+        else:
+            yield name, partial(dict, skipped=reason)
 
 
 def kmeans_cases(device: str, smoke: bool) -> Iterator[Named]:

@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.attention import make_map
+from benchmarks.attention import make_map, reason_against
 from benchmarks.cases import Cases
 from benchmarks.kmeans import inertia, make_rows
 from benchmarks.rows import Row, origin
@@ -120,7 +120,8 @@ def kernels_of(shape: Shape, device: str, first_type: bool) -> dict[str, Callabl
         kernels["k-means"] = clusters
     if first_type:
         kernels["attention in int8"] = partial(attention, precision="int8")
-    if first_type and device == "cuda":  # the interpreter rounds to E4M3 wrongly
+    # The interpreter rounds to E4M3 wrongly, older devices not at all.
+    if first_type and device == "cuda" and reason_against("fp8", device) is None:
         kernels["attention in fp8"] = partial(attention, precision="fp8")
     return kernels
 

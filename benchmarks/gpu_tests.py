@@ -16,6 +16,7 @@ import typer
 from benchmarks.rows import Row, origin, write_rows
 
 WORKERS = 6  # processes, where pytest-xdist is installed: most of the time goes into compiling kernels
+NEEDED = "pytest", "beartype"
 ROOT = Path(__file__).parents[1]
 
 
@@ -65,12 +66,23 @@ def main(
     smoke: Annotated[bool, typer.Option(help="without a GPU all tests are skipped, but collected")] = False,
 ) -> None:
     """Run and write rows."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        skipped = f"{' and '.join(missing)} missing: pip install -e '.[dev]'"
+        rows = [{"case": "gpu tests", "skipped": skipped}]
+    else:
+        rows = _run()
+    if json_file is not None:
+        write_rows(json_file, [origin("cpu" if smoke else "cuda") | row for row in rows])
+
+
+def _run() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         status = run_tests(gpu_files(), report)
-        rows = rows_of(report) if report.is_file() else [{"case": "gpu tests", "error": f"pytest ended with {status}"}]
-    if json_file is not None:
-        write_rows(json_file, [origin("cpu" if smoke else "cuda") | row for row in rows])
+        if report.is_file():
+            return rows_of(report)
+        return [{"case": "gpu tests", "error": f"pytest ended with {status}"}]
 
 
 if __name__ == "__main__":

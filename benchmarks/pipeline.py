@@ -99,10 +99,8 @@ class Ways:
         stock = self.made_stock
         made = stock if way == STOCK else self.make(way)
         difference = ((made.latents - stock.latents).norm() / stock.latents.norm()).item()
-        about = {"steps": self.call["num_inference_steps"], "dtype": str(self.loaded.dtype).removeprefix("torch.")}
-        if made.calls:
-            about |= {"tokens": made.calls[0].shape[2], "dense_share": self.shares["dense_steps"]}
-        return origin("cpu") | about | {
+        return origin("cpu") | {
+            "tokens": made.calls[0].shape[2] if made.calls else None,
             "method": way.method, "compiled": way.compiled, "openvino": way.openvino, "seconds": made.seconds,
             "stock_seconds": stock.seconds, "speedup": stock.seconds / made.seconds,
             "cpu_seconds": made.cpu_seconds, "stock_cpu_seconds": stock.cpu_seconds, "difference": difference,

@@ -27,7 +27,7 @@ from benchmarks.rows import Row, origin
 from benchmarks.timing import seconds_each
 
 DENSITY = 0.25
-STEPS = 4
+STEPS = 10
 WARM_STEPS = 2  # the first step of a method may only plan, the second runs the sparse kernel
 TEXT_TOKENS = 512
 FULL_DIFFERENCE = 0.05  # of the last latents, relative; rounding to bfloat16 grows from step to step
@@ -131,14 +131,14 @@ def methods() -> dict[str, dict[str, Any]]:
 
 
 def measure(loop: Loop, method: str, options: dict[str, Any]) -> Row:
-    """Return the row of a method's last step, whose planning starts from the steps before; also of its first step."""
+    """Return the row of a method's median step, what it was spent on, and of all steps with those that search."""
     dense = loop.dense
     handle = accel.enable(loop, method, **options)
     try:
         with preferring(dense.backend):
             loop.run(WARM_STEPS)
             seconds, latents = loop.run(STEPS)
-        row = _parts(handle.stats(), seconds, STEPS - 1)
+        row = _parts(handle.stats(), seconds, _median_step(seconds))
         memory = handle.peak_memory_bytes() / 2**20
     finally:
         handle.disable()
@@ -146,8 +146,9 @@ def measure(loop: Loop, method: str, options: dict[str, Any]) -> Row:
     # Random weights tell nothing of quality: only of full attention must this be small.
     difference = ((latents - dense.latents).norm() / dense.latents.norm()).item()
     return row | {
-        "method": method, "ms_first_step": seconds[0] * 1e3, "memory_megabytes": memory, "dense_backend": dense.backend,
-        "ms_dense": stock * 1e3, "speedup": stock / seconds[-1], "difference": difference,
+        "method": method, "ms_steps": [each * 1e3 for each in seconds], "memory_megabytes": memory,
+        "dense_backend": dense.backend, "ms_dense": stock * 1e3, "speedup": stock * 1e3 / row["ms_step"],
+        "speedup_of_all": stock * STEPS / sum(seconds), "difference": difference,
         "ok": difference < (FULL_DIFFERENCE if row["density"] == 1 else float("inf")),
     }  # fmt: skip
 
@@ -156,10 +157,14 @@ def measure_dense(loop: Loop) -> Row:
     """Return the row of the stock transformer, taken apart by a method that leaves every call to it."""
     dense = loop.dense
     row = measure(loop, "full", {"dense_steps": 1.0}) | {
-        "method": "dense",
-        "ms_step": dense.seconds[dense.backend] * 1e3,
-    }
+        "method": "dense", "ms_step": dense.seconds[dense.backend] * 1e3,
+    }  # fmt: skip
     return row | {f"ms_{name}": seconds * 1e3 for name, seconds in dense.seconds.items()}
+
+
+def _median_step(seconds: list[float]) -> int:
+    """Return the step of median time after the first, which plans from nothing."""
+    return sorted(range(1, len(seconds)), key=seconds.__getitem__)[len(seconds) // 2 - 1]
 
 
 def _parts(records: list[Any], seconds: list[float], step: int) -> Row:
