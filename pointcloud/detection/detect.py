@@ -14,7 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from pointcloud.boxes import Detections
 from pointcloud.detection.detector import Detector
-from pointcloud.detection.inputs import Inputs
+from pointcloud.detection.inputs import Inputs, outside_note
 from pointcloud.detection.pictures import colored, draw
 from pointcloud.detection.records import earlier_record, line_about, say, state_of, write_json
 from pointcloud.detection.scans import SUMMARY, Scan, find_scans
@@ -72,6 +72,7 @@ def _detect(scan: Scan, detector: Detector, inputs: Inputs, asked: dict[str, Any
     cloud = read_points(scan.source)
     times.append(time.perf_counter())
     prepared, notes = inputs.prepare(cloud, detector.config.attributes)
+    notes |= outside_note(prepared.xyz, detector.config.grid)
     found = inputs.restore(detector.detect(prepared, asked["threshold"]).cpu())
     times.append(time.perf_counter())
     scan.target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from pointcloud.boxes import Detections
 from pointcloud.cli import app
-from pointcloud.detection.inputs import USUAL_INTENSITY, Inputs, full_intensity, ground_height
+from pointcloud.detection.inputs import USUAL_INTENSITY, Inputs, full_intensity, ground_height, outside_note
 from pointcloud.files import read_points, write_points
 from pointcloud.points import PointCloud
+from pointcloud.voxels import VoxelGrid
 from tests.pointcloud.files.test_files import write_las
 
 
@@ -34,6 +35,13 @@ def test_points_without_intensity_get_one() -> None:
     prepared, notes = Inputs(intensity=0.3).prepare(cloud(intensity=own), ("intensity",))
     assert torch.equal(prepared.attributes["intensity"], own) and not notes
     assert not Inputs().prepare(cloud(), ())[0].attributes  # a network that takes none
+
+
+def test_a_cloud_that_the_detector_hardly_sees_is_said() -> None:
+    grid, points = VoxelGrid((-10, -10, -1), (10, 10, 3), (1, 1, 1)), cloud().xyz  # to 20 m along x and y
+    assert not outside_note(points * 0.5, grid) and not outside_note(points - points.new_tensor([10, 10, 0]), grid)
+    (note,) = outside_note(points, grid).values()
+    assert note.startswith("2") and "(x -10 to 10, y -10 to 10, z -1 to 3 m around the sensor)" in note
 
 
 @pytest.mark.parametrize("full", [255, 1023, 4095, 65535])
