@@ -53,15 +53,22 @@ class Case:
         return merge_centroids(self.q, *arguments, scale=SCALE, backend=backend)
 
 
-def make_case(head_dim: int = 40, dtype: torch.dtype = torch.float32, strided: bool = False, spread: float = 1) -> Case:
+def make_case(
+    head_dim: int = 40,
+    dtype: torch.dtype = torch.float32,
+    strided: bool = False,
+    spread: float = 1,
+    tokens: int = 211,
+    clusters: tuple[int, int] = (18, 37),
+) -> Case:
     generator = torch.Generator().manual_seed(head_dim)
-    shape = (2, 211, 3, head_dim) if strided else (2, 3, 211, head_dim)
+    shape = (2, tokens, 3, head_dim) if strided else (2, 3, tokens, head_dim)
     q, k, v = (spread * torch.randn(3, *shape, generator=generator)).to(dtype)
     if strided:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    starts = k[:, :, :37].float().clone()
+    starts = k[:, :, : clusters[1]].float().clone()
     starts[:, :, 5] = 1e4  # nobody's nearest
-    queries = kmeans(q, q[:, :, :18].float(), iterations=3, backend="reference")
+    queries = kmeans(q, q[:, :, : clusters[0]].float(), iterations=3, backend="reference")
     keys = kmeans(k, starts, iterations=2, backend="reference")
     return Case(q, k, v, queries, keys, pooled(take_rows(v, keys.order), keys.offsets))
 
