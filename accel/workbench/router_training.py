@@ -9,7 +9,8 @@ import torch
 
 from accel.errors import InputError
 from accel.files import unwritable
-from accel.routing.training import CHECKPOINT, Recipe, RouterTrainer, learning_rate_factor
+from accel.routing.recipe import Recipe, learning_rate_factor
+from accel.routing.training import CHECKPOINT, RouterTrainer
 from accel.workbench.captioned_videos import Samples, samples_of
 from accel.workbench.loading import LoadedPipeline
 

@@ -18,7 +18,8 @@ import typer
 from torch import Tensor
 
 from accel.models.adapters import adapter_for
-from accel.routing.training import CHECKPOINT, Recipe, RouterTrainer, learning_rate_factor
+from accel.routing.recipe import Recipe, learning_rate_factor
+from accel.routing.training import CHECKPOINT, RouterTrainer
 from accel.workbench.loading import fast_bfloat16
 from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.model import build_tokenizer, embed_captions

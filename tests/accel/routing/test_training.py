@@ -20,8 +20,9 @@ from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers
 from accel.routing.losses import gate_rate_loss, step_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.policy import Routed
+from accel.routing.recipe import Recipe, learning_rate_factor
 from accel.routing.router import WIDTHS, Routers, RoutersConfig
-from accel.routing.training import Recipe, RouterTrainer, learning_rate_factor
+from accel.routing.training import RouterTrainer
 from tests.accel.routing.made import vary, wan_routers
 from tests.accel.wan_models import embeddings, pipeline
 
