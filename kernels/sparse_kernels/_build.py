@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
     """Return the library, built if need be; safe when several processes start at once. `flags` are for debugging."""
     from filelock import FileLock
 
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     folder, units = cache_folder(), _units(platform.machine())
-    library = folder / f"{_name(units, flags)}-{hashlib.sha256(version).hexdigest()[:8]}.so"
+    library = folder / f"{_name(units, flags)}-{hashlib.sha256(version.encode()).hexdigest()[:8]}.so"
     if _is_whole(library):
         return library
     with FileLock(f"{library}.lock"):
@@ -62,9 +62,11 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
 
 
 def find_compilers() -> list[str]:
-    """Return the C++ compilers of this machine, the first to try first; c++ is one of the others by another name."""
+    """Return the C++ compilers of this machine, the first to try first."""
     found = [path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))]
-    return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+    known = set(map(os.path.realpath, found[:-1]))
+    # c++ is mostly one of the others by another name.
+    return found[:-1] if found and found[-1].endswith("c++") and os.path.realpath(found[-1]) in known else found
 
 
 def find_library() -> Path | None:
@@ -187,11 +189,12 @@ def _compile(compiler: str, units: Units, folder: Path, extra: tuple[str, ...]) 
         return output
 
     with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(one, name) for name in units]
+        # Those first that an old compiler cannot build: one that fails is enough.
+        jobs = [pool.submit(one, name) for name in sorted(units, key=lambda name: "amx" not in name)]
         try:
-            objects = [job.result() for job in jobs]
-        except subprocess.CalledProcessError:
-            pool.shutdown(wait=False, cancel_futures=True)  # one that fails is enough
+            objects = [job.result() for job in as_completed(jobs)]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     library = folder / "library.so"
     link = [compiler, *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", *LINK]

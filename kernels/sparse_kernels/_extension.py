@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import subprocess
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,29 +17,36 @@ from sparse_kernels._build import build, find_compilers, find_library
 def load() -> str | None:
     """Load the kernels, building them if this machine has none yet; return the reason when that fails."""
     compilers = find_compilers()
-    reason = _load(find_library) if not compilers else None
-    for compiler in compilers:
-        reason = _load(partial(build, compiler))
+    reasons = (
+        []
+        if compilers
+        else ["no C++ compiler was found; install one (Debian: apt-get install g++) to get the fast kernels"]
+    )
+    for compiler in (None, *compilers):
+        reason = _load(compiler)
         if reason is None:
             break
-        reason = f"building or loading the C++ kernel with {compiler} failed: {reason}; GCC 11 or clang 12 can"
-    if reason is not None:
-        return reason
+        reasons += [reason] if reason else []
+    else:
+        return "; ".join(reasons)
     # Fakes stand beside their operators, and can be registered only now that these exist.
     for file in sorted(Path(__file__).parent.glob("*/fakes.py")):
         importlib.import_module(f"sparse_kernels.{file.parent.name}.fakes")
     return None
 
 
-def _load(library: Callable[[], Path | None]) -> str | None:
-    """Load a library, and return why that failed, or None."""
+def _load(compiler: str | None) -> str | None:
+    """Load what a compiler makes, or what is there; return why that failed, or nothing if nothing is there."""
     try:
-        path = library()
-        if path is None:
-            return "no C++ compiler was found; install one (Debian: apt-get install g++) to get the fast CPU kernel"
-        torch.ops.load_library(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        return _telling_line(getattr(error, "stderr", None) or str(error))
+        library = find_library() if compiler is None else build(compiler)
+        if library is None:
+            return ""
+        torch.ops.load_library(str(library))
+    except subprocess.CalledProcessError as error:
+        said = _telling_line(error.stderr or str(error))
+        return f"building the C++ kernels with {compiler} failed: {said} (GCC 11 and clang 12 can)"
+    except OSError as error:
+        return f"building or loading the C++ kernels failed: {_telling_line(str(error))}"
     return None
 
 

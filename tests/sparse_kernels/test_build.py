@@ -80,10 +80,46 @@ def test_a_failed_build_names_its_first_error(said: str, told: str, monkeypatch:
         raise subprocess.CalledProcessError(1, [compiler], stderr=said)
 
     monkeypatch.setattr(_extension, "build", build)
-    monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++"])
-    reason = _extension.load.__wrapped__()
-    assert reason.startswith(f"building or loading the C++ kernel with g++ failed: {told}")
-    assert reason.endswith("; GCC 11 or clang 12 can")
+    monkeypatch.setattr(_extension, "find_library", lambda: None)
+    monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++", "clang++"])
+    first, _, second = _extension.load.__wrapped__().partition("; ")
+    assert first.startswith(f"building the C++ kernels with g++ failed: {told}") and first.endswith(
+        "(GCC 11 and clang 12 can)"
+    )
+    assert second.startswith("building the C++ kernels with clang++ failed: ")
+
+
+def test_a_compiler_that_does_not_run_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac without its command-line tools."""
+    shim = tmp_path / "g++"
+    shim.write_text("#!/bin/sh\necho 'error: no developer tools were found' >&2\nexit 1\n")
+    shim.chmod(0o755)
+    monkeypatch.setattr(_build, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(_extension, "find_compilers", lambda: [str(shim)])
+    assert "failed: error: no developer tools were found" in _extension.load.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ({"g++": None, "clang++": None, "c++": "g++"}, ["g++", "clang++"]),
+        ({"clang++": None, "c++": "clang++"}, ["clang++"]),
+        ({"c++": None}, ["c++"]),
+        ({"ccache": None, "g++": "ccache", "clang++": "ccache"}, ["g++", "clang++"]),
+        ({}, []),
+    ],
+)
+def test_compilers_of_a_machine(
+    there: dict[str, str | None], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, target in there.items():
+        path = tmp_path / name
+        if target is None:
+            path.touch(mode=0o755)
+        else:
+            path.symlink_to(target)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [Path(path).name for path in _build.find_compilers()] == expected
 
 
 def test_the_next_compiler_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +132,7 @@ def test_the_next_compiler_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path("library.so")
 
     monkeypatch.setattr(_extension, "build", build)
+    monkeypatch.setattr(_extension, "find_library", lambda: None)
     monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++", "clang++", "c++"])
     monkeypatch.setattr("torch.ops.load_library", lambda path: None)
     monkeypatch.setattr(_extension, "importlib", mock.Mock())  # operators are not there
