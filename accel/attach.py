@@ -45,6 +45,8 @@ def enable(
     transformers = _transformers(pipe_or_transformer)
     attachments = [_attachment(each, chosen, policy, pipeline) for each in transformers]
     for transformer, attachment in zip(transformers, attachments, strict=True):
+        hook = attachment.hook
+        hook.others = [other.hook.session.denoising for other in attachments if other is not attachment]
         attach(transformer, attachment)
     return Handle(attachments)
 
@@ -139,7 +141,7 @@ def _attachment(transformer: nn.Module, method: Method | None, policy: Policy | 
     _check_processors(modules)
     if method is not None and not adapter.dispatched and any(has_weights(module) for module in modules.values()):
         warnings.warn("accel leaves layers with an IP-Adapter dense in this model", stacklevel=4)
-    session = Session(method, len(modules))
+    session = Session(method, len(modules), adapter.one_mask)
     resting = None if policy is None else Resting(policy, transformer, adapter, session.denoising)
     return Attachment.to(transformer, ProgressHook(session, adapter, pipeline), resting)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -39,6 +40,8 @@ class BorrowedWeights:
     def put(self, transformer: nn.Module) -> None:
         """Put them in."""
         parameters = dict(transformer.named_parameters()) if self._weights else {}
+        # A handle may outlive the transformer.
+        weakref.finalize(transformer, self._own.clear).atexit = False
         for key, weight in self._weights.items():
             self._own.append((parameters[key], parameters[key].clone()))
             parameters[key].copy_(weight)

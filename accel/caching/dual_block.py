@@ -51,7 +51,7 @@ class DualBlock(Bounded):
         if rests and state.residual is not None:
             reused.add(call.step)
             return Reuse(self.order)
-        state.residual = residual
+        state.residual = None if call.progress.is_last else residual
         return Compute()
 
     def _is_near(self, residual: Tensor, state: DualBlockState) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks.hooks import HookRegistry, ModelHook
@@ -16,7 +14,9 @@ HOOK = "accel_cache"
 
 
 class _CacheHook(ModelHook):
-    """One of the hooks of a policy."""
+    """One of the hooks of a policy; `wrapper` is the `forward` that diffusers makes of it."""
+
+    wrapper: Any = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse copies: what diffusers wraps around `forward` would run the transformer that it was made for."""
@@ -81,7 +81,7 @@ class LinearHook(_CacheHook):
 def install_cache(transformer: nn.Module, resting: Resting) -> None:
     """Put the hooks on a transformer that carries none of ours."""
     adapter = resting.adapter
-    hooks: list[tuple[nn.Module, ModelHook]] = [(transformer, ForwardHook(resting))]
+    hooks: list[tuple[nn.Module, _CacheHook]] = [(transformer, ForwardHook(resting))]
     if resting.units is not None and adapter.blocks is not None:
         for index, block in enumerate(adapter.blocks(transformer)):
             hooks.append((block, BlockHook(resting, index)))
@@ -91,8 +91,7 @@ def install_cache(transformer: nn.Module, resting: Resting) -> None:
     if resting.policy.by_time and adapter.time_embedding is not None:
         hooks.append((adapter.time_embedding(transformer), TimeHook(resting)))
     for module, hook in hooks:
-        with _inside_offloading(module):
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+        _register(module, hook)
     resting.weights.put(transformer)
     HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
 
@@ -110,25 +109,38 @@ def remove_cache(transformer: nn.Module) -> None:
     if resting is not None:
         resting.weights.give_back()
     for module in transformer.modules():
-        registry: Any = getattr(module, "_diffusers_hook", None)
-        if registry is not None and registry.get_hook(HOOK) is not None:
-            with _inside_offloading(module):
-                registry.remove_hook(HOOK, recurse=False)
+        _unregister(module)
     HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
 
 
-@contextmanager
-def _inside_offloading(module: Any) -> Iterator[None]:
-    """Change what accelerate wraps instead of what it put around that.
+def _register(module: Any, hook: _CacheHook) -> None:
+    """Put a hook on a module, inside what accelerate wraps around its `forward` instead of around that.
 
     Offloading of whole models takes its own wrapper off after every generation, and all that was put around it since.
     """
-    outer = module.forward if hasattr(module, "_old_forward") else None
-    if outer is None:
-        yield
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    offloaded = getattr(module, "_old_forward", None)
+    if offloaded is None:
+        registry.register_hook(hook, HOOK)
+        hook.wrapper = module.forward
         return
-    module.forward = module._old_forward
-    try:
-        yield
-    finally:
-        module._old_forward, module.forward = module.forward, outer
+    outer, module.forward = module.forward, offloaded
+    registry.register_hook(hook, HOOK)
+    hook.wrapper = module._old_forward = module.forward
+    module.forward = outer
+    for order in (registry._hook_order, registry._fn_refs):  # innermost: the others are around accelerate's
+        order.insert(0, order.pop())
+
+
+def _unregister(module: Any) -> None:
+    """Take the hook off a module, and leave what accelerate and others put around it since."""
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    hook: Any = None if registry is None else registry.get_hook(HOOK)
+    if registry is None or hook is None:
+        return
+    if getattr(module, "_old_forward", None) is not hook.wrapper:
+        registry.remove_hook(HOOK, recurse=False)
+        return
+    module._old_forward = hook.fn_ref.original_forward or hook.fn_ref.forward
+    place = registry._hook_order.index(HOOK)
+    del registry.hooks[HOOK], registry._hook_order[place], registry._fn_refs[place]

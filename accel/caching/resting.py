@@ -93,7 +93,10 @@ class Resting:
             for row in range(batch):
                 generation.progress = dataclasses.replace(progress, sample=row)
                 own = [sample_of(value, row, batch) for value in args]
-                named = {name: sample_of(value, row, batch) for name, value in kwargs.items()}
+                named = {
+                    name: value if name in self.adapter.shared else sample_of(value, row, batch)
+                    for name, value in kwargs.items()
+                }
                 outputs.append(self._run(generation, latents[row : row + 1], stock, own, named))
         finally:
             generation.progress = progress
@@ -186,14 +189,14 @@ class Resting:
         self, generation: Generation, call: BlockCall, decision: Decision, inputs: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Return the streams with what is reused added to them; one that ends in the stretch stays."""
-        if not isinstance(decision, Reuse):
-            return inputs
         memory = self._memory(generation, call)
         pasts = [memory.history(stream=number) for number in range(len(inputs))]
-        rested = tuple(
-            _plus(x, past.forecast(call.step, decision.order)) if past.steps else x
-            for x, past in zip(inputs, pasts, strict=True)
-        )
+        rested = inputs
+        if isinstance(decision, Reuse):
+            rested = tuple(
+                _plus(x, past.forecast(call.step, decision.order)) if past.steps else x
+                for x, past in zip(inputs, pasts, strict=True)
+            )
         for past in pasts if call.progress.is_last else ():
             past.clear()
         return rested

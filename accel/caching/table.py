@@ -109,7 +109,7 @@ class Table(Policy):
             )
 
     def units(self, depth: int) -> tuple[range, ...]:
-        """Return the neighbours that always rest together; InputError for a table of another depth."""
+        """Return the neighbours that rest together, without those that never do; InputError for another depth."""
         if not isinstance(self.table, BlockTable):
             return (range(depth),)
         if self.table.depth != depth:
@@ -119,7 +119,8 @@ class Table(Policy):
             )
         columns = list(zip(*self.table.steps, strict=True))
         groups = [list(group) for _, group in groupby(range(depth), key=lambda index: columns[index])]
-        return tuple(range(group[0], group[-1] + 1) for group in groups)
+        resting = [group for group in groups if set(columns[group[0]]) != {"c"}]
+        return tuple(range(group[0], group[-1] + 1) for group in resting or groups)
 
     def decide(self, call: BlockCall, memory: Memory) -> Decision:
         """Return what the table says, or the interval."""

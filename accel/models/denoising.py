@@ -25,7 +25,8 @@ class Generation:
         self.branches: set[str] = set()  # seen in this step
         self.records = Records()
         self.blocks: list[BlockRecord] = []
-        self.mask: tuple[Tensor, bool, list[slice | Tensor] | None] | None = None  # read last, and what it says
+        self.calls = 0  # of the transformer
+        self.mask: tuple[Any, bool, list[slice | Tensor] | None] | None = None  # read last, and what it says
         self.memories: dict[Hashable, LayerMemory] = defaultdict(LayerMemory)
         self.peak_memory_bytes = 0
         self.finished = False
@@ -57,6 +58,7 @@ class Generation:
     def begin_call(self, geometry: Geometry | None, progress: Progress | None, schedule: Any) -> None:
         """Note where the call that starts is."""
         self.note_memory()
+        self.calls += 1
         if progress is not None:
             if self.progress is None or progress.step != self.progress.step:
                 self.branches.clear()
@@ -104,6 +106,15 @@ class Denoising:
         if generation is None or not generation.continues(progress, schedule, repeats, begins):
             generation = self._threads.generation = self.latest = Generation()
         generation.begin_call(geometry, progress, schedule)
+
+    def drop_where_done(self, progress: Progress | None) -> None:
+        """Drop what is remembered where another transformer of the pipeline is two steps ahead: it has taken over."""
+        generation: Generation | None = getattr(self._threads, "generation", None)
+        if generation is None or generation.progress is None or progress is None:
+            return
+        if progress.step >= generation.progress.step + 2:
+            generation.note_memory()
+            generation.memories.clear()
 
     def end_generation(self) -> None:
         """Drop what layers and caches remember; the records stay readable until the next generation starts."""

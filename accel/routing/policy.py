@@ -121,7 +121,7 @@ class Routed(Policy):
         assert self.routers is not None and call.time is not None
         if self.routers.device != call.x.device:
             self.routers.to(call.x.device)
-        probability, width = self.routers.read(call.blocks[0], call.x, call.time)
+        probability, width = self.routers.read(call.blocks[0], call.x, call.time.to(call.x.device))
         if self._taught_reuse:
             return self._by_rate(probability, memory)
         if probability < self.threshold:

@@ -317,7 +317,8 @@ def test_where_only_the_reference_could_run_it_stays_dense(monkeypatch: pytest.M
 def test_what_a_generation_remembers_goes_with_its_last_step() -> None:
     """The pipeline says that it has ended when the video is decoded, which takes memory."""
     pipe, remembered = pipeline("wan-2.1"), []
-    for method, cache in (("adaspa", None), (None, "table:every=2:order=1"), (None, "prune:threshold=1.0")):
+    caches = ("table:every=2:order=1", "prune:threshold=1.0", "dual-block:first=1")
+    for method, cache in (("adaspa", None), *((None, cache) for cache in caches)):
         with accel.enabled(pipe, method, cache, **(SPARSE if method else {})) as handle:
 
             def note(
@@ -329,6 +330,20 @@ def test_what_a_generation_remembers_goes_with_its_last_step() -> None:
             first = generate(pipe, callback_on_step_end=note)
             assert remembered[-1] == 0 < remembered[-2] <= handle.peak_memory_bytes()
             assert torch.equal(generate(pipe), first)
+
+
+def test_what_one_expert_remembered_goes_when_the_other_has_taken_over() -> None:
+    pipe, remembered = pipeline("wan-2.2"), []
+    with accel.enabled(pipe, "adaspa", density=0.3, block=16, dense_steps=0.0) as handle:
+        first = pipe.transformer._diffusers_hook.get_hook("accel_progress").session.denoising
+
+        def note(pipe: Any, step: int, timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+            remembered.append(first.latest.memory_bytes())
+            return arguments
+
+        made = generate(pipe, callback_on_step_end=note)
+        assert remembered[0] > 0 == remembered[-2] == remembered[-1]
+        assert torch.equal(generate(pipe), made) and handle.memory_bytes() == 0
 
 
 def test_a_pipeline_that_took_the_parts_over_knows_the_step() -> None:

@@ -52,6 +52,7 @@ def with_controls(
     The model adds that again where the blocks rest: it is none of what they add.
     """
     return tuple(
-        start if output is None or x is output else start + (x - output)
+        # On another device `x` is a copy.
+        start if output is None or x is output else start + (x.to(output.device) - output).to(start.device)
         for start, output, x in zip(starts, outputs, inputs, strict=True)
     )

@@ -15,8 +15,8 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
-from diffusers.hooks import apply_group_offloading
-from torch import nn
+from diffusers.hooks import ModelHook, apply_group_offloading
+from torch import Tensor, nn
 
 import accel
 from accel.attach import adapter_for
@@ -27,7 +27,7 @@ from accel.caching.resting import Resting
 from accel.caching.table import BlockTable, Table
 from accel.models.denoising import Denoising
 from tests.accel.routing.made import wan_routers
-from tests.accel.wan_models import STEPS, generate, pipeline, transformer
+from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 
 SPARSE = dict(density=0.3, block=16)
 RESTS = EasyCache(warmup=1, threshold=1.0)
@@ -280,3 +280,39 @@ def test_offloading_of_whole_models(cache: Any, attached_first: bool, monkeypatc
         assert torch.equal(generate(pipe), stock) and brought.count(pipe.transformer) == 2 * STEPS
     pipe.remove_all_hooks()
     assert torch.equal(generate(pipe), stock)
+
+
+@pytest.mark.parametrize("ours_goes_first", [True, False])
+def test_a_hook_around_offloading_stays_where_it_is(ours_goes_first: bool) -> None:
+    pipe, heard = pipeline("wan-2.1"), []
+
+    class Ear(ModelHook):
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            """Note the call."""
+            heard.append(hasattr(module, "_hf_hook"))
+            return args, kwargs
+
+    stock = generate(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    handle = accel.enable(pipe, None, cache=RESTS)
+    registry = pipe.transformer._diffusers_hook
+    registry.register_hook(Ear(), "ear")
+    forward = pipe.transformer.forward
+    if ours_goes_first:
+        handle.disable()
+        assert pipe.transformer.forward is forward and pipe.transformer._hf_hook is not None
+        with torch.no_grad():
+            assert pipe.transformer(**_inputs(), return_dict=False)[0].isfinite().all() and heard == [True]
+        registry.remove_hook("ear")
+    else:
+        registry.remove_hook("ear")
+        made = generate(pipe)
+        assert {block.kind for block in handle.blocks()} == {"computed", "reused"} and not torch.equal(made, stock)
+        handle.disable()
+    assert torch.equal(generate(pipe), stock) and not heard[1:]
+
+
+def _inputs() -> dict[str, Tensor]:
+    return dict(
+        hidden_states=torch.randn(1, 16, 3, 8, 8), timestep=torch.tensor([500.0]), encoder_hidden_states=embeddings(1)
+    )
