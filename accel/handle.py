@@ -128,12 +128,12 @@ def processors_of(transformer: Any, session: Session) -> list[tuple[str, Any, Sp
 
     Stable Diffusion 3 knows the processors of its IP-Adapter by their class: they stay.
     """
-    adapter = adapter_for(transformer)
-    return [
-        (name, module, wrap_processor(module.processor, session, layer, adapter.dispatched))
-        for layer, (name, module) in enumerate(adapter.modules(transformer).items())
-        if adapter.dispatched or not has_weights(module)
-    ]
+    adapter, found = adapter_for(transformer), []
+    for layer, (name, module) in enumerate(adapter.modules(transformer).items()):
+        if adapter.dispatched or not has_weights(module):
+            dispatched = adapter.dispatched and type(module.processor).__name__ not in adapter.caught
+            found.append((name, module, wrap_processor(module.processor, session, layer, dispatched)))
+    return found
 
 
 def has_weights(module: Any) -> bool:

@@ -42,7 +42,7 @@ def _as_pairs(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b q k"] | 
         if not bool(((mask == 0) | (mask <= MASKED)).all()):
             return None
         mask = mask == 0
-    if not bool((mask == mask[:, :1]).all()):  # heads that differ
+    if mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):  # heads that differ
         return None
     return mask[:, 0].expand(batch, -1, -1)
 

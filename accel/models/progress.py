@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from accel.models.adapters import adapter_of
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument
 from accel.models.compiling import outside_graphs
+from accel.models.denoising import Denoising
 from accel.models.session import Session
 
 HOOK = "accel_progress"
@@ -67,8 +69,9 @@ class ProgressHook(ModelHook):
     def __init__(self, session: Session, adapter: Adapter, pipeline: Any):
         super().__init__()
         self.session, self.adapter = session, adapter
-        self._pipeline = None if pipeline is None else weakref.ref(pipeline)
-        self._latest_scheduler = getattr(pipeline, "scheduler", None)
+        self._pipeline = _weakly(pipeline)
+        self._latest_scheduler = _weakly(getattr(pipeline, "scheduler", None))
+        self.others: list[Denoising] = []  # of the pipeline's other transformers
         # Diffusers hands the cache context to state managers only.
         self.context = _ThreadContext()
         self._order = threading.local()  # schedule, timestep, step and number of the latest call
@@ -76,7 +79,7 @@ class ProgressHook(ModelHook):
     @property
     def pipeline(self) -> Any:
         """The pipeline whose schedule counts, None where it is unknown or gone."""
-        return None if self._pipeline is None else self._pipeline()
+        return self._pipeline()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without threads and pipeline, and with the adapter's class: it holds functions without a name."""
@@ -85,13 +88,14 @@ class ProgressHook(ModelHook):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_order": threading.local(), "adapter": adapter_of(state["adapter"])}
+        self._pipeline = self._latest_scheduler = _weakly(None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgressHook:
         """Return a hook for a copied transformer: of the copied pipeline, or of the same one."""
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         pipeline = memo.get(id(self.pipeline), self.pipeline)
-        copied._pipeline = None if pipeline is None else weakref.ref(pipeline)
+        copied._pipeline = _weakly(pipeline)
         return copied
 
     @outside_graphs
@@ -104,6 +108,8 @@ class ProgressHook(ModelHook):
         untouched = getattr(self._scheduler, "step_index", 0) is None  # since its timesteps were set
         begins = untouched and progress is not None and progress.step == self._first_step
         self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index, begins=begins)
+        for other in self.others:
+            other.drop_where_done(progress)
 
     def listen(self, module: nn.Module) -> ProgressHook:
         """Listen to the module's calls.
@@ -127,8 +133,8 @@ class ProgressHook(ModelHook):
     def _scheduler(self) -> Any:
         """The pipeline's own; that of one which is gone is with the one that took its parts over (`from_pipe`)."""
         if self.pipeline is not None:
-            self._latest_scheduler = getattr(self.pipeline, "scheduler", None)
-        return self._latest_scheduler
+            self._latest_scheduler = _weakly(getattr(self.pipeline, "scheduler", None))
+        return self._latest_scheduler()
 
     @property
     def _first_step(self) -> int:
@@ -140,31 +146,34 @@ class ProgressHook(ModelHook):
         if context is not None and context.step_index is not None and context.num_inference_steps:
             return Progress(context.step_index, context.num_inference_steps, context.name), True
         value = float(self.adapter.noisiest(timestep)) if isinstance(timestep, Tensor) else None
-        step = None if value is None or schedule is None else self._step(value, schedule, timestep.dtype in HALF)
+        step = None if value is None or schedule is None else self._step(value, schedule, timestep.dtype)
         before, self._order.call = getattr(self._order, "call", None), (schedule, value, step, 0)
         if before is not None and value is not None and before[0] is schedule and before[1:3] == (value, step):
             self._order.call = schedule, value, step, before[3] + 1
         branch = context.name if context is not None else f"call {self._order.call[3]}"
         return (None if step is None or schedule is None else Progress(step, len(schedule), branch)), False
 
-    def _step(self, value: float, schedule: Tensor, rounded: bool) -> int | None:
+    def _step(self, value: float, schedule: Tensor, dtype: torch.dtype) -> int | None:
         """Return the step of a timestep by its value or, where the model is given others, by their order.
 
-        Rounded to half precision, several steps may have one timestep: there the scheduler's own count tells.
+        Rounded, or at least as large as that of a picture beside the video, several steps may have one timestep: there
+        the scheduler's own count tells.
         """
-        order = self._order
+        order, slack = self._order, 0.0 if dtype.is_floating_point else 1.0
         if getattr(order, "schedule", None) is not schedule:
             order.schedule, order.values, order.seen = schedule, schedule.float().cpu(), []
-            place = _nearest(value, order.values)
+            place = _nearest(value, order.values, slack)
             # Models that take sigmas, or timesteps in [0, 1], begin near the smallest timestep of the schedule.
             order.by_value = place is not None and (place + 1 < len(schedule) or len(schedule) == 1)
-        counted = self._counted(len(schedule)) if rounded else None
+        counted, rounded = self._counted(len(schedule)), dtype in HALF or slack > 0
         if order.by_value:
-            trusted = counted is not None and _is_near(value, float(order.values[counted]))
-            return counted if trusted else _nearest(value, order.values)
+            trusted = rounded and counted is not None and _is_near(value, float(order.values[counted]), slack)
+            return counted if trusted else _nearest(value, order.values, slack)
         if value not in order.seen:
             order.seen.append(value)
-        step = order.seen.index(value) + self._first_step if counted is None else counted
+        step = order.seen.index(value) + self._first_step
+        if counted is not None:  # a loop without `scheduler.step` counts nothing
+            step = counted if rounded else max(step, counted)
         return step if step < len(schedule) else None
 
     def _counted(self, steps: int) -> int | None:
@@ -180,17 +189,25 @@ class ProgressHook(ModelHook):
         return counted if counted < steps and counted in (latest, latest + 1) else None
 
 
-def _nearest(timestep: float, values: Tensor) -> int | None:
+def _weakly(thing: Any) -> Callable[[], Any]:
+    """Return what returns it for as long as others keep it, or always where it cannot be told."""
+    try:
+        return weakref.ref(thing)
+    except TypeError:  # as of None, or of a namespace in place of a scheduler
+        return lambda: thing
+
+
+def _nearest(timestep: float, values: Tensor, slack: float) -> int | None:
     """Return the step whose timestep is the nearest, None where none is near."""
     if len(values) == 0:
         return None
     step = int((values - timestep).abs().argmin())
-    return step if _is_near(timestep, float(values[step])) else None
+    return step if _is_near(timestep, float(values[step]), slack) else None
 
 
-def _is_near(timestep: float, value: float) -> bool:
-    """Whether one is the other, perhaps rounded to half precision."""
-    return abs(value - timestep) <= 1e-2 * max(1.0, abs(timestep))
+def _is_near(timestep: float, value: float, slack: float) -> bool:
+    """Whether one is the other, perhaps rounded to half precision, or by `slack` to a whole number."""
+    return abs(value - timestep) <= max(slack, 1e-2 * max(1.0, abs(timestep)))
 
 
 def install_hook(transformer: nn.Module, hook: ProgressHook) -> None:

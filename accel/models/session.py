@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,12 +42,14 @@ class _Where:
 class Session:
     """Plans and runs the attention of one transformer; where it stands is known to `denoising`.
 
-    A method of None leaves attention to the pipeline: nothing is asked here.
+    A method of None leaves attention to the pipeline: nothing is asked here. With `one_mask` all layers of a forward
+    call have the same mask, made anew in each.
     """
 
-    def __init__(self, method: Method | None, layers: int):
+    def __init__(self, method: Method | None, layers: int, one_mask: bool = False):
         self.method = method
         self.layers = layers
+        self._one_mask = one_mask
         self.denoising = Denoising()
         self._warned: set[str] = set()
         self._reasons: dict[tuple[torch.dtype, int], str | None] = {}
@@ -59,7 +62,7 @@ class Session:
         v: Float[Tensor, "b s2 h2 d"],
         *,
         stock: Stock,
-        mask: Tensor | None = None,
+        mask: Any = None,
         scale: float | None = None,
         number: int = 0,
         chosen: bool = False,
@@ -76,6 +79,8 @@ class Session:
         if geometry is not None and k.shape[1] < geometry.video_tokens <= q.shape[1]:
             return stock(q, k, v, mask)  # the video looks at something else here, as at an IP-Adapter's pictures
         obstacle = obstacle or self._obstacle(q, k)
+        if mask is not None and not isinstance(mask, Tensor):
+            obstacle = obstacle or f"the model brings sparsity of its own, in a {type(mask).__name__}"
         if mask is not None and obstacle is None:
             is_padding, samples = self._read(mask, q)
             if not is_padding:
@@ -116,7 +121,7 @@ class Session:
         key = where.layer, where.number, progress.branch, progress.sample, len(q), geometry
         plan = self._plan(call, generation.memories[key])
         if progress.is_last:
-            del generation.memories[key]  # now: the pipeline says that it has ended when the video is decoded
+            generation.memories.pop(key, None)  # now: the pipeline says that it has ended when the video is decoded
         watch.lap()
         attended = attend(call, plan)
         generation.records.add(call, attended, watch)
@@ -143,12 +148,18 @@ class Session:
         One that all layers share is read once.
         """
         generation, (batch, tokens) = self.denoising.current, q.shape[:2]
-        if generation.mask is None or generation.mask[0] is not mask:
+        key: Any = mask
+        if self._one_mask:
+            assert generation.progress is not None
+            key = generation.calls, generation.progress.sample, mask.shape
+        before = None if generation.mask is None else generation.mask[0]
+        if not (before == key if self._one_mask else before is key):
             valid, geometry = valid_rows(mask, batch, tokens), generation.geometry
             assert geometry is not None
             is_padding = valid is not None and bool(valid[:, geometry.filled_to(tokens).video].all())
             samples = rows_by_sample(valid) if valid is not None and is_padding else None
-            generation.mask = mask, is_padding, samples
+            generation.mask = key, is_padding, samples
+        assert generation.mask is not None
         return generation.mask[1:]
 
     def _obstacle(self, q: Tensor, k: Tensor) -> str | None:

@@ -43,16 +43,17 @@ class Adapter:
 
     `self_attention` is a regular expression that the names of these modules match; `geometry` reads the grid of a
     forward call (or None), from the transformer and the call's arguments. Their processors ask diffusers' dispatcher
-    for a backend of their own where they are `dispatched`, else they end at torch's attention. `timestep` is the name
-    of that argument, `noisiest` what chooses from several timesteps that of what is denoised. `stays` says what is
-    computed in full, a `reason` why all of it is.
+    for a backend of their own where they are `dispatched`, else they end at torch's attention, as those of the classes
+    `caught` do. With `one_mask` each layer makes the same mask anew. `timestep` is the name of that argument,
+    `noisiest` what chooses from several timesteps that of what is denoised. `stays` says what is computed in full, a
+    `reason` why all of it is.
 
     For the command line, `sizes` gives the frames, height and width that a pipeline makes, `grid` the tokens of such a
     video; without them it does not take the family. `options` are what a user may set in a pipeline's call.
 
     Caches need `latents`, what a forward call denoises, in the form of its output, and `blocks` in the order in which
     they run, each on what the one before gives: the hidden states, or both `streams`. None: caches of blocks do not
-    work.
+    work. Arguments that are `shared` have nothing to do with the batch, whatever their sizes.
 
     Routers need `channels`, those of the hidden states, and `time_embedding`, the module whose (first) output is the
     timestep embedding (batch channels), or one for each token between the two. For narrower MLPs, `mlp` gives the
@@ -63,6 +64,8 @@ class Adapter:
     self_attention: str
     geometry: Callable[[Any, tuple[Any, ...], dict[str, Any]], Geometry | None]
     dispatched: bool = True
+    caught: tuple[str, ...] = ()
+    one_mask: bool = False
     timestep: str = "timestep"
     noisiest: Callable[[Tensor], Tensor] = torch.max
     stays: str = "attention to text"
@@ -81,6 +84,7 @@ class Adapter:
     blocks: Callable[[Any], list[nn.Module]] | None = None
     streams: Streams = ALONE
     latents: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    shared: tuple[str, ...] = ()
     channels: Callable[[Any], int] | None = None
     time_embedding: Callable[[Any], nn.Module] | None = None
     mlp: Callable[[Any], tuple[nn.Module, nn.Module]] | None = None

@@ -31,6 +31,13 @@ def framepack(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return replace(grid, before=sum(tokens))
 
 
+def hunyuan_image(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
+    """Return the grid of a picture, which is a video of one frame where it is refined."""
+    latents = argument(transformer, args, kwargs, "hidden_states")
+    axes = "bcthw" if getattr(latents, "ndim", 4) == 5 else "bchw"
+    return from_latents(axes, rest="after")(transformer, args, kwargs)
+
+
 COMPRESSED = Factors(multiple=16)
 
 HUNYUAN_VIDEO = Adapter(
@@ -49,6 +56,7 @@ HUNYUAN_VIDEO_15 = Adapter(
     ("HunyuanVideo15Transformer3DModel",),
     r"transformer_blocks\.\d+\.attn",
     from_latents(rest="after"),
+    one_mask=True,  # of all pairs of rows: gigabytes to read
     stays="rows of text",
     blocks=stacks("transformer_blocks"),
     streams=TEXT_SECOND,
@@ -59,6 +67,7 @@ FRAMEPACK = Adapter(
     BOTH_STREAMS,
     framepack,
     stays="rows of text and history",
+    shared=("indices_latents", "indices_latents_clean", "indices_latents_history_2x", "indices_latents_history_4x"),
     blocks=stacks("transformer_blocks", "single_transformer_blocks"),
     streams=TEXT_SECOND,
     latents=denoised(),
@@ -66,7 +75,7 @@ FRAMEPACK = Adapter(
 HUNYUAN_IMAGE = Adapter(
     ("HunyuanImageTransformer2DModel",),
     BOTH_STREAMS,
-    from_latents("bchw", rest="after"),
+    hunyuan_image,
     stays="rows of text",
     blocks=stacks("transformer_blocks", "single_transformer_blocks"),
     streams=TEXT_SECOND,

@@ -32,15 +32,18 @@ def flux(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geo
 
 
 def qwen(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
-    """Return the grid of the picture that is made; pictures that are edited stand behind it."""
+    """Return the grid of the picture that is made, or of its layers; pictures that are edited stand behind it."""
     shapes = argument(transformer, args, kwargs, "img_shapes")
     if not shapes:
         return None
     first = shapes[0] if isinstance(shapes[0], list) else [shapes[0]]
     if any(shape != shapes[0] for shape in shapes):
         return None
-    others = sum(t * y * x for t, y, x in first[1:])
-    return Geometry(*first[0], after=others, rest="before")
+    frames = len(first) - 1 if getattr(transformer.config, "use_layer3d_rope", False) else 1
+    if len(set(first[:frames])) > 1 or (frames > 1 and first[0][0] > 1):
+        return None
+    others = sum(t * y * x for t, y, x in first[frames:])
+    return Geometry(first[0][0] * frames, *first[0][1:], after=others, rest="before")
 
 
 def qwen_latents(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -52,7 +55,9 @@ def z_image(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Return the grid of the pictures, where all have the same size; what fills them up is other rows."""
     pictures = argument(transformer, args, kwargs, "x")
     patch, patch_t = (argument(transformer, args, kwargs, name) for name in ("patch_size", "f_patch_size"))
-    if not isinstance(pictures, list) or len({picture.shape for picture in pictures}) != 1:
+    # With pictures to look at, each item is a list, and the one that is made stands between others.
+    plain = isinstance(pictures, list) and all(isinstance(picture, Tensor) for picture in pictures)
+    if not plain or len({picture.shape for picture in pictures}) != 1:
         return None
     patch, patch_t = patch or transformer.config.all_patch_size[0], patch_t or transformer.config.all_f_patch_size[0]
     _, t, y, x = pictures[0].shape
@@ -69,7 +74,14 @@ FLUX = Adapter(
     latents=denoised(2),
 )
 # The blocks of one stream are most of it; text and picture become one sequence only there.
-FLUX_2 = replace(FLUX, classes=("Flux2Transformer2DModel",), blocks=stacks("single_transformer_blocks"), streams=ALONE)
+FLUX_2 = replace(
+    FLUX,
+    classes=("Flux2Transformer2DModel",),
+    # They dispatch without the argument that leads to us.
+    caught=("Flux2KVAttnProcessor", "Flux2KVParallelSelfAttnProcessor"),
+    blocks=stacks("single_transformer_blocks"),
+    streams=ALONE,
+)
 QWEN_IMAGE = Adapter(
     ("QwenImageTransformer2DModel",),
     r"transformer_blocks\.\d+\.attn",
@@ -81,7 +93,7 @@ QWEN_IMAGE = Adapter(
 )
 SD3 = Adapter(
     ("SD3Transformer2DModel",),
-    r"transformer_blocks\.\d+\.attn",
+    r"transformer_blocks\.\d+\.attn2?",
     from_latents("bchw", rest="after"),
     dispatched=False,
     stays="rows of text",

@@ -1,4 +1,4 @@
-"""Kandinsky 5 and 6: video tokens alone; calls with their own NABLA mask do not come here and stay as they are."""
+"""Kandinsky 5 and 6: video tokens alone; calls with their own NABLA mask stay as they are."""
 
 from __future__ import annotations
 

@@ -63,11 +63,11 @@ def stacks(*names: str) -> Callable[[Any], list[nn.Module]]:
     return lambda transformer: [block for name in names for block in getattr(transformer, name)]
 
 
-def from_sizes() -> Read:
+def from_sizes(rest: str | None = None) -> Read:
     """Return a reader of the arguments num_frames, height and width, which count tokens of a packed sequence."""
 
     def read(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
         sizes = [argument(transformer, args, kwargs, name) for name in ("num_frames", "height", "width")]
-        return Geometry(*sizes) if all(isinstance(size, int) for size in sizes) else None
+        return Geometry(*sizes, rest=rest) if all(isinstance(size, int) for size in sizes) else None
 
     return read

@@ -72,7 +72,12 @@ WAN_RELATED = Adapter(
     blocks=stacks("blocks"),
     latents=denoised(),
 )
-VACE = replace(WAN_RELATED, classes=("WanVACETransformer3DModel",), self_attention=r"(vace_blocks|blocks)\.\d+\.attn1")
+VACE = replace(
+    WAN_RELATED,
+    classes=("WanVACETransformer3DModel",),
+    self_attention=r"(vace_blocks|blocks)\.\d+\.attn1",
+    shared=("control_hidden_states_scale",),
+)
 # What a face adds between blocks depends on the hidden states there: no caches of blocks.
 ANIMATE = replace(WAN_RELATED, classes=("WanAnimateTransformer3DModel",), blocks=None)
 ANYFLOW = Adapter(
