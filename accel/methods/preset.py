@@ -20,6 +20,7 @@ from sparse_kernels import backend_reasons
 
 FEW_STEPS = 10
 SMALL_GRID = 8192  # tokens below which clusters of the usual size are too few to tell tokens apart
+LEAST_OF_VIDEO = 0.5  # share of the pairs that can be left out at all
 CPU_HEADS = 2  # timed on a CPU: more take as much longer, densely and sparsely
 
 
@@ -78,6 +79,9 @@ def _reason_to_stay_dense(
     tokens, device = call.geometry.tokens, call.q.device
     if tokens < SIZES[0]:
         return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
+    of_video = call.geometry.video_tokens**2 / tokens**2
+    if of_video < LEAST_OF_VIDEO:
+        return f"only {of_video:.0%} of the pairs of tokens are of the picture alone, and all others are computed"
     reason = backend_reasons(str(device))["triton" if device.type == "cuda" else "cpu"]
     if reason is not None:
         return f"there is no quick kernel for sparse attention here: {reason}"

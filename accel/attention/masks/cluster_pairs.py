@@ -12,6 +12,8 @@ from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap, Clusters, Summaries, fill_budget
 
+# Of the density, among pairs of the video alone: reference pictures or history may cost more than all of it.
+LEAST_OF_VIDEO = 0.5
 Ranked = tuple[Int[Tensor, "b h nq nk"], Float[Tensor, "b h nq nk"]]  # what rank_entries returns of the mass
 
 
@@ -43,9 +45,10 @@ def select_clusters(
     ranks, before = ranked
     at_least = max(1, int(least_share * ranks.shape[-1]))
     if density is not None:
-        pairs = geometry.tokens**2
+        pairs, of_video = geometry.tokens**2, geometry.video_tokens**2
         # Rows and columns of all other tokens are always computed: what they cost is not there for video.
-        budget = ranks.shape[1] * max(0, int(density * pairs) - (pairs - geometry.video_tokens**2))
+        budget = max(int(density * pairs) - (pairs - of_video), int(LEAST_OF_VIDEO * density * of_video))
+        budget *= ranks.shape[1]
         return _select_within(ranked, q_sizes, k_sizes, budget, at_least)
     if top_p == 1:  # a rounded sum may reach the whole before the last entries
         return torch.ones_like(ranks, dtype=torch.bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from accel.attention.call import Geometry
@@ -27,7 +27,7 @@ def multi_diagonal_plan(
     gaps = block_gaps(geometry, offsets)
     half: Tensor | int = int(window * geometry.frame_tokens) // 2
     if density is not None:
-        half = _nearest_half(gaps, geometry.frame_tokens, offsets.diff().double(), density)
+        half = _nearest_half(gaps, geometry.frame_tokens, offsets.diff().long(), density)
     order = token_major(geometry).to(device)[None, None]
     return Sparse(BlockMap.from_dense((gaps <= half)[None, None], offsets, offsets, block), order, order)
 
@@ -42,8 +42,9 @@ def block_gaps(geometry: Geometry, offsets: Int[Tensor, " n1"]) -> Int[Tensor, "
     return gaps.masked_fill(rest, 0)
 
 
-def _nearest_half(gaps: Int[Tensor, "n n"], places: int, sizes: Float[Tensor, " n"], density: float) -> Int[Tensor, ""]:
+def _nearest_half(gaps: Int[Tensor, "n n"], places: int, sizes: Int64[Tensor, " n"], density: float) -> Int[Tensor, ""]:
     """Return the half window whose share of query-key pairs is nearest to `density`, the smaller of two."""
-    pairs = torch.zeros(places, dtype=torch.float64, device=gaps.device)
+    # Whole numbers: on CUDA running sums of others do not repeat their bits.
+    pairs = torch.zeros(places, dtype=torch.int64, device=gaps.device)
     pairs.index_add_(0, gaps.flatten(), torch.outer(sizes, sizes).flatten())
-    return (pairs.cumsum(0) / sizes.sum() ** 2 - density).abs().argmin()
+    return (pairs.cumsum(0).double() / sizes.sum() ** 2 - density).abs().argmin()

@@ -18,6 +18,7 @@ from accel.attention.orders.grid import native, tiles, token_major, whole_order
 from accel.attention.plan import Computed, Dense, Sparse
 from accel.attention.schedule import dense_step_count, phase
 from accel.methods.adaspa import AdaSpa
+from accel.methods.registry import by_name
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.models.records import CallRecord, summarize
 from sparse_kernels import block_mass
@@ -99,6 +100,18 @@ def test_adaspa_never_cuts_text_off(tile: tuple[int, int, int] | None, position:
     mask = memory.state.plan.block_map.to_dense()
     text = 0 if position == "before" else -1
     assert mask[..., text].all() and mask[..., text, :].all() and not mask.all()
+
+
+@pytest.mark.parametrize("name", ["svg2", "svg-ear"])
+def test_a_density_that_other_rows_use_up_leaves_the_video_a_part(name: str) -> None:
+    geometry = Geometry(4, 4, 6, after=160)  # reference pictures: they cost 0.86 of all pairs
+    method = by_name(name, density=0.25, dense_steps=0.0, query_clusters=6, key_clusters=24)
+    plan = method.plan(make_call(geometry=geometry), LayerMemory())
+    assert isinstance(plan, Sparse)
+    block_map = plan.block_map
+    sizes = block_map.q_offsets.diff()[..., :6, None] * block_map.kv_offsets.diff()[..., None, :24]
+    share = (block_map.to_dense()[..., :6, :24] * sizes).sum((-1, -2)) / 96**2
+    assert 0.08 < share.mean() < 0.2  # half of the density; one cluster a row is 0.04
 
 
 @pytest.mark.parametrize("density", [0.05, 0.25, 0.5, 1.0])

@@ -87,6 +87,12 @@ def test_longer_sequences_than_are_wanted_are_not_timed(monkeypatch: pytest.Monk
         assert floor.token_floor(lambda tokens: Full(), 3, on_gpu, wanted) > wanted and len(seen) == timed
 
 
+def test_where_most_rows_are_no_video_it_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preset, "token_floor", pytest.fail)
+    choice = Preset().choose(make_call(0, 4, replace(MADE_UP, after=3000)))
+    assert choice.method is None and choice.line.startswith("only 16% of the pairs of tokens are of the picture alone")
+
+
 def test_where_memory_runs_out_it_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     def token_floor(*arguments: object) -> float:
         raise torch.OutOfMemoryError
