@@ -19,10 +19,12 @@ import torch
 SOURCES = Path(__file__).parent / "csrc"
 # Torch's stable ABI of 2.11: the library works unchanged with every newer torch.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+AVX512_PARTS = "avx512f", "avx512bw", "avx512vl", "avx512dq"
+AVX512 = [*(f"-m{name}" for name in AVX512_PARTS), "-mfma"]
 BFLOAT16 = [*AVX512, "-mavx512bf16"]
 AMX = [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+COMMON += ["-fno-strict-aliasing"]  # scratch holds numbers of several types
 LINK = ["-shared", "-ltorch_cpu"]
 # folder -> what its kernels are called
 KINDS = {
@@ -127,7 +129,7 @@ def _units(machine: str) -> Units:
     if not x86:
         return units
     avx2 = '__builtin_cpu_supports("avx2")&&__builtin_cpu_supports("fma")'
-    avx512 = '__builtin_cpu_supports("avx512f")&&__builtin_cpu_supports("avx512bw")&&__builtin_cpu_supports("avx512vl")'
+    avx512 = "&&".join(f'__builtin_cpu_supports("{name}")' for name in (*AVX512_PARTS, "fma"))
     bf16 = f'{avx512}&&__builtin_cpu_supports("avx512bf16")'
     vnni = f'{bf16}&&__builtin_cpu_supports("avx512vnni")'
     products = ("-DBFLOAT16_PRODUCTS", *BFLOAT16)
@@ -179,24 +181,26 @@ def _compile(compiler: str, units: Units, folder: Path, extra: tuple[str, ...]) 
     torch_folder = Path(torch.__file__).parent
     include = ["-isystem", str(torch_folder / "include"), TORCH_TARGET]
 
-    def one(name: str) -> str:
+    def one(name: str) -> None:
         source, flags = units[name]
-        output = str(folder / f"{name}.o")
         headers = [] if source.endswith(("_vector.cpp", "_narrow.cpp")) else include
         options = [*COMMON, f"-I{SOURCES}", *extra, *headers, *flags]
-        command = [compiler, *options, "-c", str(SOURCES / source), "-o", output]
+        command = [compiler, *options, "-c", str(SOURCES / source), "-o", objects[name]]
         subprocess.run(command, capture_output=True, text=True, check=True)
-        return output
+
+    # The linker takes the first of what several have by one name: those that run anywhere come first.
+    objects = {name: str(folder / f"{name}.o") for name in units}
 
     with ThreadPoolExecutor() as pool:
         # Those first that an old compiler cannot build: one that fails is enough.
         jobs = [pool.submit(one, name) for name in sorted(units, key=lambda name: "amx" not in name)]
         try:
-            objects = [job.result() for job in as_completed(jobs)]
+            for job in as_completed(jobs):
+                job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     library = folder / "library.so"
-    link = [compiler, *extra, *objects, "-o", str(library), f"-L{torch_folder / 'lib'}", *LINK]
+    link = [compiler, *extra, *objects.values(), "-o", str(library), f"-L{torch_folder / 'lib'}", *LINK]
     subprocess.run(link, capture_output=True, text=True, check=True)
     return library

@@ -1,9 +1,11 @@
 """The library in the cache: built once, and again when it is not what was built."""
 
 import logging
+import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -156,6 +158,26 @@ def test_every_source_is_compiled() -> None:
     for machine in ("x86_64", "aarch64"):
         sources = {source for source, _ in _build._units(machine).values()}
         assert sources == {f"{path.parent.name}/{path.name}" for path in _build.SOURCES.glob("*/*.cpp")}
+
+
+def test_objects_are_linked_in_a_fixed_order_with_what_runs_anywhere_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The linker takes the first of what several objects have by one name."""
+    linked: list[str] = []
+
+    def run(command: list[str], **options: object) -> None:
+        if "-shared" in command:
+            linked.extend(Path(part).stem for part in command if part.endswith(".o"))
+        else:
+            time.sleep(random.random() / 100)  # done in any order
+
+    monkeypatch.setattr(_build.subprocess, "run", run)
+    units = _build._units("x86_64")
+    _build._compile("g++", units, tmp_path, ())
+    assert linked == list(units)
+    plain = [name for name, (_, flags) in units.items() if not any(flag.startswith("-m") for flag in flags)]
+    assert linked[: len(plain)] == plain
 
 
 def test_memory_comes_poisoned() -> None:

@@ -97,7 +97,11 @@ static bool amx_is_usable() {
 #ifdef INT8
   if (!(d >> 25 & 1)) return false;
 #endif
-  if (!amx_bf16 || !__builtin_cpu_supports("avx512bf16")) return false;
+  // All that these files are compiled for: a virtual machine may hide parts of it.
+  if (!amx_bf16 || !__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512f") ||
+      !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("fma"))
+    return false;
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }

@@ -39,7 +39,7 @@ struct Worded<F> {
     } catch (const std::runtime_error& error) {
       const std::string text = error.what();
       for (const char* allocation : {"aten::new_empty", "aten::new_zeros", "aten::empty_like", "aten::clone",
-                                     "aten::contiguous"})
+                                     "aten::contiguous", "torch_parallel_for"})  // nothing else is thrown in a loop
         if (text.find(allocation) != std::string::npos) throw OutOfMemory();
       throw;
     }

@@ -8,6 +8,9 @@
 #include "common/vector.h"
 #include "points/points.h"
 
+// Without a name: else members of the templates below would be one for all instruction sets.
+namespace {
+
 static constexpr int32_t VECTORS = BLOCK / LANES;
 
 // Bit i tells whether x[i] <= y[i], < or ==.
@@ -216,5 +219,7 @@ static void search_axes(const SearchJob& job) {
 static void search(const SearchJob& job) { job.nearest ? search_axes<true>(job) : search_axes<false>(job); }
 
 static bool can_run() { return CAN_RUN; }
+
+}  // namespace
 
 extern "C" const Searcher KERNEL = {NAME, can_run, sample, search};

@@ -49,6 +49,7 @@ static void score_panel(const float* packed, int32_t depth, const uint32_t* toke
 static size_t tile_bytes(int32_t head_dim) {
   return PANEL * TOKENS * sizeof(float) + static_cast<size_t>(padded(head_dim)) * (TOKENS * 2 + 2);
 }
+namespace {
 struct Buffers {
   float* scores;
   uint32_t* tokens;
@@ -63,6 +64,7 @@ struct Buffers {
     memset(tokens, 0, static_cast<size_t>(depth) * (TOKENS * 2 + 2));
   }
 };
+}  // namespace
 
 static size_t nearest_bytes(int32_t head_dim) { return tile_bytes(head_dim); }
 
