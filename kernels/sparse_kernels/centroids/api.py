@@ -121,5 +121,5 @@ def _are_in_order(clusters: Clusters) -> bool:
     first, last = clusters.offsets[..., :-1], clusters.offsets[..., 1:] - 1
     ends = torch.stack([first, last.clamp(min=0)]).clamp(max=labels.shape[-1] - 1).long()
     found = labels.expand(2, *labels.shape).gather(-1, ends)
-    expected = torch.arange(first.shape[-1], dtype=labels.dtype)
+    expected = torch.arange(first.shape[-1], dtype=labels.dtype, device=labels.device)
     return bool((labels.diff() >= 0).all() and ((found == expected) | (clusters.sizes == 0)).all())

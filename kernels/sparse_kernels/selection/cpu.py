@@ -28,7 +28,7 @@ def fill_budget(
     scores: Float[Tensor, "*b n"], areas: Int[Tensor, "*#b n"], budget: Int[Tensor, "*b 1"] | int, crossing: bool
 ) -> Bool[Tensor, "*b n"]:
     """Return the kept entries."""
-    budgets = torch.as_tensor(budget, dtype=torch.int64).expand(*scores.shape[:-1], 1)
+    budgets = torch.as_tensor(budget, dtype=torch.int64, device=scores.device).expand(*scores.shape[:-1], 1)
     areas = areas.long().expand(scores.shape)
     kept = torch.ops.sparse_kernels.fill_budget_cpu(
         _as_rows(scores), _as_rows(areas), budgets.reshape(-1).contiguous(), crossing

@@ -35,5 +35,6 @@ def fill_budget(
     order = scores.argsort(dim=-1, descending=True, stable=True)
     area = areas.expand(scores.shape).gather(-1, order).long()
     spent = area.cumsum(-1)
-    fits = spent - area < budget if crossing else 2 * spent - area <= 2 * budget
+    left = budget - (spent - area)
+    fits = left > 0 if crossing else area - left <= left
     return torch.zeros_like(fits).scatter_(-1, order, fits)

@@ -135,7 +135,7 @@ def _reached_map(
     keys, _ = linear_keys(coordinates, shape, [0] * len(shape))
     _refuse_twin(_find_neighbors(keys, keys.new_empty(0))[1], coordinates)
     check_places(coordinates, out_shape)
-    table = torch.tensor([*settings, out_shape]).T.contiguous()
+    table = torch.tensor([*settings, out_shape], device="cpu").T.contiguous()
     if coordinates.is_cuda or _extension.load() is not None:
         reached = reach_places_reference(coordinates.long(), table, transposed)
     else:

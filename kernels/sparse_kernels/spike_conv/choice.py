@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,12 @@ def break_even(slots: int, c_in: int, c_out: int, dtype: torch.dtype, device: st
     straight with the share. `device` is that of the spikes with its number, as "cuda:1"; `threads` is the number that
     torch uses, which the answer depends on.
     """
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(slots, c_in, c_out, generator=generator).to(device, dtype)
-    kernel_map = torch.randint(ROWS, (slots, ROWS), generator=generator, dtype=torch.int32)
-    kernel_map[torch.rand(slots, ROWS, generator=generator) > NEIGHBORS] = -1
-    kernel_map, draws = kernel_map.to(device), torch.rand(ROWS, c_in, generator=generator)
+    # The user's default device may be another one.
+    here: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+    weight = torch.randn(slots, c_in, c_out, **here).to(device, dtype)
+    kernel_map = torch.randint(ROWS, (slots, ROWS), dtype=torch.int32, **here)
+    kernel_map[torch.rand(slots, ROWS, **here) > NEIGHBORS] = -1
+    kernel_map, draws = kernel_map.to(device), torch.rand(ROWS, c_in, **here)
     spikes = [(draws < rate).to(device, torch.uint8) for rate in RATES]
     on_cuda = torch.device(device).type == "cuda"
     events = load_backend("spike_conv", "triton" if on_cuda else "cpu")

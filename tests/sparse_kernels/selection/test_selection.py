@@ -60,6 +60,15 @@ def test_a_budget_is_spent_in_order(backend: str, crossing: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("crossing", [False, True])
+def test_a_budget_without_a_limit_keeps_all(backend: str, crossing: bool) -> None:
+    scores = make_scores(2, 30)
+    for budget in (2**63 - 1, 2**62):
+        kept = fill_budget(scores, torch.ones(30).long() * 2**40, budget, crossing=crossing, backend=backend)
+        assert kept.all()
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_nan_of_either_sign_comes_first(backend: str) -> None:
     scores = torch.tensor([[3.0, 0.0, torch.inf, 0.0, 7.0]])
     scores.view(torch.int32)[0, [1, 3]] = torch.tensor([0xFFC00000 - 2**32, 0x7FFFFFFF], dtype=torch.int32)

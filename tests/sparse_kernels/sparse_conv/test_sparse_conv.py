@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from sparse_kernels import _extension
+from sparse_kernels import _extension, fill_budget
 from sparse_kernels._backends import load_backend
 from sparse_kernels.sparse_conv import (
     KernelMap,
@@ -22,6 +22,7 @@ from sparse_kernels.sparse_conv import (
     transposed_map,
 )
 from sparse_kernels.sparse_conv.coordinates import check_coordinates
+from sparse_kernels.spike_conv import choice as spike_conv_choice
 from tests.sparse_kernels.processors import available
 from tests.sparse_kernels.sparse_conv.scenes import Case, draw_case, draw_grouped_case
 
@@ -313,3 +314,34 @@ def test_maps_made_by_hand_are_checked(backend: str) -> None:
             load_backend("sparse_conv", backend).weight_gradient(torch.ones(3, 4), torch.ones(3, 5), wrong)
     with pytest.raises(ValueError, match="kernel_map must be a KernelMap, .* got torch.int32"):
         sparse_conv(x, weight, good.forward)
+
+
+@built
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512", *NARROW])
+def test_weight_gradients_of_many_equal_products_are_exact(instructions: str, groups: int) -> None:
+    """Added up one after another in float32, 400,000 times 0.1 is 0.05 % too much."""
+    rows, dtype = 400_000, torch.bfloat16 if instructions in NARROW else torch.float32
+    kernel_map = torch.arange(rows, dtype=torch.int32)[None]
+    x, gradient = torch.ones(rows, 4, dtype=dtype), torch.full((rows, 4), 0.1, dtype=dtype)
+    expected = rows * gradient[0, 0].double().item()
+    with available(instructions):
+        if groups == 4:
+            if instructions in NARROW:
+                pytest.skip("depthwise convolution is in float32")
+            made = torch.ops.sparse_kernels.sparse_conv_depthwise_weight_cpu(x, gradient, kernel_map, instructions)
+        else:
+            made = torch.ops.sparse_kernels.sparse_conv_weight_cpu(x, gradient, kernel_map, 1, instructions)
+    assert (made.double() / expected - 1).abs().max() < 1e-5
+
+
+@built
+def test_the_default_device_of_the_user_may_be_another() -> None:
+    case = draw_case(5)
+    kernel_map = strided_map(case.coordinates, case.shape, 3, 2, 1)
+    with torch.device("meta"):
+        there = strided_map(case.coordinates, case.shape, 3, 2, 1)
+        assert torch.equal(there.forward, kernel_map.forward)
+        assert 0 <= spike_conv_choice.break_even.__wrapped__(3, 4, 4, torch.float32, "cpu", 1) <= 1
+        kept = fill_budget(torch.rand(2, 5, device="cpu"), torch.ones(5, device="cpu").long(), 2)
+    assert kept.sum() == 4

@@ -123,7 +123,7 @@ static bool convolve(const ConvolveJob& job) {
 
 static size_t gradient_bytes(int32_t panels) {
   const size_t width = static_cast<size_t>(panels) * PANEL;
-  return GRADIENT_CHANNELS * width * 4 + GRADIENT_PAIRS * (width + GRADIENT_CHANNELS) * 2 + GRADIENT_ROWS * 4;
+  return 2 * GRADIENT_CHANNELS * width * 4 + GRADIENT_PAIRS * (width + GRADIENT_CHANNELS) * 2 + GRADIENT_ROWS * 4;
 }
 
 // Channels of two rows (null for zeros) side by side in lanes of 32 bits; those from `valid` on are zeros.
@@ -148,8 +148,13 @@ static inline __attribute__((always_inline)) void exchange(vi (&rows)[16], std::
   for (int r = 0; r < 16; r++) {
     if (r & S) continue;
     const vi a = rows[r], b = rows[r + S];
+#ifdef __clang__
     rows[r] = __builtin_shufflevector(a, b, (I & S ? 16 + I - S : I)...);
     rows[r + S] = __builtin_shufflevector(a, b, (I & S ? 16 + I : I + S)...);
+#else  // GCC has the other one since 12
+    rows[r] = __builtin_shuffle(a, b, vi{(I & S ? 16 + I - S : I)...});
+    rows[r + S] = __builtin_shuffle(a, b, vi{(I & S ? 16 + I : I + S)...});
+#endif
   }
 }
 
@@ -207,7 +212,7 @@ static void add_outer(const char* inputs, const char* gradients, int64_t step_by
 }
 
 // The sums of all pairs; false where the map names a row that is not there.
-static bool add_pairs(const GradientJob& job, float* sums, char* inputs, char* gradients, int32_t* places) {
+static bool add_pairs(const GradientJob& job, float* sums, float* totals, char* inputs, char* gradients, int32_t* places) {
   const int32_t width = job.panels * PANEL;
   const int64_t step_bytes = static_cast<int64_t>(width / 16) * TILE_BYTES;
   for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
@@ -223,6 +228,7 @@ static bool add_pairs(const GradientJob& job, float* sums, char* inputs, char* g
           add_outer(inputs + i / 16 * STEPS * TILE_BYTES, gradients + x / 16 * TILE_BYTES, step_bytes, steps, width,
                     sums + static_cast<int64_t>(i) * width + x);
     }
+    put_aside(sums, totals, static_cast<int64_t>(GRADIENT_CHANNELS) * width);
   }
   return true;
 }
@@ -230,15 +236,16 @@ static bool add_pairs(const GradientJob& job, float* sums, char* inputs, char* g
 static bool gradient(const GradientJob& job) {
   const int32_t width = job.panels * PANEL;
   float* sums = reinterpret_cast<float*>(job.scratch);
-  char* inputs = reinterpret_cast<char*>(sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width);
+  float* totals = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
+  char* inputs = reinterpret_cast<char*>(totals + static_cast<int64_t>(GRADIENT_CHANNELS) * width);
   char* gradients = inputs + GRADIENT_PAIRS * GRADIENT_CHANNELS * 2;
   int32_t* places = reinterpret_cast<int32_t*>(gradients + static_cast<int64_t>(GRADIENT_PAIRS) * width * 2);
-  memset(sums, 0, static_cast<size_t>(GRADIENT_CHANNELS) * width * sizeof(float));
+  memset(sums, 0, 2 * static_cast<size_t>(GRADIENT_CHANNELS) * width * sizeof(float));
   begin_thread();
-  const bool named = add_pairs(job, sums, inputs, gradients, places);
+  const bool named = add_pairs(job, sums, totals, inputs, gradients, places);
   end_thread();
   for (int32_t i = 0; i < job.channels; i++)
-    memcpy(job.out + i * job.out_stride, sums + static_cast<int64_t>(i) * width,
+    memcpy(job.out + i * job.out_stride, totals + static_cast<int64_t>(i) * width,
            static_cast<size_t>(job.channels_out) * sizeof(float));
   return named;
 }

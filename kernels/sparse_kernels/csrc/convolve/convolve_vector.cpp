@@ -68,7 +68,7 @@ static bool convolve(const ConvolveJob& job) {
 }
 
 static size_t gradient_bytes(int32_t panels) {
-  return (static_cast<size_t>(GRADIENT_PAIRS + GRADIENT_CHANNELS) * panels * PANEL +
+  return (static_cast<size_t>(GRADIENT_PAIRS + 2 * GRADIENT_CHANNELS) * panels * PANEL +
           static_cast<size_t>(GRADIENT_PAIRS) * GRADIENT_CHANNELS + GRADIENT_ROWS) * sizeof(float);
 }
 
@@ -112,10 +112,13 @@ static int32_t read_pairs(
 static bool gradient(const GradientJob& job) {
   const int32_t width = job.panels * PANEL;
   float* sums = reinterpret_cast<float*>(job.scratch);
-  float* gradients = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
+  float* totals = sums + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
+  float* gradients = totals + static_cast<int64_t>(GRADIENT_CHANNELS) * width;
   float* inputs = gradients + static_cast<int64_t>(GRADIENT_PAIRS) * width;
   int32_t* places = reinterpret_cast<int32_t*>(inputs + GRADIENT_PAIRS * GRADIENT_CHANNELS);
-  memset(sums, 0, static_cast<size_t>(job.channels) * width * sizeof(float));
+  const int64_t numbers = static_cast<int64_t>(job.channels) * width;
+  memset(sums, 0, numbers * sizeof(float));
+  memset(totals, 0, numbers * sizeof(float));
   for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
     const int64_t left = job.rows - first;
     const int32_t rows = static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS);
@@ -132,9 +135,10 @@ static bool gradient(const GradientJob& job) {
         });
       }
     }
+    put_aside(sums, totals, numbers);
   }
   for (int32_t i = 0; i < job.channels; i++)
-    memcpy(job.out + i * job.out_stride, sums + static_cast<int64_t>(i) * width,
+    memcpy(job.out + i * job.out_stride, totals + static_cast<int64_t>(i) * width,
            static_cast<size_t>(job.channels_out) * sizeof(float));
   return true;
 }

@@ -48,7 +48,9 @@ static bool depthwise_gradient(const DepthwiseJob& job) {
   float* row = sums + job.width;
   float* narrow = row + job.width;
   float* gradient = narrow + job.width;
+  float* totals = gradient + job.width;
   memset(sums, 0, job.width * sizeof(float));
+  memset(totals, 0, job.width * sizeof(float));
   for (int64_t first = 0; first < job.rows; first += GRADIENT_ROWS) {
     const int64_t left = job.rows - first;
     const int32_t count = static_cast<int32_t>(left < GRADIENT_ROWS ? left : GRADIENT_ROWS);
@@ -59,7 +61,8 @@ static bool depthwise_gradient(const DepthwiseJob& job) {
       read_row(job.gradients, r, job.channels_out, job.width, 1.0f, gradient);
       add_product(row, gradient, job.width, sums);
     }
+    put_aside(sums, totals, job.width);
   }
-  memcpy(job.out, sums, job.channels_out * sizeof(float));
+  memcpy(job.out, totals, job.channels_out * sizeof(float));
   return true;
 }

@@ -18,3 +18,8 @@ static inline bool names_only(int64_t rows, const int32_t* map, int32_t count) {
   for (int32_t r = 0; r < count; r++) most = map[r] > most ? map[r] : most;
   return most < rows;
 }
+
+// What GRADIENT_ROWS add up to is put aside: one long sum in float32 loses what is small beside it.
+static inline void put_aside(float* sums, float* totals, int64_t count) {
+  for (int64_t i = 0; i < count; i++) totals[i] += sums[i], sums[i] = 0;
+}

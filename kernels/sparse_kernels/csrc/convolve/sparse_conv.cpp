@@ -166,7 +166,7 @@ Tensor depthwise_weight_gradient(Tensor x, Tensor gradient, Tensor map, std::str
   const int64_t width = (channels + WIDEST_VECTOR - 1) / WIDEST_VECTOR * WIDEST_VECTOR;
   Tensor out = torch::stable::new_empty(x, {slots, channels}, ScalarType::Float);
   std::atomic<bool> named{true};
-  share_out(slots, 4 * width * sizeof(float), [&](int64_t slot, char* scratch) {
+  share_out(slots, 5 * width * sizeof(float), [&](int64_t slot, char* scratch) {
     if (!convolver.depthwise_gradient({rows_of(x, 0), rows_of(gradient, 0), x.size(0), static_cast<int32_t>(channels),
                                        static_cast<int32_t>(channels / x.size(1)), static_cast<int32_t>(width), nullptr,
                                        1, static_cast<const int32_t*>(map.data_ptr()) + slot * map.stride(0), 0,

@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor> rank_entries(Tensor scores) {
 // Since areas are not negative, what fits is the beginning of the order: half of what is left is decided at a time.
 void fill_row(uint64_t* keys, int64_t count, const int64_t* areas, int64_t budget, bool crossing, bool* kept) {
   const auto fits = [&](int64_t spent, uint64_t key) {
-    return crossing ? spent < budget : 2 * spent + areas[index_of(key)] <= 2 * budget;
+    const int64_t left = budget - spent, area = areas[index_of(key)];
+    return crossing ? left > 0 : area - left <= left;
   };
   int64_t first = 0, end = count, spent = 0;
   std::fill_n(kept, count, false);
