@@ -128,8 +128,14 @@ def _register(module: Any, hook: _CacheHook) -> None:
     registry.register_hook(hook, HOOK)
     hook.wrapper = module._old_forward = module.forward
     module.forward = outer
-    for order in (registry._hook_order, registry._fn_refs):  # innermost: the others are around accelerate's
-        order.insert(0, order.pop())
+    # What diffusers put there before accelerate is inside ours, what came after it is around accelerate's.
+    inner, inside = offloaded, []
+    while (inner := getattr(inner, "__wrapped__", None)) is not None:
+        inside.append(inner)
+    others = [ref.original_forward or ref.forward for ref in registry._fn_refs[:-1]]
+    place = sum(any(other is each for each in inside) for other in others)
+    for order in (registry._hook_order, registry._fn_refs):
+        order.insert(place, order.pop())
 
 
 def _unregister(module: Any) -> None:

@@ -12,7 +12,7 @@ from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Sparse
 from sparse_kernels import BlockMap, Clusters, Summaries, fill_budget
 
-# Of the density, among pairs of the video alone: reference pictures or history may cost more than all of it.
+# Of the density, among pairs of the video alone: reference pictures or history may cost most of it, or more.
 LEAST_OF_VIDEO = 0.5
 Ranked = tuple[Int[Tensor, "b h nq nk"], Float[Tensor, "b h nq nk"]]  # what rank_entries returns of the mass
 

@@ -17,16 +17,18 @@ BLOCKS = r"transformer_blocks\.\d+\.attn1"
 def ltx(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
     """Return the grid that sizes or, where those are given, the tokens' coordinates tell.
 
-    Key frames stand before the video, which begins at the last token in the corner of all. Waits for the device.
+    Key frames stand before the video, which begins at the last token in the corner of all. None where that leaves less
+    than half of them, as where frames stand behind a video that come before it in time. Waits for the device.
     """
     coordinates = argument(transformer, args, kwargs, "video_coords")
     if not isinstance(coordinates, Tensor):
         return from_sizes()(transformer, args, kwargs)
     places = coordinates[0].cpu()
     height, width = (len(axis.unique()) for axis in places[1:])
-    before = int((places == places.amin(1, keepdim=True)).all(0).nonzero()[-1])
+    corners = (places == places.amin(1, keepdim=True)).all(0).nonzero().flatten().tolist()
+    before = corners[-1] if corners else places.shape[1]
     frames, left = divmod(places.shape[1] - before, height * width)
-    return None if left else Geometry(frames, height, width, before=before)
+    return None if left or 2 * before >= places.shape[1] else Geometry(frames, height, width, before=before)
 
 
 COMPRESSED = Factors("vae_temporal_compression_ratio", "vae_spatial_compression_ratio", 32)

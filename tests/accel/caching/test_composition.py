@@ -15,7 +15,7 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
-from diffusers.hooks import ModelHook, apply_group_offloading
+from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 from torch import Tensor, nn
 
 import accel
@@ -282,21 +282,44 @@ def test_offloading_of_whole_models(cache: Any, attached_first: bool, monkeypatc
     assert torch.equal(generate(pipe), stock)
 
 
+class Ear(ModelHook):
+    """Notes calls, and whether the module was offloaded then."""
+
+    def __init__(self, heard: list[bool]):
+        super().__init__()
+        self.heard = heard
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Note the call."""
+        self.heard.append(hasattr(module, "_hf_hook"))
+        return args, kwargs
+
+
+def test_a_hook_inside_offloading_stays_where_it_is() -> None:
+    pipe, heard = pipeline("wan-2.1"), []
+    stock = generate(pipe)
+    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
+    registry.register_hook(Ear(heard), "ear")
+    pipe.enable_model_cpu_offload(device="cpu")
+    handle = accel.enable(pipe, None, cache=RESTS)
+    generate(pipe)
+    assert 0 < len(heard) < 2 * STEPS, "steps that rest do not come there"
+    pipe.remove_all_hooks()
+    handle.disable()
+    heard.clear()
+    assert torch.equal(generate(pipe), stock) and heard == [False] * 2 * STEPS
+    registry.remove_hook("ear")
+    assert torch.equal(generate(pipe), stock) and len(heard) == 2 * STEPS
+
+
 @pytest.mark.parametrize("ours_goes_first", [True, False])
 def test_a_hook_around_offloading_stays_where_it_is(ours_goes_first: bool) -> None:
     pipe, heard = pipeline("wan-2.1"), []
-
-    class Ear(ModelHook):
-        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            """Note the call."""
-            heard.append(hasattr(module, "_hf_hook"))
-            return args, kwargs
-
     stock = generate(pipe)
     pipe.enable_model_cpu_offload(device="cpu")
     handle = accel.enable(pipe, None, cache=RESTS)
     registry = pipe.transformer._diffusers_hook
-    registry.register_hook(Ear(), "ear")
+    registry.register_hook(Ear(heard), "ear")
     forward = pipe.transformer.forward
     if ours_goes_first:
         handle.disable()

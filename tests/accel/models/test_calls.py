@@ -44,6 +44,11 @@ def test_key_frames_before_a_video_are_other_rows() -> None:
             assert difference(loop(), stock) < 2e-6
             assert handle.geometry is not None and handle.geometry.before == before
             assert handle.geometry.grid == (frames, height, width) and handle.stats()[0].kind == "sparse"
+    # `LTXI2VLongMultiPromptPipeline` puts frames behind the video that come before it in time.
+    behind = torch.cat([video, frame - torch.tensor([[9.0], [0.0], [0.0]])], 1)
+    read = adapter_for(loop.transformer).geometry
+    for coordinates in (behind, video[:, 1:] + 1):
+        assert read(loop.transformer, (), {"video_coords": coordinates[None]}) is None
 
 
 def test_rows_behind_the_video_of_ltx_2_are_other_rows() -> None:
@@ -161,6 +166,8 @@ def test_sizes_beside_the_batch_are_for_all_samples() -> None:
         ([999.0, 800, 600, 400], [0.999, 0.8, 0.6, 0.4], torch.float32, False),
         # Cut off to whole numbers.
         ([900.7, 50.9, 1.9, 0.6], [900, 50, 1, 0], torch.int64, True),
+        # Near each other, in a loop that steps copies of the scheduler.
+        ([999, 997, 994, 992], [999, 997, 994, 992], torch.int64, False),
     ],
 )
 def test_steps_of_rounded_timesteps(
