@@ -22,8 +22,9 @@ class Confusion:
 
     @classmethod
     def of(cls, classes: tuple[str, ...], true: Int[Tensor, " rows"], predicted: Int[Tensor, " rows"]) -> Confusion:
-        """Count pairs of a true and a predicted class."""
-        number = len(classes)
+        """Count pairs of a true and a predicted class; rows whose true class is below 0 are left out."""
+        number, known = len(classes), true >= 0
+        true, predicted = true[known], predicted[known]
         counts = torch.bincount(true * number + predicted, minlength=number**2)
         return cls(classes, counts.view(number, number))
 

@@ -52,7 +52,7 @@ class Trainer:
         """Make one step; return loss and accuracy. ValueError, before weights change, if the loss is not finite."""
         labels = batch.labels.to(self.device)
         logits = self.model(batch.xyz.to(self.device), batch.batch.to(self.device), batch.size)
-        loss = nn.functional.cross_entropy(logits, labels)
+        loss = nn.functional.cross_entropy(logits, labels, ignore_index=-1)
         if not loss.isfinite():
             raise ValueError(f"the loss is {loss.item()} at step {self.done + 1}; start again at a lower learning rate")
         self.optimizer.zero_grad()
@@ -62,7 +62,7 @@ class Trainer:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.done += 1
-        return loss.item(), (logits.argmax(1) == labels).float().mean().item()
+        return loss.item(), (logits.argmax(1) == labels)[labels >= 0].float().mean().item()
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, to use, and `checkpoint.pt`, to go on from, each replaced at once."""

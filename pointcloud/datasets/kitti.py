@@ -66,6 +66,8 @@ class KITTIObjects(Dataset[Scene]):
         whole: bool = False,
         ground: float = 0.0,
     ) -> None:
+        if split == "test":
+            raise ValueError("split is 'test', whose labels are not public; accepted: 'train', 'val' and 'trainval'")
         unknown = [name for name in classes if name not in TYPES[:-1]]
         if unknown:
             raise ValueError(f"there is no class {', '.join(unknown)}; accepted: {', '.join(TYPES[:-1])}")

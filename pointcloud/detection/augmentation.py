@@ -17,13 +17,17 @@ def augment(
     generator: torch.Generator | None = None,
     largest_turn: float = pi / 4,
     largest_scaling: float = 0.05,
+    both_axes: bool = True,
 ) -> tuple[Float[Tensor, "points values"], Float[Tensor, "boxes 7"]]:
-    """Mirror at the x and at the y axis, each half of the time, turn about z and scale points and boxes alike."""
+    """Mirror at the x axis and, with `both_axes`, at the y axis, each half of the time, turn about z and scale alike.
+
+    Scans of KITTI have to stay in front of the sensor: there only the x axis is one to mirror at.
+    """
     mirror_y, mirror_x, turn, scaling = torch.rand(4, generator=generator).tolist()
     points, boxes = points.clone(), boxes.clone()
     if mirror_y < 0.5:
         points[:, 1], boxes[:, 1], boxes[:, 6] = -points[:, 1], -boxes[:, 1], -boxes[:, 6]
-    if mirror_x < 0.5:
+    if both_axes and mirror_x < 0.5:
         points[:, 0], boxes[:, 0], boxes[:, 6] = -points[:, 0], -boxes[:, 0], pi - boxes[:, 6]
     angle = (2 * turn - 1) * largest_turn
     for rows in (points, boxes):

@@ -30,9 +30,12 @@ class Batch(NamedTuple):
     labels: list[Int[Tensor, " _"]]
 
 
-def collate(scenes: list[Scene], attributes: Sequence[str] = ("intensity",)) -> Batch:
-    """Return scenes, each changed at random, as a batch; only boxes with enough points in them are to be found."""
-    pairs = [augment(scene.cloud.values(attributes), scene.boxes[scene.visible]) for scene in scenes]
+def collate(scenes: list[Scene], attributes: Sequence[str] = ("intensity",), **changes: Any) -> Batch:
+    """Return scenes, each changed at random, as a batch; only boxes with enough points in them are to be found.
+
+    `changes` are options of `augment`, as the largest turn.
+    """
+    pairs = [augment(scene.cloud.values(attributes), scene.boxes[scene.visible], **changes) for scene in scenes]
     sample = torch.arange(len(scenes)).repeat_interleave(torch.tensor([len(points) for points, _ in pairs]))
     labels = [scene.classes[scene.visible] for scene in scenes]
     return Batch(torch.cat([points for points, _ in pairs]), sample, [boxes for _, boxes in pairs], labels)

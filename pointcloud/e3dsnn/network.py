@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pointcloud.e3dsnn.config import E3DSNNConfig
 from pointcloud.e3dsnn.layers import Down, Stem, Up
+from pointcloud.scatter import scatter
 
 
 class Encoder(nn.Module):
@@ -107,5 +108,4 @@ def mean_of_clouds(
     counts = batch.bincount(minlength=batch_size)
     if len(counts) > batch_size or not counts.all():
         raise ValueError(f"every one of the {batch_size} clouds must have a voxel; they have {counts.tolist()}")
-    sums = features.new_zeros(batch_size, features.shape[1]).index_add(0, batch.long(), features)
-    return sums / counts[:, None]
+    return scatter(features, batch.long(), batch_size, "mean")

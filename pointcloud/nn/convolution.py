@@ -72,15 +72,22 @@ class CPUConvolution(SparseConvolution):
             features = features + add_input.features
         out = out.replace_feature(_apply_act(features, self.act_type, self.act_alpha, self.act_beta))
         out.indices, out.spatial_shape = kernel_map.coordinates, list(kernel_map.shape)
-        self._record_voxels(kernel_map)
+        record_voxels(self, kernel_map)
         return out
 
     def _kernel_map(self, input: SparseConvTensor, known: dict[str, Any]) -> KernelMap:
         """Return the map that `indice_key` names, or a new one, which is kept under that key."""
+        if self.conv1x1:  # in groups; where it is in one, spconv looks at no key either
+            return submanifold_map(input.indices, input.spatial_shape, self.kernel_size, self.dilation)
         shared = input.find_indice_pair(self.indice_key)
         if self.inverse:
             if shared is None:
                 raise ValueError(f"no earlier convolution has the indice_key {self.indice_key!r} of this inverse one")
+            if shared.is_subm:
+                raise ValueError(
+                    f"indice_key {self.indice_key!r} is that of a submanifold convolution, which nothing inverts; "
+                    "give that of a strided one or of a pooling"
+                )
             self._check_inverse_reuse_valid(input, input.spatial_shape, shared)
             return map_of(shared).inverse()
         if shared is not None:
@@ -102,10 +109,12 @@ class CPUConvolution(SparseConvolution):
             return transposed_map(*place, *settings, self.output_padding)
         return strided_map(*place, *settings)
 
-    def _record_voxels(self, kernel_map: KernelMap) -> None:
-        most = self.get_max_num_voxels()
-        if most is not None:
-            most.clamp_(min=len(kernel_map.coordinates))
+
+def record_voxels(layer: Any, kernel_map: KernelMap) -> None:
+    """Note the most outputs that a layer of spconv has had, if it was made to record them."""
+    most = layer.get_max_num_voxels()
+    if most is not None:
+        most.clamp_(min=len(kernel_map.coordinates))
 
 
 def takes_steps(layer: Any, features: Tensor) -> bool:

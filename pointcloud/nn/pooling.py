@@ -13,7 +13,8 @@ from spconv.pytorch.modules import SparseModule
 from spconv.pytorch.pool import SparseAvgPool, SparseMaxPool
 from torch import Tensor
 
-from pointcloud.nn.convolution import indice_data, map_of
+from pointcloud.nn.convolution import indice_data, map_of, record_voxels
+from pointcloud.scatter import scatter
 from sparse_kernels.sparse_conv import KernelMap, strided_map, submanifold_map
 
 
@@ -72,6 +73,7 @@ class CPUPooling(SparseModule):
         kernel_map = _kernel_map(self, input, out)
         out = out.replace_feature(self.over_map(input.features, kernel_map))
         out.indices, out.spatial_shape = kernel_map.coordinates, list(kernel_map.shape)
+        record_voxels(self, kernel_map)
         return out
 
 
@@ -102,9 +104,7 @@ class SparseGlobalAvgPool(spconv.SparseGlobalAvgPool):
 
     def forward(self, input: SparseConvTensor) -> Float[Tensor, "batch c"]:
         """Average the rows of each sample, on any device."""
-        x, sample = input.features, input.indices[:, 0].long()
-        sums = x.new_zeros(input.batch_size, x.shape[1]).index_add(0, sample, x)
-        return sums / torch.bincount(sample, minlength=input.batch_size).clamp(min=1)[:, None].to(x.dtype)
+        return scatter(input.features, input.indices[:, 0].long(), input.batch_size, "mean")
 
 
 class SparseMaxPool1d(CPUMaxPool, spconv.SparseMaxPool1d):

@@ -157,6 +157,8 @@ def test_confusion_is_that_of_a_hand_count() -> None:
     assert confusion.overlaps[:2].tolist() == pytest.approx([2 / 4, 1 / 3]) and confusion.overlaps[2].isnan()
     assert confusion.mean_overlap == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert (confusion + confusion).counts.sum() == 10 and confusion.accuracies[0] == pytest.approx(2 / 3)
+    ignored = torch.tensor([-1, 0, -1]), torch.tensor([2, 0, 1])
+    assert Confusion.of(("a", "b", "c"), *ignored).counts.sum() == 1
     with pytest.raises(ValueError, match="2 classes need a square of counts"):
         Confusion(("a", "b"), confusion.counts)
 

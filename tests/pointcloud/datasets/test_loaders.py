@@ -156,6 +156,13 @@ def test_kitti(tmp_path: Path) -> None:
     assert scene.points_per_box.tolist() == [2] and scene.classes.tolist() == [0]
 
 
+def test_kittis_test_split_has_no_labels(tmp_path: Path) -> None:
+    kitti(tmp_path)
+    (tmp_path / "ImageSets" / "test.txt").write_text("000003\n")
+    with pytest.raises(ValueError, match="split is 'test', whose labels are not public; accepted: 'train', 'val'"):
+        KITTIObjects(tmp_path, "test")
+
+
 def test_kitti_whole_on_the_ground_and_of_other_classes(tmp_path: Path) -> None:
     kitti(tmp_path)
     scene = KITTIObjects(tmp_path, "train", ("Cyclist", "Car"), whole=True, ground=-1.75)[0]

@@ -167,6 +167,16 @@ def test_augmentation_moves_points_with_their_boxes() -> None:
     assert len(turns) == 8
 
 
+def test_scans_of_a_camera_stay_in_front_of_it() -> None:
+    points, box = torch.tensor([[30.0, 1.0, 0.0, 0.5]]), torch.tensor([[30.0, 1.0, 0.0, 4.0, 2.0, 1.5, 0.3]])
+    for seed in range(8):
+        moved, boxes = augment(points, box, torch.Generator().manual_seed(seed), both_axes=False)
+        assert moved[0, 0] > 0 and boxes[0, 0] > 0
+    scene = small_scenes()[0]
+    batch = collate([scene], largest_turn=0.0, largest_scaling=0.0, both_axes=False)
+    assert torch.equal(batch.points[:, 0], scene.cloud.xyz[:, 0])
+
+
 def test_learning_rate_rises_and_falls() -> None:
     rates = [one_cycle(step, 200) for step in range(200)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[20] == 1 and rates[-1] < 1e-3

@@ -14,6 +14,8 @@ from torch import nn
 
 spconv = pytest.importorskip("spconv.pytorch")
 
+from spconv.pytorch.conv import SparseConvolution  # noqa: E402
+
 import pointcloud  # noqa: E402
 from pointcloud import nn as layers  # noqa: E402
 from pointcloud.nn.convolution import map_of  # noqa: E402
@@ -88,6 +90,25 @@ def test_other_numbers_of_axes(kind: str, axes: int) -> None:
     layer = getattr(spconv, f"{kind}{axes}d")(6, 7, 3, bias=False)
     expected = layer(x).dense()
     assert (pointcloud.convert(layer)(x).dense() - expected).abs().max() < 2e-6
+
+
+def test_layers_that_stay_spconvs_are_named() -> None:
+    class Own(spconv.SubMConv3d):
+        pass
+
+    net = nn.Sequential(Own(4, 4, 3), SparseConvolution(3, 4, 4, 3, subm=True), spconv.pool.SparseMaxPool(3, 2, 2))
+    with pytest.warns(UserWarning, match="these are subclasses of spconv's layers, and stay spconv's: 0$"):
+        pointcloud.convert(net)
+    assert [type(layer).__name__ for layer in net] == ["Own", "CPUConvolution", "CPUMaxPool"]
+    assert net[2](net[1](make_scene(4))).features.isfinite().all()
+    pointcloud.convert(net, "spconv")
+    assert type(net[1]) is SparseConvolution and type(net[2]) is spconv.pool.SparseMaxPool
+
+
+def test_nothing_inverts_a_submanifold_convolution() -> None:
+    x = layers.SubMConv3d(6, 6, 3, indice_key="same")(make_scene())
+    with pytest.raises(ValueError, match="'same' is that of a submanifold convolution, which nothing inverts"):
+        layers.SparseInverseConv3d(6, 6, 3, indice_key="same")(x)
 
 
 def test_checkpoints_go_both_ways() -> None:

@@ -41,6 +41,24 @@ def test_layers_equal_dense_convolution_with_gradients(groups: int, kernel: int)
     assert (layer.weight.grad.movedim(-1, 1) - dense.weight.grad).abs().max() < 1e-5 * scale
 
 
+def test_kernel_1_keeps_rows_and_keys() -> None:
+    """As in one group: no key is looked at, and nothing inverts."""
+    x = layers.SparseConv3d(6, 6, 3, 2, 1, indice_key="down")(make_scene())
+    shuffled = torch.randperm(len(x.indices))
+    x = spconv.SparseConvTensor(
+        x.features[shuffled], x.indices[shuffled], x.spatial_shape, 2, indice_dict=x.indice_dict
+    )
+    for layer in (
+        layers.SparseConv3d(6, 6, 1, groups=2),
+        layers.SubMConv3d(6, 6, 1, groups=2, indice_key="down"),
+        layers.SparseInverseConv3d(6, 6, 1, indice_key="down", groups=2),
+    ):
+        out = layer(x)
+        assert torch.equal(out.indices, x.indices) and out.spatial_shape == x.spatial_shape
+        weight = torch.block_diag(*layer.weight.view(6, 3).split(3))
+        assert torch.allclose(out.features, x.features @ weight.T + layer.bias, atol=1e-6)
+
+
 def test_down_and_up_again_in_groups() -> None:
     torch.manual_seed(0)
     x = make_scene()

@@ -10,6 +10,7 @@ spconv = pytest.importorskip("spconv.pytorch")
 
 import pointcloud  # noqa: E402
 from pointcloud import nn as layers  # noqa: E402
+from pointcloud.e3dsnn.network import mean_of_clouds  # noqa: E402
 from tests.pointcloud.nn.sparse_scenes import dense_with, make_scene  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
@@ -57,6 +58,20 @@ def test_global_poolings() -> None:
     for layer, reduce in ((layers.SparseGlobalMaxPool(), torch.amax), (layers.SparseGlobalAvgPool(), torch.mean)):
         expected = torch.stack([reduce(x.features[sample == number], 0) for number in range(2)])
         assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_means_of_many_rows_are_summed_in_float32() -> None:
+    x = spconv.SparseConvTensor(torch.ones(3000, 2), torch.arange(3000)[:, None].expand(-1, 4).int() * 0, [1, 1, 1], 1)
+    for dtype in (torch.bfloat16, torch.float16):  # sums would stop at 256 and at 2,048
+        half = x.replace_feature(x.features.to(dtype))
+        assert (layers.SparseGlobalAvgPool()(half) == 1).all()
+        assert (mean_of_clouds(half.features, half.indices[:, 0], 1) == 1).all()
+
+
+def test_voxel_counts_are_recorded() -> None:
+    layer, x = layers.SparseMaxPool3d(3, 2, 1, record_voxel_count=True), make_scene()
+    rows = len(layer(x).indices)
+    assert layer.get_max_num_voxels().item() == rows > 0
 
 
 def test_an_inverse_convolution_leads_back_from_a_pooling() -> None:

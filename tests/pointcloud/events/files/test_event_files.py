@@ -116,6 +116,14 @@ def test_fractions_are_not_cut_off(tmp_path: Path, column: str, said: str) -> No
         read_events(tmp_path / "a.npz")
 
 
+def test_overflows_of_the_clock_of_nmnist_are_no_events(tmp_path: Path) -> None:
+    rows = [(1, 2, 0x00, 0x1F, 0xFF), (0, 240, 0, 0, 0), (3, 4, 0x80, 0, 5), (0, 240, 0, 0, 0), (5, 6, 0, 0, 7)]
+    (tmp_path / "a.bin").write_bytes(bytes(number for row in rows for number in row))
+    events = read_events(tmp_path / "a.bin")
+    assert events.t.tolist() == [8191, 8192 + 5, 2 * 8192 + 7]
+    assert events.y.tolist() == [2, 4, 6] and events.polarity.tolist() == [False, True, False]
+
+
 def test_hdf5_in_seconds_with_an_offset_is_refused(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
