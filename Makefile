@@ -14,15 +14,19 @@ CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
 # A test run starts some fifty processes of Python: what one of them compiles, the others need not.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test real-data lint sanitize fuzz bench app clean compiler system-packages apt
+.PHONY: demo test cpu-kernels real-data lint sanitize fuzz bench app clean compiler system-packages apt
 
 demo: .venv/installed compiler
 	$(BIN)/accel generate "$(PROMPT)" --compare --output $(OUTPUT)
 
 # One process a core with one thread each takes half as long as one process: few tests use a second core. Those that do
 # must not spin while they wait for it: the other process has it.
-test: .venv/installed-dev system-packages lint real-data
+test: .venv/installed-dev system-packages lint real-data cpu-kernels
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+
+# Built by all cores before the tests begin: else one process waits for the other.
+cpu-kernels: .venv/installed-dev compiler
+	@$(BIN)/python -c "from sparse_kernels._extension import load; print(load() or 'the C++ kernels are built')"
 
 # Scans out of source packages of PyPI; offline a line says so, and their tests are skipped.
 real-data: .venv/installed-dev
