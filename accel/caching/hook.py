@@ -125,9 +125,11 @@ def _register(module: Any, hook: _CacheHook) -> None:
         hook.wrapper = module.forward
         return
     outer, module.forward = module.forward, offloaded
-    registry.register_hook(hook, HOOK)
-    hook.wrapper = module._old_forward = module.forward
-    module.forward = outer
+    try:
+        registry.register_hook(hook, HOOK)
+        hook.wrapper = module._old_forward = module.forward
+    finally:
+        module.forward = outer
     # What diffusers put there before accelerate is inside ours, what came after it is around accelerate's.
     inner, inside = offloaded, []
     while (inner := getattr(inner, "__wrapped__", None)) is not None:

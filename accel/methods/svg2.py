@@ -16,8 +16,9 @@ from sparse_kernels import rank_entries
 class SVG2(Clustered):
     """Keep for each query cluster the key clusters that hold `top_p` of its centroid's mass, by measured size.
 
-    A `density` replaces `top_p`: the same rule, its share solved for that density in every call. Published (code,
-    Wan text to video): top_p 0.9, at least `least_share` 0.1 of the key clusters, 50 iterations of k-means in the
+    A `density` replaces `top_p`: the same rule, its share solved for that density in every call, or for
+    half of it among the video's own pairs where other rows use up more than that. Published (code, Wan text to video):
+    top_p 0.9, at least `least_share` 0.1 of the key clusters, 50 iterations of k-means in the
     first sparse call and 2 in later ones, a fifth of the steps dense. Ours are 20 and 1 iterations, which give the same
     likeness for three quarters of the planning.
     """

@@ -167,8 +167,8 @@ class ProgressHook(ModelHook):
             order.by_value = place is not None and (place + 1 < len(schedule) or len(schedule) == 1)
         counted, rounded = self._counted(len(schedule)), dtype in HALF or slack > 0
         if order.by_value:
-            exact = (order.values == value).nonzero().flatten().tolist()
-            if slack and len(exact) == 1:  # not every loop steps the pipeline's own scheduler
+            exact = (order.values == value).nonzero().flatten().tolist() if slack else []
+            if len(exact) == 1:  # not every loop steps the pipeline's own scheduler
                 return exact[0]
             trusted = rounded and counted is not None and _is_near(value, float(order.values[counted]), slack)
             return counted if trusted else _nearest(value, order.values, slack)

@@ -86,8 +86,9 @@ class BlockMap:
         blocks, counts = mask.shape[-1], mask.sum(-1, dtype=torch.int32)
         room = blocks if longest is None else min(blocks, max(1, longest))
         if room < blocks:
-            if mask.device.type == "cpu" and counts.numel() and int(counts.max()) > room:
-                raise ValueError(f"the mask has a row with {int(counts.max())} blocks, longest is {longest}")
+            most = int(counts.max()) if mask.device.type == "cpu" and counts.numel() else 0
+            if most > room:
+                raise ValueError(f"the mask has a row with {most} blocks, longest is {longest}: give no less")
             counts = counts.clamp(max=room)
         # Visited blocks go to the first places, in rising order and without a host round trip, others to a spare one.
         places = mask.cumsum(-1).sub_(1).masked_fill_(~mask, room).clamp_(max=room)

@@ -39,7 +39,8 @@ def select_clusters(
     """Return the kept pairs of clusters; of each row the heaviest `least_share` of the key clusters come first.
 
     Without a density this is the published rule: keep the heaviest until they hold `top_p` of the row's mass. With
-    one, `top_p` is ignored and takes, for each sample, the value at which all heads together have that density.
+    one, `top_p` is ignored and takes, for each sample, the value at which all heads together have that density;
+    where rows that are no video leave the video less than half of it, half of it goes to the video's own pairs.
     `ranked` is the mass of each row, which sums to one, by `rank_entries`.
     """
     ranks, before = ranked
