@@ -49,6 +49,7 @@ def bench(
     height: options.Height = None,
     width: options.Width = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="rows; a run goes on where one stopped")] = None,
+    videos: Annotated[Path | None, typer.Option(help="folder that keeps the video of every new row")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of speed-up over likeness")] = None,
     block_plot: Annotated[Path | None, typer.Option(help="PNG of which block ran at which step")] = None,
     device: options.Device = "auto",
@@ -57,17 +58,21 @@ def bench(
 ) -> None:
     """Compare methods and caches with the dense pipeline, on the same videos at equal measured density."""
     with options.one_line_errors():
-        from accel.files import check_file
+        from accel.files import check_file, check_writable
         from accel.methods.registry import SPARSE_METHODS
-        from accel.workbench.bench import Rows, cases, run_bench
+        from accel.workbench.bench import run_bench
+        from accel.workbench.cases import cases
         from accel.workbench.loading import load_pipeline
+        from accel.workbench.rows import Rows
 
         names = _names(methods) if methods else SPARSE_METHODS
         chosen = cases(names, _shares("densities", densities), _shares("dense_steps", dense_steps), _names(caches))
         options.set_threads(threads)
         for file in (json_file, plot, block_plot):
             check_file(file)
-        rows = Rows(json_file)
+        if videos is not None:
+            check_writable(videos)
+        rows = Rows(json_file, videos)
         loaded = load_pipeline(model, device, dtype)
         loaded.pipeline.set_progress_bar_config(disable=True)
         asked: Any = dict(steps=steps, frames=frames, height=height, width=width)
@@ -93,7 +98,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
-    from accel.workbench.bench import means
+    from accel.workbench.rows import means
 
     summary = means(rows, list(COLUMNS))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -106,8 +111,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _draw(rows: list[dict[str, Any]], plot: Path | None, block_plot: Path | None) -> None:
-    from accel.workbench.bench import means
     from accel.workbench.pareto import draw_blocks, draw_pareto
+    from accel.workbench.rows import means
 
     if plot is not None:
         draw_pareto(means(rows, list(COLUMNS)), plot)

@@ -33,9 +33,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     )
     panels = [labelled(*pair) for pair in zip((comparison.dense, comparison.sparse), labels, strict=True)]
     writers: dict[str, Callable[[Path], object]] = {
-        "dense.mp4": lambda path: _write_video(path, to_bytes(comparison.dense), rate),
-        "sparse.mp4": lambda path: _write_video(path, to_bytes(comparison.sparse), rate),
-        "side_by_side.mp4": lambda path: _write_video(path, np.concatenate(panels, axis=2), rate),
+        "dense.mp4": lambda path: write_video(path, to_bytes(comparison.dense), rate),
+        "sparse.mp4": lambda path: write_video(path, to_bytes(comparison.sparse), rate),
+        "side_by_side.mp4": lambda path: write_video(path, np.concatenate(panels, axis=2), rate),
         "report.json": lambda path: _write_json(path, report),
         "report.png": lambda path: page(comparison).print_png(path),
     }
@@ -45,7 +45,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 def write_generation(generation: Generation, folder: Path) -> list[Path]:
     """Write video.mp4 and report.json; return their paths."""
     writers: dict[str, Callable[[Path], object]] = {
-        "video.mp4": lambda path: _write_video(path, to_bytes(generation.frames), generation.frames_per_second),
+        "video.mp4": lambda path: write_video(path, to_bytes(generation.frames), generation.frames_per_second),
         "report.json": lambda path: _write_json(path, generation.report),
     }
     return _write_all(writers, folder)
@@ -71,7 +71,8 @@ def _write_all(writers: dict[str, Callable[[Path], object]], folder: Path) -> li
     return [folder / name for name in writers]
 
 
-def _write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frames_per_second: int) -> None:
+def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frames_per_second: int) -> None:
+    """Write frames as H.264."""
     # Without macro_block_size=1 the frames would be resized to multiples of 16.
     writer: Any = imageio.get_writer(path, fps=frames_per_second, codec="libx264", quality=9, macro_block_size=1)
     with writer:

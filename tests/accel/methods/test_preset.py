@@ -20,7 +20,7 @@ from accel.methods.full import Full
 from accel.methods.preset import Preset, settings
 from accel.methods.registry import from_text, name_of
 from accel.methods.svg_ear import SVGEAR
-from accel.workbench.bench import Case, cases, method_of
+from accel.workbench.cases import Case, cases, method_of
 from tests.accel.calls import make_call
 from tests.accel.wan_models import STEPS, generate, pipeline
 

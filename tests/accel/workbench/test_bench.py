@@ -14,9 +14,13 @@ from accel.methods.adaspa import AdaSpa
 from accel.methods.re_ttention import ReTtention
 from accel.methods.registry import from_text
 from accel.workbench import bench
-from accel.workbench.bench import Case, Rows, cases, means, run_bench
+from accel.workbench.bench import run_bench
+from accel.workbench.captioned_videos import read_video
+from accel.workbench.cases import Case, cases, method_of
+from accel.workbench.kept_videos import KeptVideos
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.pareto import draw_blocks, draw_pareto, frontier, way_of
+from accel.workbench.rows import Rows, means, setting_of
 from tests.tiny_wan import save_tiny, tiny_pipeline
 
 PROMPT = "a red circle moves left"
@@ -53,9 +57,32 @@ def test_every_case_has_a_row_for_every_video(file: Path):
 def test_measured_density_is_the_one_asked_for(loaded: LoadedPipeline):
     case = Case("adaspa", 0.5, 0.4)
     option = bench.calibrate(loaded, case, PROMPT, {})
-    report = bench.generate(loaded, PROMPT, bench.method_of(case, option)).report
+    report = bench.generate(loaded, PROMPT, method_of(case, option)).report
     # 192 tokens are three blocks of 64: densities come in thirds.
     assert abs(report["density"] - 0.5) <= 1 / 3 / 2 + 1e-6
+
+
+def test_videos_are_kept_beside_their_rows(loaded: LoadedPipeline, tmp_path: Path):
+    chosen, made = cases(["dense"], [1.0], [0.0], ["table:every=2", "easy"]), []
+    for steps in (3, 4):  # the second time names are taken, and what is there stays
+        made += run_bench(loaded, chosen, [PROMPT], [5], Rows(None, tmp_path / "videos"), {"steps": steps})
+    files = [row["video"] for row in made]
+    assert files[0] == "a-red-circle-moves-left-5/cache-table-every=2-a99517c0.mp4"
+    assert [Path(row["dense_video"]).name for row in made] == ["dense.mp4"] * 2 + ["dense-2.mp4"] * 2
+    there = {path.relative_to(tmp_path / "videos").as_posix() for path in (tmp_path / "videos").rglob("*.mp4")}
+    assert there == {*files, *(row["dense_video"] for row in made)} and len(there) == 6
+    assert read_video(tmp_path / "videos" / files[0], 9, 64, 64).shape == (1, 3, 9, 64, 64)
+    assert KeptVideos(tmp_path).find(f"videos/{files[3]}").is_file()
+    with pytest.raises(InputError, match="none.mp4' is not there; give the folder that accel bench --videos wrote to"):
+        KeptVideos(tmp_path).find("none.mp4")
+
+
+def test_names_of_videos_differ_where_prompts_do(loaded: LoadedPipeline, tmp_path: Path):
+    made, videos = bench.generate(loaded, PROMPT), KeptVideos(tmp_path)
+    prompts = ["a/b", "a\\b", "a b", "../..", "x" * 300, "x" * 301, "ein Kreis, rot: \u00fc"]
+    files = [videos.keep(made, prompt, 0, "dense") for prompt in prompts]
+    assert len({Path(file).parent for file in files}) == len(prompts)
+    assert all((tmp_path / file).is_file() and len(file) < 120 for file in files) and len(list(tmp_path.iterdir())) == 7
 
 
 def test_second_run_makes_only_what_is_missing(loaded: LoadedPipeline, file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -99,7 +126,7 @@ def test_bad_cases(arguments: tuple, message: str):
 
 def test_methods_come_with_options():
     (case,) = cases(["re-ttention:base=adaspa:growth=0.02:residual_rank=None"], [0.5], [0.25])
-    method = bench.method_of(case, 0.4)
+    method = method_of(case, 0.4)
     assert method == ReTtention(dense_steps=0.25, base=AdaSpa(0.4, dense_steps=0.25), growth=0.02)
     assert from_text("adaspa:density=0.3", density=0.5) == AdaSpa(density=0.3)
 
@@ -121,7 +148,7 @@ def test_caches_are_cases_of_their_own(loaded: LoadedPipeline, tmp_path: Path):
     ]
     assert [row["blocks"] for row in made] == [None, ["cc", "rr", "cc", "rr"], ["cc", "rr", "cc", "rr"]]
     assert made[1]["blocks_computed"] == 0.5 and made[1]["density"] is not None and made[2]["density"] is None
-    rows, setting = Rows(file), bench.setting_of(loaded, {"steps": 4})
+    rows, setting = Rows(file), setting_of(loaded, {"steps": 4})
     assert rows.find(pair, PROMPT, 0, setting) == made[1] and rows.find(alone, PROMPT, 0, setting) == made[0]
     draw_blocks(rows.rows, tmp_path / "blocks.png")
     draw_pareto(means(rows.rows, ["density", "speedup", "psnr_db"]), tmp_path / "pareto.png")
