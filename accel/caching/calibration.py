@@ -89,21 +89,26 @@ class Measuring(Resting):
         self._threads.now = None
         return output
 
-    def block(self, index: int, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a block, repeat what it gave, or let it rest."""
+    def enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a block gave, or what it gives where it rests; None where it is to run."""
         trial: Trial = self._threads.now
         streams = self.adapter.streams
         inputs = streams.inputs(args, kwargs)
         if trial.rests is None:
             trial.inputs.append(inputs)
-            trial.outputs.append(stock(*args, **kwargs))
-            return trial.outputs[-1]
+            return None
         if index < trial.rests[0]:
             return trial.outputs[index]
         if index in trial.rests:
             adds = trial.adds if trial.adds is not None and index == trial.rests[0] else [None] * len(inputs)
             return streams.packed(tuple(x if a is None else x + a for x, a in zip(inputs, adds, strict=True)))
-        return stock(*args, **kwargs)
+        return None
+
+    def leave(self, index: int, output: Any) -> None:
+        """Note what a block gave in the first run."""
+        trial: Trial = self._threads.now
+        if trial.rests is None:
+            trial.outputs.append(output)
 
     def _added(self, history: History, step: int, age: int) -> Tensor | None:
         """Return what a group would add had it last been computed `age` calls ago, and age + 1 calls before that.
@@ -145,17 +150,23 @@ def choose(
             merged = np.minimum(merged, moved)
         least = merged
         picks.append(pick)
-    total = int(np.argmin(least[: math.floor(budget * (len(least) - 1) + 1e-9) + 1]))
-    if not np.isfinite(least[total]):
-        raise InputError(
-            f"budget is {budget:g}, and the warm-up alone computes {warmup / steps:g} of all blocks: give a larger one"
-        )
+    total = int(np.argmin(least[: check_budget(budget, warmup, steps, sum(counts)) + 1]))
     words = []
     for size, column, pick in zip(reversed(counts), reversed(columns), reversed(picks), strict=True):
         count = int(pick[total])
         words.append(column[count][1])
         total -= count * size
     return tuple("".join(letters) for letters in zip(*reversed(words), strict=True))
+
+
+def check_budget(budget: float, warmup: int, steps: int, depth: int) -> int:
+    """Return how many blocks of all steps a share `budget` computes at most; InputError if a warm-up needs more."""
+    most = math.floor(budget * steps * depth + 1e-9)
+    if most < warmup * depth:
+        raise InputError(
+            f"budget is {budget:g}, and the warm-up alone computes {warmup / steps:g} of all blocks: give a larger one"
+        )
+    return most
 
 
 def _columns(errors: Float[np.ndarray, "steps ages"], warmup: int) -> dict[int, tuple[float, str]]:

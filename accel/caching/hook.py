@@ -9,6 +9,7 @@ from torch import nn
 
 from accel.caching.elastic import Narrowed, first_layer, last_layer
 from accel.caching.resting import Resting
+from accel.models.compiling import between_graphs
 
 HOOK = "accel_cache"
 
@@ -32,6 +33,7 @@ class ForwardHook(_CacheHook):
         super().__init__()
         self.resting = resting
 
+    @between_graphs
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the transformer, or let it rest."""
         stock: Any = self.fn_ref.original_forward
@@ -45,10 +47,16 @@ class BlockHook(_CacheHook):
         super().__init__()
         self.resting, self.index = resting, index
 
+    @between_graphs
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the block, or let it rest."""
         stock: Any = self.fn_ref.original_forward
-        return self.resting.block(self.index, stock, args, kwargs)
+        rested = self.resting.enter(self.index, args, kwargs)
+        if rested is not None:
+            return rested
+        output = stock(*args, **kwargs)
+        self.resting.leave(self.index, output)
+        return output
 
 
 class TimeHook(_CacheHook):

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from accel.caching.borrowed import BorrowedWeights
-from accel.caching.elastic import check_elastic
+from accel.caching.elastic import check_elastic, check_in_memory
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Narrow, Policy, Reuse, Skip
 from accel.caching.samples import output_like, sample_of
 from accel.errors import InputError
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.streams import with_controls
+from accel.models.compiling import outside_graphs
 from accel.models.denoising import Denoising, Generation
 from accel.models.records import BlockRecord
 
@@ -71,6 +72,7 @@ class Resting:
         policy.check(transformer, adapter)
         if policy.narrows:
             check_elastic(transformer, adapter)
+            check_in_memory(transformer)
         self.weights = BorrowedWeights(policy.weights, transformer)
         self._unit_of = {index: unit for unit in self.units or () for index in unit}
         self._threads = threading.local()
@@ -102,18 +104,22 @@ class Resting:
             generation.progress = progress
         return output_like(type(outputs[0]), torch.cat([output[0] for output in outputs]))
 
-    def block(self, index: int, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one block or let it rest; a stretch that rests adds all of what it adds in its first block."""
+    @outside_graphs
+    def enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a block that rests gives, or None if it is to run, which `leave` hears of.
+
+        A stretch that rests adds all of what it adds in its first block.
+        """
         now: Pass | None = getattr(self._threads, "now", None)
         if now is None:
-            return stock(*args, **kwargs)
+            return None
         streams = self.adapter.streams
         inputs = streams.inputs(args, kwargs)
         now.entry = entry = inputs[0] if now.entry is None else now.entry
         unit = self._unit_of.get(index)
         if unit is None:
             self._note(now.generation, range(index, index + 1), Compute())
-            return stock(*args, **kwargs)
+            return None
         if index == unit[0]:
             now.inputs, now.call = inputs, self._call(now.generation, inputs[0], entry, unit, now.time)
             now.decision = self._decide(now.generation, now.call)
@@ -123,11 +129,20 @@ class Resting:
             return streams.packed(self._rest(now.generation, now.call, now.decision, inputs) if first else inputs)
         if index > unit[0]:
             now.inputs = with_controls(now.inputs, now.outputs, inputs)
-        out = self._at_width(now, stock, args, kwargs)
-        now.outputs = streams.outputs(out)
+        now.width = now.decision.width if isinstance(now.decision, Narrow) else None
+        return None
+
+    @outside_graphs
+    def leave(self, index: int, output: Any) -> None:
+        """Note what a block gave that has run."""
+        now: Pass | None = getattr(self._threads, "now", None)
+        unit = self._unit_of.get(index)
+        if now is None or unit is None:
+            return
+        assert now.call is not None
+        now.width, now.outputs = None, self.adapter.streams.outputs(output)
         if index == unit[-1]:
             self._keep(now.generation, now.call, now.inputs, now.outputs)
-        return out
 
     def _run(self, generation: Generation, latents: Tensor, stock: Forward, args: Any, kwargs: Any) -> Any:
         """Run or rest as a whole, or run while the blocks are decided about."""
@@ -162,14 +177,6 @@ class Resting:
         """The share of an MLP's neurons with which the block runs that runs on this thread; None is all."""
         now: Pass | None = getattr(self._threads, "now", None)
         return None if now is None else now.width
-
-    def _at_width(self, now: Pass, stock: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a block with as much of its MLP as was decided."""
-        now.width = now.decision.width if isinstance(now.decision, Narrow) else None
-        try:
-            return stock(*args, **kwargs)
-        finally:
-            now.width = None
 
     def _call(
         self, generation: Generation, x: Tensor, entry: Tensor, blocks: range, time: Tensor | None = None

@@ -20,6 +20,7 @@ from accel.models.adapters.adapter import Adapter
 from accel.naming import check_least
 
 LETTERS = "crs"
+ADVICE = "take table:every=2, which fits all, or calibrate one"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class BlockTable:
             fields = json.loads(path.read_text())
             model, steps, order = fields["model"], fields["steps"], fields.get("order", 0)
             is_table = isinstance(model, str) and isinstance(steps, list) and bool(steps) and _is_rectangle(steps)
-            is_table = is_table and order in (0, 1)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            is_table = is_table and type(order) is int and order in (0, 1)
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{str(path)!r} is no table of blocks ({error}); make one with accel calibrate") from error
         if not is_table:
             raise InputError(
@@ -105,7 +106,7 @@ class Table(Policy):
         model = type(transformer).__name__
         if isinstance(self.table, BlockTable) and self.table.model not in ("", model):
             raise InputError(
-                f"the table is of {self.table.model}, and this is {model}: calibrate one for it with accel calibrate"
+                f"the table is of {self.table.model}, and this is {model}: {ADVICE} where accel calibrate takes it"
             )
 
     def units(self, depth: int) -> tuple[range, ...]:
@@ -115,7 +116,7 @@ class Table(Policy):
         if self.table.depth != depth:
             raise InputError(
                 f"the table is of a model with {self.table.depth} blocks ({self.table.model}), and this one has "
-                f"{depth}: calibrate one for it with accel calibrate"
+                f"{depth}: {ADVICE} where accel calibrate takes it"
             )
         columns = list(zip(*self.table.steps, strict=True))
         groups = [list(group) for _, group in groupby(range(depth), key=lambda index: columns[index])]
@@ -129,7 +130,7 @@ class Table(Policy):
         if call.progress.steps != len(self.table.steps):
             raise InputError(
                 f"the table is of {len(self.table.steps)} steps, and this generation has {call.progress.steps}: "
-                f"calibrate one with accel calibrate --steps {call.progress.steps}"
+                f"{ADVICE} with accel calibrate --steps {call.progress.steps}"
             )
         letter = self.table.steps[call.step][call.blocks[0]]
         return {"c": Compute(), "r": Reuse(self.order), "s": Skip()}[letter]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from accel.attach import disable, enabled
-from accel.caching.calibration import Measuring, choose
+from accel.caching.calibration import Measuring, check_budget, choose
 from accel.caching.hook import install_cache, remove_cache
 from accel.caching.policy import step_count
 from accel.caching.table import BlockTable, Table
@@ -54,11 +54,15 @@ def calibrate(
     measure = measure or Measure()
     if not 0 < budget <= 1:
         raise InputError(f"budget is {budget:g}; give the share of blocks to compute, above 0 and at most 1")
-    errors = np.stack([_errors(loaded, prompt, options, measure, report) for prompt in prompts]).sum(axis=0)
-    gains = _gains(loaded, prompts[0], options, errors, measure, report)
     depth, size = _depth(loaded), measure.group or _depth(loaded)
+    steps = call_arguments(loaded, prompts[0], **options)[1]["num_inference_steps"]
+    computed = max(1, step_count(warmup, steps))
+    check_budget(budget, computed, steps, depth)
+    each = [_errors(loaded, prompt, options, measure, report) for prompt in prompts]
+    gains = _gains(loaded, prompts[0], options, each[0], measure, report)
+    errors = np.stack(each).sum(axis=0)
     sizes = [min(size, depth - start) for start in range(0, depth, size)]
-    words = choose(errors * gains[:, None, None], budget, max(1, step_count(warmup, len(errors))), sizes)
+    words = choose(errors * gains[:, None, None], budget, computed, sizes)
     whole = ("".join(letter * count for letter, count in zip(word, sizes, strict=True)) for word in words)
     return BlockTable(type(loaded.transformers[0]).__name__, tuple(whole), measure.order)
 
@@ -100,7 +104,7 @@ def _gains(
     measure: Measure,
     report: Callable[[str], None],
 ) -> Float[np.ndarray, " steps"]:
-    """Return how much the square of a step's error has grown by the end: early ones grow most."""
+    """Return how much the square of a step's error on this prompt has grown by the end: early ones grow most."""
     seed, call = call_arguments(loaded, prompt, **options)
     steps, depth = len(errors), _depth(loaded)
     made = np.sqrt(errors[:, :, 1]).sum(axis=1) ** 2  # infinite where nothing can be reused

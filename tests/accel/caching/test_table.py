@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from accel.caching.table import BlockTable, Table
 from accel.cli import app
 from accel.errors import InputError
 from accel.models.denoising import Denoising
+from accel.workbench import calibration
 from accel.workbench.calibration import Measure, calibrate
 from accel.workbench.generation import generate as make
 from accel.workbench.loading import LoadedPipeline
@@ -141,6 +143,38 @@ def test_a_table_made_for_a_model_runs_in_it(tmp_path: Path, group: int | None) 
     assert report["blocks"] == list(table.steps) and report["blocks_computed"] == pytest.approx(0.5)
 
 
+def test_every_prompt_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of the second prompt are as large in the choice as those of the first, by which they are weighed."""
+    errors = {"a": [np.inf, 1.0, 4.0, 9.0], "b": [np.inf, 100.0, 1.0, 1.0]}  # of reusing at each step
+    rested: list[int | None] = []
+
+    def measured(loaded: Any, prompt: str, *rest: Any) -> np.ndarray:
+        made = np.full((4, 1, 2), 1e9)
+        made[:, 0, 1] = errors[prompt]
+        return made
+
+    @contextmanager
+    def attached(pipe: Any, method: Any, cache: Any) -> Any:
+        rested.append(next((step for step, word in enumerate(cache.table.steps) if "r" in word), None))
+        yield
+
+    def run(*given: Any, **options: Any) -> Any:
+        return np.array([0.0 if rested[-1] is None else errors["a"][rested[-1]] ** 0.5]), 0.0
+
+    for name, stub in (("_errors", measured), ("enabled", attached), ("run", run)):
+        monkeypatch.setattr(calibration, name, stub)
+    loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+    table = calibrate(loaded, ["a", "b"], 0.75, {}, Measure(ages=1, probes=3))
+    assert [word[0] for word in table.steps] == ["c", "c", "r", "c"], "4 + 1 there, 1 + 100 in the step before"
+
+
+def test_a_budget_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_errors", pytest.fail)
+    loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+    with pytest.raises(InputError, match="budget is 0.1, and the warm-up alone computes 0.25"):
+        calibrate(loaded, ["a red circle moves left"], 0.1, {})
+
+
 def test_the_command_writes_a_table(tmp_path: Path) -> None:
     model, output = save_tiny(tmp_path / "tiny", **DEFAULTS), tmp_path / "table.json"
     arguments = ["calibrate", "a red circle moves left", "--model", str(model), "--output", str(output)]
@@ -171,6 +205,9 @@ def test_neighbours_that_rest_together_keep_one_tensor() -> None:
         json.dumps({"model": "Wan", "steps": ["cx"]}),
         json.dumps({"model": "Wan", "steps": [1]}),
         json.dumps({"model": "Wan", "steps": ["cc"], "order": 2}),
+        json.dumps({"model": "Wan", "steps": ["cc"], "order": True}),
+        json.dumps({"model": "Wan", "steps": ["cc"], "order": 1.0}),
+        "[" * 100_000,
         b"\x80\x04\x95 a pickle",
     ],
 )
@@ -183,12 +220,11 @@ def test_a_file_that_is_no_table(tmp_path: Path, content: Any) -> None:
 
 def test_a_table_of_another_model_or_number_of_steps() -> None:
     pipe = pipeline("wan-2.1")
-    with pytest.raises(
-        InputError, match="a model with 3 blocks .WanTransformer3DModel., and this one has 2: calibrate"
-    ):
+    with pytest.raises(InputError, match="a model with 3 blocks .WanTransformer3DModel., and this one has 2: take tab"):
         accel.enable(pipe, None, cache=Table(BlockTable("WanTransformer3DModel", ("ccc",))))
     with pytest.raises(InputError, match="the table is of CogVideoXTransformer3DModel, and this is WanTransformer3DM"):
         accel.enable(pipe, None, cache=Table(BlockTable("CogVideoXTransformer3DModel", ("cc",))))
+    assert not hasattr(pipe.transformer, "_diffusers_hook"), "nothing was attached"
     accel.enable(pipe, None, cache=Table(BlockTable("WanTransformer3DModel", ("cc", "rr"))))
-    with pytest.raises(InputError, match="the table is of 2 steps, and this generation has 5: calibrate one"):
+    with pytest.raises(InputError, match="the table is of 2 steps, and this generation has 5: take table:every=2"):
         generate(pipe)

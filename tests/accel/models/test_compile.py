@@ -64,9 +64,8 @@ def stock_graphs(name: str) -> int:
 @pytest.mark.parametrize(("name", "method"), [*(("wan-2.1", method) for method in METHODS), ("ltx-2", "svg-ear")])
 def test_few_graphs_and_none_by_layer_or_step(name: str, method: str) -> None:
     loop, plain = Loop(name), stock_graphs(name)
-    torch._dynamo.config.recompile_limit = 4
     options = SPARSE if method != "full" else {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=4):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "a window of density")
         with accel.enabled(loop, method, **options):
@@ -87,3 +86,74 @@ def test_two_streams_and_caught_attention_compile(name: str) -> None:
         assert difference(loop(), eager) < 1e-6
     assert made <= MORE * plain + plain  # two kinds of blocks
     assert difference(loop(), stock()) < 1e-6  # compiled still, and stock again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["table:every=2:warmup=1", "prune:threshold=0.5:warmup=1:order=1"])
+def test_blocks_that_rest_are_compiled_as_they_are(cache: str) -> None:
+    """What decides runs between the graphs, which are no more for twelve layers (but two, of the tests' own checks)."""
+    plain, loop = stock_graphs("wan-2.1"), Loop("wan-2.1")
+    torch.manual_seed(0)
+    loop.transformer = type(loop.transformer)(**{**public(loop.transformer.config), "num_layers": 12}).eval()
+    with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=4):
+        warnings.simplefilter("error")
+        with accel.enabled(loop, None, cache=cache) as handle:
+            eager = loop()
+            assert {record.kind for record in handle.blocks()} == {"computed", "reused"}
+            made = compiled_graphs(loop)
+            assert difference(loop(), eager) < 1e-6
+    assert made <= plain + 2
+
+
+def public(config: Any) -> dict[str, Any]:
+    """Return what a model is made with."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+@pytest.mark.slow
+def test_compiled_before_enable_then_another_method_then_none() -> None:
+    expected, plain = {}, Loop("wan-2.1")()
+    for method in ("svg-ear", "adaspa"):
+        twin = Loop("wan-2.1")
+        with accel.enabled(twin, method, **SPARSE):
+            expected[method] = twin()
+    loop, graphs = Loop("wan-2.1"), Graphs()
+    loop.transformer.compile_repeated_blocks(backend=graphs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert difference(loop(), plain) < 1e-6
+        stock, counts = graphs.count, []
+        for method, outputs in expected.items():
+            with accel.enabled(loop, method, **SPARSE) as handle:
+                assert difference(loop(), outputs) < 1e-6
+                assert "sparse" in {record.kind for record in handle.stats()}
+            counts.append(graphs.count)
+        assert counts[0] <= stock + (stock + MORE) and counts[1] == counts[0], "those of before, and ours"
+        assert difference(loop(), plain) < 1e-6 and graphs.count <= counts[1] + stock
+
+
+@pytest.mark.slow
+def test_a_transformer_compiled_as_a_whole() -> None:
+    loop, graphs = Loop("wan-2.1"), Graphs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with accel.enabled(loop, "svg-ear", **SPARSE):
+            eager = loop()
+            loop.transformer.compile(backend=graphs)
+            assert difference(loop(), eager) < 1e-6
+            made = graphs.count
+            assert difference(loop(), eager) < 1e-6 and graphs.count == made > 0
+
+
+@pytest.mark.slow
+def test_a_transformer_that_rests_compiled_as_a_whole() -> None:
+    loop, graphs = Loop("wan-2.1"), Graphs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with accel.enabled(loop, "svg-ear", cache="table:every=2:warmup=1:order=1", **SPARSE) as handle:
+            eager = loop()
+            loop.transformer.compile(backend=graphs)
+            assert difference(loop(), eager) < 1e-6
+            made = graphs.count
+            assert difference(loop(), eager) < 1e-6 and graphs.count == made > 0
+            assert {record.kind for record in handle.blocks()} == {"computed", "reused"}
