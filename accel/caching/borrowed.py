@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,14 @@ class BorrowedWeights:
                     f"a tuned weight {key} cannot be put into this {name}, whose own is quantised or offloaded; "
                     "load it plain, and attach before offloading"
                 )
-        self._weights = weights
+        if weights and on_disk(transformer):
+            raise InputError(
+                f"tuned weights cannot be put into this {name}, whose own are offloaded to files; "
+                "offload to memory, or leave the offloading out"
+            )
+        self._weights, self._name = weights, name
         self._own: list[tuple[Tensor, Tensor]] = []
+        self._transformer: Callable[[], nn.Module | None] = weakref.ref(transformer)
 
     @torch.no_grad()
     def put(self, transformer: nn.Module) -> None:
@@ -48,7 +55,23 @@ class BorrowedWeights:
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Put the transformer's own values back."""
-        for parameter, own in self._own:
-            parameter.copy_(own)
+        """Put the transformer's own values back; what was added to it meanwhile, as by fusing a LoRA, stays."""
+        transformer = self._transformer()
+        if self._own and transformer is not None and on_disk(transformer):
+            warnings.warn(
+                f"this {self._name} was offloaded to files while it had tuned weights, which the files keep; "
+                "load it anew to have its own",
+                stacklevel=2,
+            )
+        for (parameter, own), tuned in zip(self._own, self._weights.values(), strict=False):
+            since = None if parameter.is_meta else parameter.float() - tuned.to(parameter).float()
+            parameter.copy_(own if since is None or not since.any() else own.to(since) + since)
         self._own.clear()
+
+
+def on_disk(transformer: nn.Module) -> bool:
+    """Whether diffusers' group offloading keeps weights in files: what is written to the parameters is lost there."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    groups = (getattr(hook, "group", None) for hook in hooks)
+    return any(getattr(group, "offload_to_disk_path", None) is not None for group in groups)

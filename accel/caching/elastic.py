@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from accel.caching.borrowed import on_disk
 from accel.errors import InputError
 from accel.models.adapters.adapter import Adapter
 
@@ -51,6 +52,15 @@ def check_elastic(transformer: nn.Module, adapter: Adapter) -> None:
             reason = _obstacle(layer)
             if reason is not None:
                 raise InputError(f"the MLP of block {index} of this {name} cannot be narrowed: {reason}")
+
+
+def check_in_memory(transformer: nn.Module) -> None:
+    """Raise InputError where weights lie in files, from which only a whole layer's own call brings them over."""
+    if on_disk(transformer):
+        raise InputError(
+            f"the MLPs of this {type(transformer).__name__} cannot be narrowed: its weights are offloaded to files; "
+            "offload to memory, attach before offloading, or leave widths off"
+        )
 
 
 def _obstacle(layer: Any) -> str | None:

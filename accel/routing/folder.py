@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,8 +41,8 @@ def read_routers(folder: Path) -> tuple[Routers, dict[str, Tensor]]:
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"{str(folder)!r} holds no routers: it has no {CONFIG}; {ADVICE}")
-    routers = Routers(_config(folder / CONFIG))
-    state, expected = _tensors(folder / ROUTERS), routers.state_dict()
+    config, state = _config(folder / CONFIG), _tensors(folder / ROUTERS)
+    expected = _expected(folder / CONFIG, config, len(state))
     for name in sorted({*state, *expected}):
         if name not in state or name not in expected or state[name].shape != expected[name].shape:
             said = "is missing" if name not in state else f"is {tuple(state[name].shape)}"
@@ -49,9 +50,22 @@ def read_routers(folder: Path) -> tuple[Routers, dict[str, Tensor]]:
             raise InputError(
                 f"{str(folder / ROUTERS)!r} is foreign: {name} {said}, in its {CONFIG} it {wanted}; {ADVICE}"
             )
+    routers = Routers(config)
     routers.load_state_dict(state)
     has_backbone = (folder / BACKBONE).exists()
     return routers.eval().requires_grad_(False), _tensors(folder / BACKBONE) if has_backbone else {}
+
+
+def _expected(path: Path, config: RoutersConfig, tensors: int) -> dict[str, Tensor]:
+    """Return the tensors of a configuration, which may say anything, without memory for them."""
+    if config.count > tensors:
+        raise InputError(f"{str(path)!r} is of {config.count} routers, and there are {tensors} tensors; {ADVICE}")
+    try:
+        with torch.device("meta"):
+            return Routers(config).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{str(path)!r} has sizes that no tensor can have ({reason}); {ADVICE}") from error
 
 
 def _config(path: Path) -> RoutersConfig:
@@ -62,7 +76,7 @@ def _config(path: Path) -> RoutersConfig:
             raise ValueError(f"it must hold {', '.join(names)}")
         widths = tuple(float(width) for width in given["widths"])
         return RoutersConfig(**{**given, "model": str(given["model"]), "widths": widths})
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is no configuration of routers: {error}; {ADVICE}") from error
 
 

@@ -82,10 +82,12 @@ class Routed(Policy):
 
     def check(self, transformer: nn.Module, adapter: Adapter) -> None:
         """Raise InputError for routers of another class, depth or number of channels."""
-        assert self.routers is not None and adapter.blocks is not None
+        assert self.routers is not None
+        if adapter.blocks is None or adapter.channels is None or adapter.time_embedding is None:
+            raise InputError(f"routers do not fit {type(transformer).__name__}, they are for Wan; take another cache")
         config = self.routers.config
         there = {"class": type(transformer).__name__, "blocks": len(adapter.blocks(transformer))}
-        there["channels"] = None if adapter.channels is None else adapter.channels(transformer)
+        there["channels"] = adapter.channels(transformer)
         made_for = {"class": config.model, "blocks": config.depth, "channels": config.channels}
         if made_for != there:
             raise InputError(

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from accel.errors import InputError
 from accel.files import replacing
 from accel.models.adapters.adapter import Adapter
+from accel.routing.checkpoint import CHECKPOINT, read_checkpoint
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers, save_routers
 from accel.routing.losses import gate_rate_loss, step_rate_loss, target_rate, velocity_loss, width_rate_loss
 from accel.routing.recipe import Recipe
 from accel.routing.router import WIDTHS, Routers, RoutersConfig
 
-CHECKPOINT = "checkpoint.pt"
 FIGURES = ("loss", "error", "gates", "widths")
 MOST_GRADIENT = 1.0
 GAPS = (1 / 30, 1 / 3)  # shares of denoising that lie between a block and what it reuses: from 1 of 30 steps to 4 of 12
@@ -36,9 +36,11 @@ class RouterTrainer:
 
     def __init__(self, transformer: Any, adapter: Adapter, recipe: Recipe, device: str = "cpu", bfloat16: bool = False):
         self.recipe, self.adapter, self.done = recipe, adapter, 0
-        precision = "bf16" if bfloat16 else "no"
+        precision, where = "bf16" if bfloat16 else "no", torch.device(device)
+        if where.type == "cuda" and where.index is not None:
+            torch.cuda.set_device(where)  # the one that accelerate takes
         try:
-            self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+            self.accelerator = Accelerator(cpu=where.type == "cpu", mixed_precision=precision)
         except ValueError as error:
             raise InputError(
                 f"accelerate cannot train on {device} with mixed precision {precision}: {str(error).splitlines()[0]} "
@@ -197,24 +199,14 @@ class RouterTrainer:
 
     def resume(self, folder: Path) -> None:
         """Go on from `checkpoint.pt`; InputError if there is none, or it is of another recipe or model."""
-        path = folder / CHECKPOINT
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            recipe = state["recipe"]
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{str(path)!r} cannot be gone on from: {reason}; start without resuming") from error
-        # Older checkpoints know neither the setting nor every option.
-        before = dataclasses.asdict(Recipe()) | self.setting | recipe | state.get("setting", {})
-        for name, value in (dataclasses.asdict(self.recipe) | self.setting).items():
-            if before[name] != value:
-                raise InputError(f"{str(path)!r} is of a training with {name} {before[name]}, not {value}; give that")
+        state = read_checkpoint(folder, self.recipe, self.setting)
         try:
             self.routers.load_state_dict(state["routers"])
             if self.joint:
                 self.transformer.load_state_dict(state["transformer"])
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"{str(path)!r} is of another model; give that one, or another folder") from error
+            path = str(folder / CHECKPOINT)
+            raise InputError(f"{path!r} is of another model; give that one, or another folder") from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = state["step"]
 

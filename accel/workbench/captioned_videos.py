@@ -67,9 +67,9 @@ def find_videos(folder: Path) -> dict[Path, str]:
 
 def read_video(path: Path, frames: int, height: int, width: int) -> Float[Tensor, "1 3 t h w"]:
     """Return the first frames in [-1, 1], scaled and cut to size; InputError if they are too few, or it is no video."""
-    # Ffmpeg by itself: imageio leaves its pipes open.
+    # Ffmpeg by itself: imageio leaves its pipes open. Only in whole paths is a colon not the end of a protocol's name.
     cut = f"scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path), "-vf", cut]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path.resolve()), "-vf", cut]
     command += ["-frames:v", str(frames), "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, capture_output=True)
     if done.returncode:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from accel.errors import InputError
 from accel.files import unwritable
+from accel.routing.checkpoint import CHECKPOINT, read_checkpoint
+from accel.routing.folder import ROUTERS
 from accel.routing.recipe import Recipe, learning_rate_factor
-from accel.routing.training import CHECKPOINT, RouterTrainer
-from accel.workbench.captioned_videos import Samples, samples_of
+from accel.routing.training import RouterTrainer
+from accel.workbench.captioned_videos import Samples, find_videos, samples_of
 from accel.workbench.loading import LoadedPipeline
 
 LATENTS = "latents.safetensors"
@@ -62,20 +65,18 @@ def train_routers(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(output, error) from error
-    if not resume and (output / CHECKPOINT).exists():
-        raise InputError(f"{str(output)!r} holds a training already; give --resume to go on, or another folder")
-    if resume and not (output / CHECKPOINT).exists():
-        raise InputError(f"{str(output)!r} holds no {CHECKPOINT} to go on from; leave --resume out, or give its folder")
+    setting = {
+        "model": loaded.name, "batch": batch, "drop_caption": drop_caption, "videos": len(find_videos(data)), **size,
+    }  # fmt: skip
+    _check_output(output, recipe, setting, resume)
     bfloat16, transformer = loaded.dtype == torch.bfloat16, loaded.transformers[0]
     samples = samples_of(loaded, data, size, output / LATENTS, lambda message: report(0, message))
     for part in (loaded.pipeline.vae, loaded.pipeline.text_encoder):  # they have done their work
         part.to("cpu")
     if recipe.backbone_rate > 0:
         transformer.float()  # bfloat16 would lose small steps
-    if loaded.device.index is not None:
-        torch.cuda.set_device(loaded.device)  # the one that accelerate takes
-    trainer = RouterTrainer(transformer, loaded.adapter, recipe, loaded.device.type, bfloat16)
-    trainer.setting = {"batch": batch, "drop_caption": drop_caption, "videos": len(samples.latents), **size}
+    trainer = RouterTrainer(transformer, loaded.adapter, recipe, str(loaded.device), bfloat16)
+    trainer.setting = setting
     if resume:
         trainer.resume(output)
     message = "training"
@@ -88,6 +89,18 @@ def train_routers(
             message = trainer.progress()
         report(trainer.done, message)
     return trainer
+
+
+def _check_output(output: Path, recipe: Recipe, setting: dict[str, Any], resume: bool) -> None:
+    """Raise InputError if a folder holds what must not be lost, or a training that is not to be gone on with so."""
+    if resume and not (output / CHECKPOINT).exists():
+        raise InputError(f"{str(output)!r} holds no {CHECKPOINT} to go on from; leave --resume out, or give its folder")
+    if resume:
+        read_checkpoint(output, recipe, setting)  # before videos are encoded, which may take hours
+    elif (output / CHECKPOINT).exists():
+        raise InputError(f"{str(output)!r} holds a training already; give --resume to go on, or another folder")
+    elif (output / ROUTERS).exists():
+        raise InputError(f"{str(output)!r} holds routers already, which would be replaced; give another folder")
 
 
 def _batch(

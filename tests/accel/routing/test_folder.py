@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from safetensors.torch import load_file, save_file
 
 import accel
+from accel.attach import adapter_for
 from accel.errors import InputError
 from accel.routing.folder import read_routers, save_routers
 from accel.routing.policy import Routed
@@ -137,3 +140,65 @@ def test_folders_of_another_model(tmp_path: Path, change: dict[str, str], messag
     with pytest.raises(InputError, match=message):
         accel.enable(pipe, None, cache=f"routers:path={tmp_path}")
     assert not hasattr(pipe.transformer, "_diffusers_hook"), "nothing was attached"
+
+
+@pytest.mark.parametrize("offload_first", [True, False])
+def test_tuned_weights_beside_offloading_to_files(tmp_path: Path, offload_first: bool) -> None:
+    pipe, tuned, cpu = pipeline("wan-2.1"), pipeline("wan-2.1"), torch.device("cpu")
+    weight = tuned.transformer.get_parameter(NAME)
+    weight.data.mul_(1.5)
+    expected = generate(tuned)
+    save_routers(wan_routers(), tmp_path / "routers", {NAME: weight})
+    policy, where = accel.load_routers(pipe, tmp_path / "routers", widths=False), str(tmp_path / "disk")
+
+    def offload() -> None:
+        apply_group_offloading(pipe.transformer, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=where)
+
+    if offload_first:
+        offload()
+        with pytest.raises(InputError, match="whose own are offloaded to files; offload to memory, or leave the"):
+            accel.enable(pipe, None, cache=policy)
+        return
+    accel.enable(pipe, None, cache=policy)
+    offload()
+    assert (generate(pipe) - expected).abs().max() < 2e-5 * expected.abs().max()
+    with pytest.warns(UserWarning, match="while it had tuned weights, which the files keep; load it anew"):
+        accel.disable(pipe)
+
+
+def test_what_is_fused_into_a_tuned_weight_stays(tmp_path: Path) -> None:
+    pipe = pipeline("wan-2.1")
+    weight = pipe.transformer.get_parameter(NAME)
+    own, added = weight.detach().clone(), torch.randn_like(weight)
+    save_routers(wan_routers(), tmp_path, {NAME: 1.5 * own})
+    with accel.enabled(pipe, None, cache=accel.load_routers(pipe, tmp_path)):
+        weight.data.add_(added)
+    assert (weight - (own + added)).abs().max() < 1e-5
+    weight.data.copy_(own)
+    with accel.enabled(pipe, None, cache=accel.load_routers(pipe, tmp_path)):
+        assert not torch.equal(weight, own)
+    assert torch.equal(weight, own), "exactly, where nothing was added"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 10**9}, "is of 1000000000 routers, and there are .* tensors"),
+        ({"hidden": 10**12}, "is foreign|sizes that no tensor can have"),
+        ({"hidden": 10**30}, "sizes that no tensor can have|is foreign|is no configuration"),
+    ],
+)
+def test_sizes_that_nobody_has_memory_for(tmp_path: Path, change: dict[str, int], message: str) -> None:
+    save_routers(wan_routers(), tmp_path)
+    break_config(tmp_path, lambda fields: fields.update(change))
+    with pytest.raises(InputError, match=message):
+        read_routers(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is no configuration of routers"):
+        read_routers(tmp_path)
+
+
+def test_models_without_blocks_that_routers_fit() -> None:
+    with pytest.raises(InputError, match="routers do not fit Animate.*, they are for Wan; take another cache"):
+        adapter = replace(adapter_for(pipeline("wan-2.1").transformer), blocks=None)
+        Routed(routers=wan_routers()).check(type("Animate", (torch.nn.Module,), {})(), adapter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from accel.caching.registry import by_name
 from accel.caching.resting import Resting
 from accel.models.denoising import Denoising
 from accel.routing.policy import Routed
-from accel.routing.router import Router, Routers
+from accel.routing.router import Router, Routers, RoutersConfig
 from tests.accel.caching.toys import Toy, make_loop, play
 from tests.accel.routing.made import toy_routers, wan_routers
 from tests.accel.wan_models import generate, pipeline
@@ -323,3 +324,32 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 def test_decisions_are_values() -> None:
     assert Narrow(0.5) == Narrow(0.5) != Narrow(0.25) and len({Compute(), Skip(), Reuse(), Narrow(0.5)}) == 4
+
+
+@pytest.mark.parametrize("offload_first", [True, False])
+def test_narrow_mlps_of_weights_in_files(tmp_path: Path, offload_first: bool) -> None:
+    pipe, policy, cpu = pipeline("wan-2.1"), Routed(routers=saying(width=1)), torch.device("cpu")
+    with accel.enabled(pipe, None, cache=policy):
+        expected = generate(pipe)
+
+    def offload() -> None:
+        path = str(tmp_path)
+        apply_group_offloading(pipe.transformer, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=path)
+
+    if offload_first:
+        offload()
+        with pytest.raises(ValueError, match="cannot be narrowed: its weights are offloaded to files; offload to mem"):
+            accel.enable(pipe, None, cache=policy)
+        return
+    with accel.enabled(pipe, None, cache=policy):
+        offload()
+        assert (generate(pipe) - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(1, 64), (3, 64), (2, 32)])
+def test_routers_of_another_depth_or_width_are_refused(depth: int, channels: int) -> None:
+    pipe, routers = pipeline("wan-2.1"), Routers(RoutersConfig("WanTransformer3DModel", depth, channels, 16))
+    message = f"with {depth} blocks of {channels} channels, and this is a WanTransformer3DModel with 2 blocks of 64"
+    with pytest.raises(ValueError, match=message):
+        accel.enable(pipe, None, cache=Routed(routers=routers))
+    assert not hasattr(pipe.transformer, "_diffusers_hook")

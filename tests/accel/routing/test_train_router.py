@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typer.testing import CliRunner
 import accel
 from accel.cli import app
 from accel.errors import InputError
+from accel.routing.recipe import Recipe
 from accel.workbench import captioned_videos
 from accel.workbench.captioned_videos import find_videos, read_video, samples_of
 from accel.workbench.loading import LoadedPipeline, load_pipeline
-from accel.workbench.router_training import check_trainable
+from accel.workbench.router_training import check_trainable, train_routers
 from tests.accel.wan_models import pipeline
 from tests.tiny_wan import save_tiny, tiny_pipeline
 
@@ -155,3 +157,49 @@ def test_pipelines_that_cannot_be_trained() -> None:
     half.transformer.half()
     with pytest.raises(InputError, match="dtype float16 has too small a range for training"):
         check_trainable(LoadedPipeline(half, "half", DEFAULTS))
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, data: Path) -> None:
+    def train(output: Path, stop: int = 99, resume: bool = False) -> Any:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+        def report(step: int, message: str) -> None:
+            if step == stop:
+                raise KeyboardInterrupt
+
+        loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+        options: dict[str, Any] = dict(every=2, drop_caption=0.5, resume=resume, report=report)
+        return train_routers(loaded, data, output, Recipe(learning_rate=1e-2), 6, SIZE, **options)
+
+    whole = train(tmp_path / "whole").routers.state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", stop=3)
+    again = train(tmp_path / "parts", resume=True).routers.state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_what_is_there_is_not_lost(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the encoded videos by another setting, nor somebody's routers by a new training."""
+    model, output = save_tiny(tmp_path / "tiny", **DEFAULTS), tmp_path / "routers"
+    given = ["--model", model, "--data", data, "--dtype", "float32"]
+    assert invoke(*given, "--output", output, "--steps", 1).exit_code == 0
+    before = (output / "latents.safetensors").read_bytes()
+    shutil.copy(data / "dark.mp4", data / "third.mp4")
+    shutil.copy(data / "dark.txt", data / "third.txt")
+    monkeypatch.setattr(captioned_videos, "read_video", pytest.fail)
+    refused = invoke(*given, "--output", output, "--steps", 2, "--resume")
+    assert refused.exit_code == 2 and "is of a training with videos 2, not 3; give that" in refused.stderr
+    (data / "third.mp4").unlink()
+    other = save_tiny(tmp_path / "other", **DEFAULTS)
+    refused = invoke("--model", other, *given[2:], "--output", output, "--steps", 2, "--resume")
+    assert refused.exit_code == 2 and "is of a training with model" in refused.stderr
+    assert (output / "latents.safetensors").read_bytes() == before
+    (output / "checkpoint.pt").unlink()
+    refused = invoke(*given, "--output", output)
+    assert refused.exit_code == 2 and "holds routers already, which would be replaced; give another" in refused.stderr
+
+
+def test_names_of_videos_may_hold_a_colon(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    Path("dark.mp4").rename("12:30.mp4")
+    assert read_video(Path("12:30.mp4"), 5, 32, 32).shape == (1, 3, 5, 32, 32)

@@ -16,6 +16,7 @@ from torch import Tensor
 import accel
 from accel.errors import InputError
 from accel.models.adapters.wan import WAN
+from accel.routing import training
 from accel.routing.execution import RoutedTransformer
 from accel.routing.folder import read_routers
 from accel.routing.losses import gate_rate_loss, step_rate_loss, target_rate, velocity_loss, width_rate_loss
@@ -377,3 +378,30 @@ def test_another_training_starts_from_the_routers_and_backbone_of_one(tmp_path: 
         trainer().start_from(tmp_path)
     with pytest.raises(InputError, match="of another model"):
         trainer(backbone_rate=1e-3, width_rate=0.5).start_from(tmp_path)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(made),)
+
+    torch.save({"step": 1, "recipe": Bomb()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="cannot be gone on from"):
+        trainer().resume(tmp_path)
+    assert not made.exists()
+
+
+def test_a_numbered_gpu_is_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+
+    def stop(**options: Any) -> Any:
+        raise ValueError(f"stop {options}")
+
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(training, "Accelerator", stop)
+    for device in ("cuda:1", "cuda", "cpu"):
+        with pytest.raises(InputError, match=f"'cpu': {device == 'cpu'}"):
+            RouterTrainer(tiny(), WAN, Recipe(), device)
+    assert chosen == [torch.device("cuda:1")]
