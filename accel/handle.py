@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,10 @@ class Handle:
         return [each.hook.session.denoising.latest for each in self._attachments]
 
     def stats(self) -> list[CallRecord]:
-        """Return one record for each self-attention call of the latest generation."""
+        """Return one record for each self-attention call of the latest generation that a method planned.
+
+        What had to run dense, as a warning said, has none; `summary` counts it.
+        """
         records = [record for generation in self._generations for record in generation.records.read()]
         return sorted(records, key=lambda record: record.step)
 
@@ -79,7 +83,11 @@ class Handle:
         lines = [f"{' with '.join(map(str, parts))} on {', '.join(names)}"]
         lines += [] if self.chosen is None else [f"latest generation: {self.chosen}"]
         facts, shares = summarize(self.stats()), block_shares(self.blocks())
-        if method is not None and not facts["calls"]:
+        obstacles = Counter[str]()
+        for generation in self._generations:
+            obstacles.update(generation.obstacles)
+        lines += [f"latest generation: {count} attention calls ran dense: {why}" for why, count in obstacles.items()]
+        if method is not None and not facts["calls"] and not obstacles:
             lines.append("no attention call has come here: run the pipeline, and set no other processors after enable")
         if shares["computed"] is not None:
             said = ", ".join(f"{share:.3f} {kind}" for kind, share in shares.items())

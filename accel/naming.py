@@ -92,6 +92,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 def _value(text: str) -> Any:
     """Return a number, True, False or None as such, anything else as text."""
+    if len(text) > 1 and not text.strip("0"):
+        return text  # a row of zeros, as a mask of steps is one, and no number
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

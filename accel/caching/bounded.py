@@ -38,9 +38,10 @@ class Bounded(Policy):
     """Blocks rest where what goes in changed by less than `threshold` (relative L1); 1 is always, 0 never.
 
     The `first` blocks always run (None: the published 8, in shallow models a third of them, at least one), and the
-    `last` ones. Of the warm-up every `interval`-th step is computed. Nothing rests in more than `most_steps` steps, nor
-    in more than `most_in_a_row`. A `mask` of 1 and 0 a step computes where it says 1; with `static` whatever comes
-    where it says 0 is reused without a look. Published: 8 warm-up steps, here 8 of Wan's 50.
+    `last` ones. Of the warm-up every `interval`-th step is computed. Nothing rests in more than `most_steps` steps,
+    nor in more than `most_in_a_row`; with `prune`, as published, a step counts from its first block that rests, so that
+    in the last of `most_steps` no other does. A `mask` of 1 and 0 a step computes where it says 1; with `static`
+    whatever comes where it says 0 is reused without a look. Published: 8 warm-up steps, here 8 of Wan's 50.
     """
 
     warmup: float = 0.16

@@ -32,8 +32,8 @@ class EasyCache(Policy):
 
     The output v moves about k times as far as the latents x do, k as measured between the latest two computed steps;
     each step adds k mean|x_t - x_(t-1)| / mean|v|. Published for Wan: threshold 0.05, the first 10 of 50 steps and the
-    last one computed; 0.025 and 5 steps for HunyuanVideo. The conditional branch decides, else the first one called.
-    Waits for the device once a step.
+    last one computed; 0.025 and 5 steps for HunyuanVideo. The conditional branch decides, else the first one called;
+    where a model takes all branches as one batch, each decides for itself. Waits for the device once a step.
     """
 
     threshold: float = 0.05

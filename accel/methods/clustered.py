@@ -33,7 +33,8 @@ class Clustered(Scheduled):
 
     Cluster counts of None follow the number of tokens. `cluster_dense_steps` clusters in the dense steps already. The
     first call sees only `first_share` of the tokens for `first_iterations`, then all of them for `iterations`; 1 is as
-    published. A plan serves `every` sparse steps; published is 1. `top_p` and `least_share` go with a density of None.
+    published. A plan serves `every` sparse steps; published is 1. `top_p` goes with a density of None; a share of
+    `least_share` of the key clusters, the heaviest of each row, comes first in any case.
     """
 
     top_p: float = 0.9

@@ -112,7 +112,8 @@ class ReTtention(Scheduled):
 
     def _warn_of_wide_blocks(self, plan: Sparse, geometry: Geometry) -> None:
         asked = (2 * (int(self.window * geometry.frame_tokens) // 2) + 1) / geometry.frame_tokens
-        if self.density is None and plan.density > WIDER * asked:
+        video = (geometry.video_tokens / geometry.tokens) ** 2  # all other pairs are computed, whatever the blocks
+        if self.density is None and plan.density > WIDER * (1 - video + video * asked):
             warnings.warn(
                 f"re-ttention's window of density {asked:.3f} has density {plan.density:.3f} in blocks of {self.block} "
                 f"tokens on a grid of {geometry.grid}; give a smaller block, or say the density that you want",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,24 +27,27 @@ class SparseVDiTState:
     plan: Sparse | None = None
     modes: list[str] | None = None
     columns: Int[Tensor, "b h s"] | None = None
+    said: bool = False
 
 
 @dataclass(frozen=True)
 class SparseVDiT(Scheduled):
     """Pick full, skip, diagonal, multi-diagonal or stripe for each head by error + penalty * density.
 
-    A head stays full when no pattern gets below `tolerance`. The error is the relative squared error of the
-    head's output (the paper's scale is not stated); published: penalty (lambda) 0.5. With a `table` from
-    `accel.search.search_patterns` the choice is the offline one of the paper; without, each generation searches
-    for itself at its last dense step. `first_frame` (ours) keeps all pairs of the first latent frame in every pattern,
-    which is narrower for it, unless they would take more than half of the density.
+    A head stays full where that pattern errs more than `tolerance`. The error is the squared error of the head's output
+    over that output's square (the paper's scale is not stated), so that skip, which errs by 1, is for tables and large
+    tolerances; published: penalty (lambda) 0.5, tolerance (epsilon) 1. With a `table` from
+    `accel.search.search_patterns` the choice is the offline one of the paper; without, or where the table is of another
+    size, which is said, each generation searches for itself at its last dense step. `first_frame` (ours) keeps all
+    pairs of the first latent frame in every pattern, which is narrower for it, unless they would take more than half of
+    the density.
     """
 
     density: float = 0.35
     dense_steps: float = 0.25
     block: int = 64
     penalty: float = 0.5
-    tolerance: float = 0.3
+    tolerance: float = 0.15
     first_frame: bool = True
     table: PatternTable | None = None
 
@@ -57,6 +61,9 @@ class SparseVDiT(Scheduled):
         state = memory.of(SparseVDiTState)
         if self.table is not None and self.table.fits(call):
             return self._from_table(call, state) if phase == "sparse" else Dense()
+        if self.table is not None and not state.said:
+            state.said = True
+            self._say_unfit(call)
         if phase == "dense":
             return Dense()
         if state.plan is not None:
@@ -74,6 +81,17 @@ class SparseVDiT(Scheduled):
                 state.columns = self._rank_columns(call)
             state.modes, state.plan = modes, self.head_plan(call, [modes], state.columns)
         return state.plan
+
+    def _say_unfit(self, call: AttentionCall) -> None:
+        """Say, in the first layer, that the table is of another size than this call."""
+        assert self.table is not None
+        if call.layer == 0:
+            warnings.warn(
+                f"the pattern table is of {self.table.described()}, and this generation has {call.geometry.grid} "
+                f"tokens, {call.layers} layers and {call.q.shape[1]} heads: it searches for itself; "
+                "make a table of this size",
+                stacklevel=2,
+            )
 
     def _rank_columns(self, call: AttentionCall) -> Int[Tensor, "b h s"]:
         return rank_columns(call.q, call.k, call.scale, call.geometry, self._keeps_first_frame(call.geometry))
@@ -108,9 +126,11 @@ class SparseVDiT(Scheduled):
                 losses.append(torch.ones(out.shape[:2], device=out.device))
                 continue
             plan = _sampled(self.head_plan(call, [[mode] * out.shape[1]], columns))
-            losses.append(_relative_error(call, plan, out) + self.penalty * self.density)
-        best, choice = torch.stack(losses).min(0)
-        choice = torch.where(best > self.tolerance, -1, choice).tolist()
+            losses.append(_relative_error(call, plan, out))
+        errors = torch.stack(losses)
+        dense = torch.tensor([0.0 if mode == "skip" else self.density for mode in CANDIDATES], device=out.device)
+        choice = (errors + self.penalty * dense[:, None, None]).argmin(0, keepdim=True)
+        choice = torch.where(errors.gather(0, choice) > self.tolerance, -1, choice)[0].tolist()
         return [["full" if index < 0 else CANDIDATES[index] for index in heads] for heads in choice], columns
 
 

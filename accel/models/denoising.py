@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from typing import Any
 
@@ -24,6 +24,7 @@ class Generation:
         self.choice: Choice | None = None  # of a method that stands for others
         self.branches: set[str] = set()  # seen in this step
         self.records = Records()
+        self.obstacles: Counter[str] = Counter()  # reasons of calls that were left to the pipeline, and how many
         self.blocks: list[BlockRecord] = []
         self.calls = 0  # of the transformer
         self.mask: tuple[Any, bool, list[slice | Tensor] | None] | None = None  # read last, and what it says

@@ -87,6 +87,7 @@ class Session:
                 obstacle = "the model passes an attention mask that says more than what is padding beside the video"
         if obstacle is not None:
             self.warn_once(obstacle)
+            self.denoising.current.obstacles[obstacle] += 1
             return stock(q, k, v, mask)
         where = _Where(layer, number, q.shape[-1] ** -0.5 if scale is None else scale, chosen, stock, share)
         if samples is None:

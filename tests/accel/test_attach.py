@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -500,3 +501,13 @@ def test_our_backend_is_for_our_processors() -> None:
     q = torch.randn(1, 8, 2, 16)
     with pytest.raises(ValueError, match="'_accel' is for accel's own processors; choose one of diffusers'"):
         dispatch_attention_fn(q, q, q, backend=AttentionBackendName("_accel"))
+
+
+@pytest.mark.filterwarnings("ignore:accel runs dense attention")
+def test_a_summary_says_why_all_ran_dense() -> None:
+    loop = Loop("wan-2.1")
+    handle = accel.enable(loop.transformer, "adaspa", **SPARSE)
+    with torch.no_grad():
+        loop.transformer(**loop.inputs)
+    assert re.search("latest generation: [1-9]+ attention calls ran dense: the denoising step", handle.summary())
+    assert "no attention call has come here" not in handle.summary() and not handle.stats()

@@ -64,7 +64,7 @@ def _mode_mask(
     if mode == "stripe":  # whose columns begin with the text
         kept[:, : rest.sum()] = True
         return stripe(blocks, density, kept)
-    return keep_rest(band(blocks, density, kept), geometry, offsets, offsets)
+    return band(blocks, density, keep_rest(kept, geometry, offsets, offsets))  # the band is narrower for what is kept
 
 
 def rank_columns(

@@ -24,6 +24,11 @@ class PatternTable:
         own_heads = call.share is not None or len(self.steps_modes[0][0]) == call.q.shape[1]
         return tuple(self.grid) == call.geometry.grid and len(self.steps_modes[0]) == call.layers and own_heads
 
+    def described(self) -> str:
+        """Return what it was made for, in words."""
+        layers, heads = len(self.steps_modes[0]), len(self.steps_modes[0][0])
+        return f"{self.model}, {tuple(self.grid)} tokens, {layers} layers and {heads} heads"
+
     def modes(self, progress: Progress, layer: int) -> list[str]:
         """Return the layer's modes at this point of the schedule; another number of steps takes the nearest."""
         step = progress.step * len(self.steps_modes) // progress.steps
@@ -41,9 +46,9 @@ class PatternTable:
             fields = json.loads(path.read_text())
             table = cls(fields["model"], tuple(fields["grid"]), fields["steps_modes"])
             heads = [modes for step in table.steps_modes for modes in step]
-            unknown = sorted({mode for modes in heads for mode in modes} - set(MODES))
+            unknown = sorted({str(mode) for modes in heads for mode in modes if mode not in MODES})
             sizes = {len(step) for step in table.steps_modes}, {len(modes) for modes in heads}
-        except (KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a pattern table (JSON with model, grid, steps_modes): {error}") from error
         if unknown or any(len(each) != 1 for each in sizes):
             wrong = f"modes {', '.join(unknown)}" if unknown else "steps or layers of several sizes, or none"

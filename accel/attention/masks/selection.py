@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -30,7 +31,9 @@ def select_blocks(
     if top_k is not None:
         keep |= rank < top_k
     if top_p is not None:
-        keep |= before < top_p * scores.sum(-1, keepdim=True)
+        # All is all: a rounded sum may reach the whole before the last entries.
+        everything = torch.as_tensor(top_p, device=scores.device) >= 1
+        keep |= (before < top_p * scores.sum(-1, keepdim=True)) | everything
     if threshold is not None:
         keep |= scores >= threshold
     return keep

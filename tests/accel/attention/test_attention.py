@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,14 @@ from accel.attention.execute import execute, sampled_recall
 from accel.attention.masks.band import band
 from accel.attention.masks.head_modes import MODES, head_mode_plan, rank_columns
 from accel.attention.masks.kept import keep_rest
+from accel.attention.masks.multi_diagonal import multi_diagonal_plan
 from accel.attention.masks.pattern_table import PatternTable
 from accel.attention.masks.selection import select_blocks
 from accel.attention.orders.grid import native, tiles, token_major, whole_order
 from accel.attention.plan import Computed, Dense, Sparse
 from accel.attention.schedule import dense_step_count, phase
 from accel.methods.adaspa import AdaSpa
+from accel.methods.re_ttention import ReTtention
 from accel.methods.registry import by_name
 from accel.methods.sparse_vdit import SparseVDiT
 from accel.models.records import CallRecord, summarize
@@ -271,3 +274,47 @@ def test_summary_of_records() -> None:
     assert facts["density"] == 0.2 and facts["density_overall"] == 0.6 and facts["recall"] == 0.9
     assert facts["dense_steps"] == 1 and facts["attention_seconds"] == 0.75
     assert summarize([])["density"] is None
+
+
+def test_a_refresh_that_a_cache_swallowed_moves_to_the_next_call() -> None:
+    method, memory = AdaSpa(density=0.5, dense_steps=0.1, block=16, refresh=(0.5,), head_adaptive=False), LayerMemory()
+    plans = {step: method.plan(make_call(step, seed=step), memory) for step in (0, 1, 2, 6, 7)}
+    assert plans[1] is plans[2] is not plans[6] is plans[7]
+
+
+def test_sparse_vdit_is_sparse_at_any_density() -> None:
+    call = make_call(0, Geometry(4, 4, 8), heads=3)
+    names = SparseVDiT(density=0.7, block=16).choose_patterns(call, call.dense())[0]
+    assert names != [["full"] * 3], "most of the pairs are there, and hardly anything is missing"
+
+
+def test_a_table_of_another_size_is_said() -> None:
+    table = PatternTable("tiny", (3, 4, 5), [[["full", "skip", "stripe", "diagonal"]] * 2] * 5)
+    method, memory = SparseVDiT(block=16, table=table), LayerMemory()
+    with pytest.warns(UserWarning, match=r"of tiny, \(3, 4, 5\) tokens, 2 layers and 4 heads, and this generation"):
+        method.plan(make_call(5, geometry=Geometry(3, 4, 8)), memory)
+    method.plan(make_call(6, geometry=Geometry(3, 4, 8)), memory)
+
+
+def test_pattern_files_that_are_none(tmp_path) -> None:
+    with pytest.raises(ValueError, match="is not a pattern table"):
+        PatternTable.load(tmp_path / "missing.json")
+    for content in ('{"model": "a", "grid": [1, 1, 1], "steps_modes": [[[[1]]]]}', "[" * 100_000):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(ValueError, match="is not a pattern table"):
+            PatternTable.load(tmp_path / "bad.json")
+
+
+def test_text_is_counted_in_the_density_of_a_band() -> None:
+    geometry = Geometry(1, 16, 16, before=64)
+    plan = head_mode_plan([["diagonal"]], torch.arange(320)[None, None], geometry, 0.35, 16, torch.device("cpu"))
+    assert plan.density < 0.41  # the text alone is 0.36, and the narrowest band is there in any case
+    assert select_blocks(torch.tensor([[1.0, 1e-9, 0.0]]), top_p=1.0).all()
+
+
+def test_a_window_that_text_widens_is_no_wide_block() -> None:
+    geometry = Geometry(13, 30, 45, before=226)
+    plan = multi_diagonal_plan(geometry, 1 / 32, None, 16, torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ReTtention(block=16)._warn_of_wide_blocks(plan, geometry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +23,11 @@ import accel
 from accel.attach import adapter_for
 from accel.caching.dual_block import DualBlock
 from accel.caching.easy import EasyCache
-from accel.caching.registry import POLICIES
+from accel.caching.registry import POLICIES, from_text
 from accel.caching.resting import Resting
 from accel.caching.table import BlockTable, Table
 from accel.models.denoising import Denoising
+from tests.accel.models.combinations import COMBINATIONS
 from tests.accel.routing.made import wan_routers
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 
@@ -214,6 +216,54 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="first 1 and last 1 blocks always run, and the model has 2"):
         accel.enable(pipe, cache="prune:last=1")
     assert not hasattr(pipe.transformer, "_diffusers_hook"), "nothing was attached"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dual-block:threshold=-0.1", "threshold must be 0 or more, got -0.1"),
+        ("dual-block:interval=0", "interval must be 1"),
+        ("prune:first=0", "first must be 1 or more"),
+        ("prune:last=-1", "last must be 0 or more"),
+        ("dual-block:most_steps=-1", "most_steps must be 0"),
+        ("prune:most_in_a_row=-1", "most_in_a_row must be 0"),
+        ("dual-block:most_change=-1", "most_change must be 0"),
+        ("prune:relax=-1", "relax must be 0"),
+        ("prune:most_threshold=-1", "most_threshold must be 0"),
+        ("dual-block:mask=012", "mask must hold a 1 or 0"),
+        ("easy:last=1.5", "last must be a share below 1 or a whole number"),
+        ("table:every=0", "every must be 1 or more"),
+    ],
+)
+def test_ranges_of_options(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        accel.enable(pipeline("wan-2.1"), None, cache=text)
+
+
+def test_a_mask_of_zeros_is_text() -> None:
+    policy = from_text("dual-block:mask=0000:static=True")
+    assert isinstance(policy, DualBlock) and policy.mask == "0000" and from_text("easy:last=0").last == 0
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Already found a .peft_config"
+)
+@pytest.mark.parametrize("attached_first", [True, False])
+@pytest.mark.parametrize("name", ["lora", "lora fused", "lora swapped", "layerwise casting", "group offload to disk"])
+def test_blocks_rest_beside_what_else_is_loaded(name: str, attached_first: bool, tmp_path: Path) -> None:
+    policy, other, pipe = DualBlock(warmup=1, threshold=1, first=1), pipeline("wan-2.1"), pipeline("wan-2.1")
+    COMBINATIONS[name](other, tmp_path / "other")
+    stock = generate(other)
+    with accel.enabled(other, None, cache=policy):
+        expected = generate(other)
+    if not attached_first:
+        COMBINATIONS[name](pipe, tmp_path / "ours")
+    with accel.enabled(pipe, None, cache=policy) as handle:
+        if attached_first:
+            COMBINATIONS[name](pipe, tmp_path / "ours")
+        assert (generate(pipe) - expected).abs().max() < 2e-5 * expected.abs().max()
+        assert "reused" in {record.kind for record in handle.blocks()}
+    assert (generate(pipe) - stock).abs().max() < 2e-5 * stock.abs().max() < (expected - stock).abs().max()
 
 
 def test_a_model_without_block_stacks_is_refused() -> None:

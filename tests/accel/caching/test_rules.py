@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import accumulate
 from math import ceil
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from accel.caching.policy import Policy
+from accel.caching.prune import Prune
 from accel.caching.registry import by_name
 from tests.accel.caching.toys import DEPTH, Loop, Played, Toy, make_loop, play
 
@@ -214,7 +216,7 @@ def random_policy(name: str, seed: int) -> Policy:
             "static": draw.choice([False, True]),
         }
     if name == "dual-block":
-        options |= {"most_change": draw.choice([None, None, 0.5])}
+        options |= {"most_change": draw.choice([None, 0.05, 0.5])}
     if name == "prune":
         options |= {"kept": draw.choice([(), (3,)]), "relaxed": draw.choice([False, True])}
     return by_name(name, **options)
@@ -267,3 +269,33 @@ def test_how_often_a_policy_waits_for_the_device(name: str, most: float, monkeyp
         monkeypatch.setattr(Tensor, read, counting)
     play(Toy(), by_name(name, warmup=0), make_loop(0, steps=10))
     assert len(waits) <= most * 20
+
+
+def test_the_relaxed_threshold_comes_from_the_first_five_changes() -> None:
+    policy = Prune(threshold=0.1, relaxed=True, relax=2.0, most_threshold=0.5)
+    assert policy._threshold([]) == policy._threshold([0.25]) == 0.1
+    assert policy._threshold([0.1] * 5 + [0.9]) == pytest.approx(0.2)
+    assert policy._threshold([0.1, -1.0, 0.2]) == pytest.approx(0.3)
+    plain = Prune(threshold=0.1, relaxed=True)
+    assert plain._threshold([0.1]) == pytest.approx(0.125) and plain._threshold([0.2]) == 0.1
+
+
+@pytest.mark.parametrize("last", [0, 1, 4])
+def test_easy_computes_the_last_steps(last: int) -> None:
+    loop = make_loop(0, steps=10, branches=("cond",))
+    kinds = play(Toy(), by_name("easy", threshold=9.0, warmup=2, last=last), loop).kinds
+    assert [t for t in range(10) if kinds[t, "cond 0", 0] == "computed"] == [0, 1, *range(10 - last, 10)]
+
+
+BOTH = ("most_steps", "most_in_a_row", "mask", "static", "interval", "last")
+REACHED = [("dual-block", o) for o in (*BOTH, "most_change")] + [("prune", o) for o in (*BOTH, "kept", "relaxed")]
+
+
+@pytest.mark.parametrize(("name", "option"), REACHED)
+def test_random_loops_reach_every_option(name: str, option: str) -> None:
+    for seed in range(16):
+        policy, loop = random_policy(name, seed), make_loop(seed)
+        other = dataclasses.replace(policy, **{option: getattr(by_name(name), option)})
+        if other != policy and play(Toy(seed), other, loop).kinds != play(Toy(seed), policy, loop).kinds:
+            return
+    pytest.fail(f"{option} changes nothing in any loop")

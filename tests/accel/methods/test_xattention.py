@@ -142,3 +142,9 @@ def test_a_batch_of_two_is_two_single_calls() -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         XAttention(**options)
+
+
+def test_an_estimate_that_a_cache_swallowed_moves_to_the_next_call() -> None:
+    method, memory = XAttention(**SMALL, every=3, threshold=0.5), LayerMemory()
+    plans = [method.plan(make_call(step, 10, seed=step), memory) for step in (0, 1, 4, 5, 7)]
+    assert [plans[i] is plans[i - 1] for i in range(1, 5)] == [True, False, True, False]
