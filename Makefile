@@ -6,10 +6,20 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
 PROMPT ?= a large red circle moves left on a white background
 OUTPUT ?= out/demo
+# Options of the page, as `python -m demos.app --help` lists them: make app APP="--port 7861"
+APP ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CODE := $(wildcard accel kernels pointcloud demos benchmarks tests)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+USABLE := { $(BIN)/python -c '$(NEW_ENOUGH)' && $(BIN)/python -c 'import pip'; } 2>/dev/null
+
+# An environment whose Python is gone or too old is made anew.
+$(shell $(USABLE) || rm -f .venv/torch)
+
+# Two of pip at once would break the one environment; what can use all cores does so by itself.
+.NOTPARALLEL:
 
 # A test run starts some fifty processes of Python: what one of them compiles, the others need not.
 unexport PYTHONDONTWRITEBYTECODE
@@ -48,18 +58,24 @@ lint: .venv/installed-dev
 bench: .venv/installed compiler
 	$(BIN)/python -m benchmarks
 
-app: .venv/installed-dev compiler
-	$(BIN)/python -m demos.app
+app: .venv/installed-demo compiler
+	$(BIN)/python -m demos.app $(APP)
 
 # The index is asked for torch alone (--no-deps), so that one that cannot be reached costs one failed look-up.
 .venv/torch: Makefile
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+	@$(USABLE) || $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "$(PYTHON) is not Python 3.11 or newer; give one that is: make demo PYTHON=python3.12" >&2; exit 1; }
+	$(USABLE) || $(PYTHON) -m venv --clear .venv || \
 		{ $(MAKE) --no-print-directory apt PACKAGES=python3-venv && $(PYTHON) -m venv --clear .venv; }
 	$(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	touch $@
 
 .venv/installed: pyproject.toml .venv/torch
 	$(PIP) --editable .
+	touch $@
+
+.venv/installed-demo: .venv/installed
+	$(PIP) --editable ".[demo]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -85,5 +101,6 @@ apt:
 	$(SUDO) apt-get update -qq
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(PACKAGES)
 
+# Not out/: measurements and trainings lie there.
 clean:
-	rm -rf .venv out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

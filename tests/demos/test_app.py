@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -19,20 +20,35 @@ SECONDS = 120
 
 
 @pytest.fixture
-def page_address(tiny_model: Path) -> Iterator[str]:
-    """The page of the tiny model, served by a process of its own."""
+def page_address(tiny_model: Path, tmp_path: Path) -> Iterator[str]:
+    """The page of the tiny model, served by a process of its own that leaves nothing behind.
+
+    The preset would stay dense: these are too few tokens.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "demos.app", "--model", str(tiny_model), "--port", str(port), "--device", "cpu"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command += ["--method", "svg-ear"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    server = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_until_served(address, server)
         yield address
     finally:
         server.terminate()
-        server.communicate()
+        server.communicate(timeout=SECONDS)
+    left = {path.name for path in temporary.iterdir()}
+    assert not [name for name in left if name == "gradio" or name.startswith("visual-accel-page-")]
 
 
 def _wait_until_served(address: str, server: subprocess.Popen[str]) -> None:
