@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from accel.files import replacing
+
 
 def save_checkpoint(folder: Path, step: int, **parts: Any) -> None:
     """Write the `state_dict` of every part to `folder/checkpoint.pt`, replacing the old one at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "checkpoint.tmp"
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-    os.replace(temporary, folder / "checkpoint.pt")
+    whole = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, whole)
+    with replacing(folder / "checkpoint.pt") as temporary:
+        temporary.write_bytes(whole.getbuffer())
 
 
 def load_checkpoint(folder: Path, required: bool = False, **parts: Any) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from accel.files import replacing
 from demos.shapes_wan.checkpoint import load_checkpoint
 from demos.shapes_wan.model import GEOMETRIES
-from demos.shapes_wan.scenes import Scene, held_out_scenes, render, sample_scene
+from demos.shapes_wan.scenes import Scene, render, sample_scene, unseen_scenes
 from demos.shapes_wan.train_vae import build_vae
 
 STRIDE = 4  # pixel frames a latent frame
@@ -89,12 +89,6 @@ def encode_pool(
         latents.append(encode_clips(vae, clips).half().cpu())
         captions += clips.captions
     return {"latents": torch.cat(latents), "frames": clips.frames, "captions": captions}
-
-
-def unseen_scenes() -> Callable[[random.Random], Scene]:
-    """Return what draws scenes whose captions are not those of the evaluation."""
-    held_out = frozenset(scene.caption for scene in held_out_scenes())
-    return lambda generator: sample_scene(generator, held_out)
 
 
 def latent_length(geometry: str) -> int:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES
 
 TEXT_DIM = 128
+KEPT = "routers", "tables"  # what a model's folder holds beside the pipeline
 # (frames, height, width) of the videos; latents are 4x shorter and 8x smaller. The full length has 33 x 16 x 16 = 8,448
 # tokens: long enough that attention is most of the work, and long in time, so that a few frames of it teach shapes and
 # places. Thin and slim videos are as long in smaller frames: they teach cheaply where in time a token is.
@@ -102,7 +103,10 @@ def save_pipeline(
     text_encoder: UMT5EncoderModel,
     shift: float = 3.0,
 ) -> None:
-    """Write a folder that `WanPipeline.from_pretrained` loads, weights in float16, replacing what was there."""
+    """Write a folder that `WanPipeline.from_pretrained` loads, weights in float16, replacing what was there.
+
+    Tables of steps and routers stay, and it says so.
+    """
     pipeline = WanPipeline(
         tokenizer=build_tokenizer(),
         text_encoder=text_encoder,
@@ -110,8 +114,15 @@ def save_pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         transformer=transformer,
     ).to(torch.float16)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
     pipeline.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in KEPT:
+        if (folder / name).exists():
+            shutil.copytree(folder / name, temporary / name)
+            print(f"{folder / name} stays: it was made for the weights before, so measure it again")
+    if folder.exists():
+        folder.rename(old)
     temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

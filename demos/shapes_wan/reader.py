@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from demos.shapes_wan.model import TEXT_DIM, embed_captions
-from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES, Scene, sample_scene
+from demos.shapes_wan.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES, Scene, unseen_scenes
 
 LENGTH = 24
 IGNORED = -100
@@ -30,8 +30,9 @@ class Reader(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(TEXT_DIM, len(choice)) for choice in self.choices)
 
     def loss(self, text_encoder: UMT5EncoderModel, generator: random.Random, batch: int = 32) -> Tensor:
-        """Return the mean cross entropy over the six questions, on freshly drawn captions."""
-        scenes = [sample_scene(generator) for _ in range(batch)]
+        """Return the mean cross entropy over the six questions, on freshly drawn captions, none of them held out."""
+        unseen = unseen_scenes()
+        scenes = [unseen(generator) for _ in range(batch)]
         states = embed_captions(self.tokenizer, text_encoder, [scene.caption for scene in scenes], LENGTH)
         answers = torch.tensor([self.answers(scene) for scene in scenes], device=states.device)
         losses = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,13 +115,19 @@ def sample_scene(generator: random.Random, held_out: frozenset[str] = frozenset(
 
 
 def held_out_scenes(count: int = 24) -> list[Scene]:
-    """Return the evaluation scenes, whose captions training never sees."""
+    """Return the evaluation scenes, of which training sees no video."""
     generator = random.Random("shapes-wan evaluation")
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
         scene = sample_scene(generator)
         scenes.setdefault(scene.caption, scene)
     return list(scenes.values())
+
+
+def unseen_scenes() -> Callable[[random.Random], Scene]:
+    """Return what draws scenes whose captions are not those of the evaluation."""
+    held_out = frozenset(scene.caption for scene in held_out_scenes())
+    return lambda generator: sample_scene(generator, held_out)
 
 
 def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

@@ -12,10 +12,10 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from demos.shapes_wan.forms import form_weights
-from demos.shapes_wan.latents import Clips, choose_runs, draw_clips, encode_clips, latent_length, unseen_scenes
+from demos.shapes_wan.latents import Clips, choose_runs, draw_clips, encode_clips, latent_length
 from demos.shapes_wan.model import GEOMETRIES
 from demos.shapes_wan.pools import Batch, has_small_corners
-from demos.shapes_wan.scenes import Scene
+from demos.shapes_wan.scenes import Scene, unseen_scenes
 
 FEW = 5  # latent frames of a video of which `choose_runs` takes some; parts that want more get whole videos
 TOKEN = 8  # pixels a side

@@ -99,6 +99,10 @@ def main(
     smoke: Annotated[bool, typer.Option(help="a few steps on tiny videos on the CPU: does it all run?")] = False,
 ) -> None:
     """Train, in bfloat16 where that is fast, writing the averaged weights twice a minute."""
+    if (output / "checkpoint.pt").exists() and (start_from is None or start_from.resolve() != output.resolve()):
+        raise typer.BadParameter(
+            f"{output} holds a training already; give --start-from {output} to go on from it, or another --output"
+        )
     end = time.monotonic() + 60 * minutes
     if smoke:
         device, mix, tokens, workers = "cpu", "coarse:3,coarse:4", 512, 1

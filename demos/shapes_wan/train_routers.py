@@ -127,6 +127,7 @@ def main(
     transformer = shipped_transformer(model)
     bfloat16 = fast_bfloat16(torch.device(device)) if bfloat16 is None else bfloat16
     trainer = RouterTrainer(transformer, adapter_for(transformer), recipe, device, bfloat16)
+    trainer.setting = {"model": model.name, "mix": mix}
     if start_from is not None:
         trainer.start_from(start_from)
     if resume:
@@ -134,7 +135,7 @@ def main(
     stream = None
     if latents is None:
         videos = (2, 1) if device == "cpu" else (16, 8)  # a shard: encoding is what takes long without a GPU
-        order = Order([kind_of(*part) for part in parts], *videos, corners, forms, seed)
+        order = Order([kind_of(*part) for part in parts], *videos, corners, forms, trainer.done + seed)
         stream = Stream(order, shipped_autoencoder(device), workers)
     try:
         batches, choose = _source(stream, latents, parts, drop_caption, corners, trainer.done + seed)

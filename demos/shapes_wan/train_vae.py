@@ -88,8 +88,15 @@ def main(
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], learning_rate, (0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05 * (1 - 1e-9))
     first = load_checkpoint(output, vae=vae, optimizer=optimizer, schedule=schedule)
+    before = {"steps": schedule.total_steps, "learning-rate": optimizer.param_groups[0]["max_lr"]}
+    for name, value in {"steps": steps, "learning-rate": learning_rate}.items():
+        if before[name] != value:  # the schedule of a checkpoint is one of so many steps
+            raise typer.BadParameter(
+                f"{output} is of a training with --{name} {before[name]}, not {value}; give that to go on, or begin "
+                f"another one with --output FOLDER --start-from {output}"
+            )
     generator = random.Random(first + 1)
     start, recent = time.perf_counter(), []
     for step in range(first, steps):

@@ -48,7 +48,7 @@ class Optimisation:
             adamw,
             self.learning_rate,
             total_steps=steps,
-            pct_start=self.warmup,
+            pct_start=self.warmup * (1 - 1e-9),  # torch divides by zero where the warm-up is one step exactly
             cycle_momentum=self.momenta is not None,
             max_momentum=high,
             base_momentum=low,

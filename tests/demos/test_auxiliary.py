@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any, cast
 
 import pytest
 import torch
 
-from demos.shapes_wan.model import build_text_encoder, build_tokenizer
+from demos.shapes_wan.model import TEXT_DIM, build_text_encoder, build_tokenizer
 from demos.shapes_wan.pools import Batch
 from demos.shapes_wan.reader import IGNORED, LENGTH, Reader
-from demos.shapes_wan.scenes import Actor, Scene, caption_of
+from demos.shapes_wan.scenes import Actor, Scene, caption_of, held_out_scenes, sample_scene
 from demos.shapes_wan.subset import at_frames, choose_frames, kept_grid
 from demos.shapes_wan.trainer import Generator, Locator, Recipe, Trainer
 
@@ -67,6 +68,21 @@ def test_answers_belong_to_their_phrase() -> None:
         facts = [choice[index] for choice, index in zip(reader.choices, row, strict=True)]
         assert facts == [place, actor.shape, actor.color, actor.size, actor.motion, "white"]
     assert answers[words.index("and")][:-1] == [IGNORED] * 5 and answers[len(words)] == [IGNORED] * 6
+
+
+def test_captions_of_the_evaluation_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def embed(tokenizer: Any, encoder: Any, captions: list[str], length: int) -> torch.Tensor:
+        seen.extend(captions)
+        return torch.zeros(len(captions), length, TEXT_DIM)
+
+    monkeypatch.setattr("demos.shapes_wan.reader.embed_captions", embed)
+    Reader(build_tokenizer()).loss(cast(Any, None), random.Random(0), batch=3000)
+    held_out = {scene.caption for scene in held_out_scenes()}
+    generator = random.Random(0)
+    assert {sample_scene(generator).caption for _ in range(3000)} & held_out, "else this would say nothing"
+    assert len(seen) == 3000 and not held_out & set(seen)
 
 
 @pytest.mark.slow

@@ -61,6 +61,12 @@ def test_nothing_is_written_without_a_step(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_training_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(typer.BadParameter, match="holds a training already; give --start-from .* to go on from it"):
+        train_on_gpu.main(tmp_path)
+
+
 def test_assemble_wants_both_or_none(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="--vae and --latents go together"):
         assemble.main(tmp_path, vae=tmp_path)

@@ -38,6 +38,31 @@ def test_nothing_is_written_without_a_step(tmp_path: Path) -> None:
         train_routers.train(trainer, unused, unused, unused, tmp_path, 1, 0.0, -3.0)
 
 
+def test_going_on_draws_other_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Trainer:
+        done, transformer, teacher = 0, None, None
+
+        def __init__(self, *given: Any) -> None:
+            self.setting: dict[str, Any] = {}
+
+        def resume(self, folder: Path) -> None:
+            self.done = 7
+
+    def stop(order: Any, *rest: Any) -> Any:
+        seeds.append(order.seed)
+        raise InterruptedError
+
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.setattr(train_routers, "RouterTrainer", Trainer)
+    monkeypatch.setattr(train_routers, "Stream", stop)
+    for resume in (False, True):
+        with pytest.raises(InterruptedError):
+            train_routers.main(tmp_path, resume=resume)
+    assert seeds == [0, 7]
+
+
 # Torch says that a norm with float32 weights has no fast path for bfloat16; that is so in training.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.slow

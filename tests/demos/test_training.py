@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from diffusers import AutoencoderKLWan
 
 from accel.workbench.loading import embedded_folder, fast_bfloat16
 from demos.shapes_wan import assemble, latents, train, train_vae
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.forms import form_weights
-from demos.shapes_wan.model import build_tokenizer
+from demos.shapes_wan.model import build_tokenizer, save_pipeline
 from demos.shapes_wan.muon import Muon, orthogonalize
 from demos.shapes_wan.pools import Pools
 from demos.shapes_wan.scenes import (
@@ -27,6 +28,8 @@ from demos.shapes_wan.scenes import (
     render,
     sample_scene,
 )
+from demos.shapes_wan.shipped import shipped_autoencoder
+from demos.shapes_wan.trainer import Generator
 
 
 def test_held_out_captions_are_never_drawn() -> None:
@@ -114,6 +117,45 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 7, model=first)
     assert load_checkpoint(tmp_path, model=second) == 7 and torch.equal(first.weight, second.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoints_of_two_runs_at_once_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, save, inside = torch.nn.Linear(2, 2), torch.save, []
+
+    def beside(state: object, file: Path) -> None:
+        if not inside:
+            inside.append(1)
+            save_checkpoint(tmp_path, 2, model=model)
+        save(state, file)
+
+    monkeypatch.setattr("torch.save", beside)
+    save_checkpoint(tmp_path, 1, model=model)
+    assert load_checkpoint(tmp_path, model=model) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_another_schedule_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    train_vae.main(tmp_path, steps=1, image_steps=1, batch=1)
+    with pytest.raises(typer.BadParameter, match="is of a training with --steps 1, not 2; give that to go on"):
+        train_vae.main(tmp_path, steps=2, image_steps=1, batch=1)
+    with pytest.raises(typer.BadParameter, match="is of a training with --learning-rate 0.003, not 1.0"):
+        train_vae.main(tmp_path, steps=1, image_steps=1, batch=1, learning_rate=1.0)
+    assert load_checkpoint(tmp_path) == 1
+
+
+def test_a_new_model_keeps_tables_and_routers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    for name in ("tables/12.json", "routers/config.json", "transformer/old.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    vae = shipped_autoencoder()
+    model = Generator(vae.config["z_dim"])
+    save_pipeline(folder, model.transformer, vae, model.text_encoder)
+    assert (folder / "tables/12.json").is_file() and (folder / "routers/config.json").is_file()
+    assert not (folder / "transformer/old.json").exists() and (folder / "model_index.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert "tables stays: it was made for the weights before" in capsys.readouterr().out
 
 
 def test_a_few_frames_are_those_of_the_whole_video() -> None:

@@ -26,6 +26,18 @@ from pointcloud.points import PointCloud
 PLAIN = CloudRecipe(("normal",), 0.01, MODELNET40_RECIPE.optimisation)
 
 
+def test_a_warm_up_of_exactly_one_step_is_no_division_by_zero() -> None:
+    optimizer, schedule = SEMANTIC_KITTI_RECIPE.optimisation.make(
+        [nn.Parameter(torch.zeros(1))], 25
+    )  # 4 % are one step
+    rates = []
+    for _ in range(25):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(rates) < 25 else None
+    assert all(math.isfinite(rate) and rate > 0 for rate in rates) and rates[0] == pytest.approx(max(rates))
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
