@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
@@ -71,10 +72,16 @@ def find_compilers() -> list[str]:
     return found[:-1] if found and found[-1].endswith("c++") and os.path.realpath(found[-1]) in known else found
 
 
-def find_library() -> Path | None:
-    """Return a library of these sources that was built before, by whichever compiler."""
-    built = cache_folder().glob(f"{_name(_units(platform.machine()))}-*.so")
-    return next((library for library in sorted(built) if _is_whole(library)), None)
+def find_libraries() -> Iterator[Path]:
+    """Return the libraries of these sources that were built before, by whichever compiler."""
+    folders: list[Path] = []
+    with suppress(RuntimeError):  # nobody knows where home is
+        folders.append(_usual_folder())  # whether or not it can be written
+    with suppress(OSError):  # nothing can be written anywhere
+        folders.append(cache_folder())
+    name = _name(_units(platform.machine()))
+    found = [library for folder in dict.fromkeys(folders) for library in sorted(folder.glob(f"{name}-*.so"))]
+    return (library for library in found if _is_whole(library))
 
 
 def _name(units: Units, flags: tuple[str, ...] = ()) -> str:
@@ -88,12 +95,16 @@ def _name(units: Units, flags: tuple[str, ...] = ()) -> str:
 def cache_folder() -> Path:
     """Return where built kernels are kept: the user's cache, or a private temporary folder if that cannot be had."""
     try:
-        folder = Path.home() / ".cache" / "visual-accel"
+        folder = _usual_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
         return _private_folder()
+
+
+def _usual_folder() -> Path:
+    return Path.home() / ".cache" / "visual-accel"
 
 
 def _private_folder() -> Path:
@@ -118,7 +129,10 @@ def _checksum(library: Path) -> str:
 
 def _is_whole(library: Path) -> bool:
     """Return whether the library is what was built: loading a truncated one kills the process."""
-    return library.exists() and _record(library).exists() and _record(library).read_text() == _checksum(library)
+    try:
+        return _record(library).read_text() == _checksum(library)
+    except OSError:  # one of them is not there, or must not be read
+        return False
 
 
 def _units(machine: str) -> Units:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -109,6 +110,21 @@ def check_precision(precision: Any) -> None:
     """Refuse what is no precision of products."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Return whether one of the tensors is differentiated in forward mode; in a graph nobody looks."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors if x.is_floating_point())
+
+
+def refuse_tangents(work: str, *tensors: Tensor) -> None:
+    """Raise NotImplementedError on forward-mode differentiation: operators with a backward pass alone lose tangents."""
+    if has_tangent(*tensors):
+        raise NotImplementedError(
+            f"{work} has no forward-mode derivative, only a backward pass: use torch.func.vjp or torch.autograd.grad"
+        )
 
 
 def described(x: object) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import subprocess
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sparse_kernels._build import build, find_compilers, find_library
+from sparse_kernels._build import build, find_compilers, find_libraries
 
 
 @functools.cache
@@ -22,11 +23,11 @@ def load() -> str | None:
         if compilers
         else ["no C++ compiler was found; install one (Debian: apt-get install g++) to get the fast kernels"]
     )
-    for compiler in (None, *compilers):
-        reason = _load(compiler)
+    for origin in itertools.chain(find_libraries(), compilers):
+        reason = _load(origin)
         if reason is None:
             break
-        reasons += [reason] if reason else []
+        reasons.append(reason)
     else:
         return "; ".join(reasons)
     # Fakes stand beside their operators, and can be registered only now that these exist.
@@ -35,16 +36,13 @@ def load() -> str | None:
     return None
 
 
-def _load(compiler: str | None) -> str | None:
-    """Load what a compiler makes, or what is there; return why that failed, or nothing if nothing is there."""
+def _load(origin: Path | str) -> str | None:
+    """Load a library that is there, or what a compiler makes; return why that failed."""
     try:
-        library = find_library() if compiler is None else build(compiler)
-        if library is None:
-            return ""
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(build(origin) if isinstance(origin, str) else origin))
     except subprocess.CalledProcessError as error:
         said = _telling_line(error.stderr or str(error))
-        return f"building the C++ kernels with {compiler} failed: {said} (GCC 11 and clang 12 can)"
+        return f"building the C++ kernels with {origin} failed: {said} (GCC 11 and clang 12 can)"
     except OSError as error:
         return f"building or loading the C++ kernels failed: {_telling_line(str(error))}"
     return None

@@ -21,6 +21,7 @@ except ImportError:
 LOG2E = math.log2(math.e)  # exponentials and logarithms are to base 2 inside
 LOG2E_INSIDE = LOG2E if tl is None else tl.constexpr(LOG2E)  # the form in which kernels read it
 MAX_HEAD_DIM = 256
+MOST_PROGRAMS = 65_535  # on the second and the third axis of a grid
 
 
 def jit(function: Callable) -> Any:
@@ -40,6 +41,14 @@ def reason_against(kernel: Any, tensors: dict[str, Tensor]) -> str | None:
             return f"the Triton kernel takes a head_dim of at most {MAX_HEAD_DIM}, {name} has {tensor.shape[-1]}"
         if isinstance(kernel, triton.JITFunction) and not tensor.is_cuda:  # else it is interpreted
             return f"the Triton kernel needs CUDA tensors, {name} is on {tensor.device}"
+    return None
+
+
+def grid_reason(**programs: int) -> str | None:
+    """Return why the second or third axis of a grid cannot have so many programs, or None; names say what they are."""
+    for name, count in programs.items():
+        if count > MOST_PROGRAMS:
+            return f"the Triton kernel takes at most {MOST_PROGRAMS:,} {name.replace('_', ' ')}, given {count:,}"
     return None
 
 

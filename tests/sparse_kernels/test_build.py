@@ -1,7 +1,11 @@
 """The library in the cache: built once, and again when it is not what was built."""
 
+import errno
+import hashlib
 import logging
+import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +30,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         return folder / "library.so"
 
     monkeypatch.setattr(_build, "_compile", compile_)
-    monkeypatch.setattr(_build, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(_build, "_usual_folder", lambda: tmp_path)
     return done
 
 
@@ -82,7 +86,7 @@ def test_a_failed_build_names_its_first_error(said: str, told: str, monkeypatch:
         raise subprocess.CalledProcessError(1, [compiler], stderr=said)
 
     monkeypatch.setattr(_extension, "build", build)
-    monkeypatch.setattr(_extension, "find_library", lambda: None)
+    monkeypatch.setattr(_extension, "find_libraries", list)
     monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++", "clang++"])
     first, _, second = _extension.load.__wrapped__().partition("; ")
     assert first.startswith(f"building the C++ kernels with g++ failed: {told}") and first.endswith(
@@ -96,7 +100,7 @@ def test_a_compiler_that_does_not_run_is_a_reason(tmp_path: Path, monkeypatch: p
     shim = tmp_path / "g++"
     shim.write_text("#!/bin/sh\necho 'error: no developer tools were found' >&2\nexit 1\n")
     shim.chmod(0o755)
-    monkeypatch.setattr(_build, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(_build, "_usual_folder", lambda: tmp_path)
     monkeypatch.setattr(_extension, "find_compilers", lambda: [str(shim)])
     assert "failed: error: no developer tools were found" in _extension.load.__wrapped__()
 
@@ -134,7 +138,7 @@ def test_the_next_compiler_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path("library.so")
 
     monkeypatch.setattr(_extension, "build", build)
-    monkeypatch.setattr(_extension, "find_library", lambda: None)
+    monkeypatch.setattr(_extension, "find_libraries", list)
     monkeypatch.setattr(_extension, "find_compilers", lambda: ["g++", "clang++", "c++"])
     monkeypatch.setattr("torch.ops.load_library", lambda path: None)
     monkeypatch.setattr(_extension, "importlib", mock.Mock())  # operators are not there
@@ -152,6 +156,43 @@ def test_without_a_compiler_a_library_of_before_serves(builds: list[Path], monke
     assert _extension.load.__wrapped__() is None and loaded == [str(library)]
     library.write_bytes(b"damaged")
     assert "no C++ compiler was found" in _extension.load.__wrapped__()
+
+
+def test_a_library_in_a_folder_that_cannot_be_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image that somebody else has filled."""
+
+    def refuse(**options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    folder = tmp_path / ".cache" / "visual-accel"
+    folder.mkdir(parents=True)
+    library = folder / f"{_build._name(_build._units(platform.machine()))}-somebody.so"
+    library.write_bytes(bytes(1000))
+    library.with_suffix(".sha256").write_text(hashlib.sha256(bytes(1000)).hexdigest())
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert _build.cache_folder() != folder and list(_build.find_libraries()) == [library]
+    library.write_bytes(b"damaged")
+    assert list(_build.find_libraries()) == []
+
+
+def test_a_library_that_does_not_load_hides_no_other(builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a move to an older system, where another compiler has built since."""
+    library, tried = _build.build(sys.executable), []
+    other = library.with_name(f"{library.stem.rpartition('-')[0]}-other.so")
+    for file, copied in ((library, other), (library.with_suffix(".sha256"), other.with_suffix(".sha256"))):
+        shutil.copy(file, copied)
+
+    def load_library(path: str) -> None:
+        tried.append(path)
+        if path == str(library):
+            raise OSError("version `GLIBC_2.38' not found")
+
+    monkeypatch.setattr(_extension, "find_compilers", list)
+    monkeypatch.setattr("torch.ops.load_library", load_library)
+    monkeypatch.setattr(_extension, "importlib", mock.Mock())  # operators are not there
+    assert _extension.load.__wrapped__() is None and tried == [str(library), str(other)]
 
 
 def test_every_source_is_compiled() -> None:

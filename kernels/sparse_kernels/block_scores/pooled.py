@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from sparse_kernels import _extension
-from sparse_kernels._checks import DTYPES, check_order, check_rows, check_types, shared_offsets
+from sparse_kernels._checks import DTYPES, check_order, check_rows, check_types, has_tangent, shared_offsets
 from sparse_kernels._tensors import contiguous, rows
 
 
@@ -23,12 +23,13 @@ def pooled(
     check_types((*DTYPES, torch.float64), x=x)
     offsets = shared_offsets("offsets", offsets, x, x.shape[2])
     check_order("order", order, x, x.shape[2])
-    if x.dtype in DTYPES and not x.requires_grad and _extension.reason_against(x=x) is None:
+    kernels = x.dtype in DTYPES and not x.requires_grad and not has_tangent(x)  # which have no derivatives
+    if kernels and _extension.reason_against(x=x) is None:
         return torch.ops.sparse_kernels.pooled_cpu(rows(x), offsets.contiguous(), contiguous(order), "")
-    if x.is_cuda and x.dtype in DTYPES and not x.requires_grad and offsets.shape[-1] > 1:
+    if kernels and x.is_cuda and offsets.shape[-1] > 1:
         from sparse_kernels.block_scores import triton_pooled  # here, since importing Triton takes its time
 
-        if triton_pooled.triton is not None:
+        if triton_pooled.can_run(x):
             return triton_pooled.pooled_triton(x, offsets, order)
     if order is not None:
         x = x.gather(2, order[..., None].expand_as(x))

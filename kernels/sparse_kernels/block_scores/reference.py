@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._precision import without_autocast
 from sparse_kernels._tensors import of_head
 
 ROWS = 512  # query rows scored at once, at most: bounds memory, no (s s) tensor ever exists
@@ -16,6 +17,7 @@ def can_run(q: Tensor, k: Tensor) -> str | None:
     return None
 
 
+@without_autocast
 def block_mass(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
@@ -56,6 +58,7 @@ def _mass_of_head(q: Tensor, k: Tensor, lse: Tensor, q_offsets: Tensor, kv_offse
     return mass
 
 
+@without_autocast
 def antidiagonal_scores(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],

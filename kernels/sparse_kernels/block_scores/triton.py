@@ -18,6 +18,7 @@ from sparse_kernels._triton import (
     LOG2E_INSIDE,
     compiler_options,
     device_limits,
+    grid_reason,
     jit,
     reason_against,
     shared_strides,
@@ -44,7 +45,9 @@ class MassConfig(NamedTuple):
 
 def can_run(q: Tensor, k: Tensor) -> str | None:
     """Return why the Triton kernels cannot take these tensors, or None."""
-    return reason_against(block_mass_kernel, {"q": q, "k": k})
+    # Antidiagonals have those of all batches on one axis.
+    reason = grid_reason(heads_in_all=q.shape[0] * q.shape[1])
+    return reason or reason_against(block_mass_kernel, {"q": q, "k": k})
 
 
 def mass_config(

@@ -9,7 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels._backends import BACKENDS, choose, load_backend
-from sparse_kernels._checks import check_order, check_q_k, check_rows, check_shared, check_types, described
+from sparse_kernels._checks import (
+    check_order,
+    check_q_k,
+    check_rows,
+    check_shared,
+    check_types,
+    described,
+    has_tangent,
+)
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries, check_summaries
 
@@ -63,13 +71,11 @@ def block_sparse_attention(
     have to be waited for, nobody reads what stands in the map and the orders: try a new one with backend="reference".
     """
     _check(q, k, v, block_map, q_order, kv_order)
-    differentiable = torch.is_grad_enabled() and any(
-        x.requires_grad for x in (q, k, v, summaries) if isinstance(x, (Tensor, Summaries))
-    )
+    differentiable = _is_differentiable(q, k, v, summaries)
     _check_precision(precision, backend, differentiable)
     given_summaries = _given_summaries(summaries, return_lse, q, block_map, precision, backend, differentiable)
     if differentiable and backend is None:
-        backend = "reference"  # the only one with a backward
+        backend = "reference"  # the only one with derivatives
     package, accepted, given = _package(precision)
     work = "block-sparse attention runs"
     module = choose(package, work, backend, q, k, v, block_map, *given, accepted=accepted, level=3)
@@ -108,6 +114,14 @@ def _package(precision: str | None) -> tuple[str, tuple[str, ...], tuple[str, ..
     return (PACKAGE, EVERY_BACKEND, ()) if precision is None else (f"{PACKAGE}.quantised", BACKENDS, (precision,))
 
 
+def _is_differentiable(q: Tensor, k: Tensor, v: Tensor, summaries: Any) -> bool:
+    """Return whether there may be a derivative of the call, by a backward pass or in forward mode."""
+    means = summaries if isinstance(summaries, Summaries) else None
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, means)):
+        return True
+    return has_tangent(q, k, v, *(() if means is None else vars(means).values()))
+
+
 def _check_precision(precision: str | None, backend: str | None, differentiable: bool) -> None:
     if precision is None:
         return
@@ -116,7 +130,10 @@ def _check_precision(precision: str | None, backend: str | None, differentiable:
     if backend == "flex":
         raise ValueError(f"backend flex has no precision {precision!r}; accepted: {', '.join(BACKENDS)}")
     if differentiable:
-        raise ValueError(f"precision {precision!r} has no backward pass; call under torch.no_grad() or leave it out")
+        raise ValueError(
+            f"precision {precision!r} has no backward pass and no forward-mode derivative; "
+            "call under torch.no_grad() and without tangents, or leave it out"
+        )
 
 
 def _given_summaries(
@@ -134,7 +151,10 @@ def _given_summaries(
     if backend == "flex":
         raise ValueError(f"backend flex has no summaries; accepted: {', '.join(BACKENDS)}")
     if differentiable and backend not in (None, "reference"):
-        raise ValueError(f"backend {backend} has no backward pass: call under torch.no_grad() or with 'reference'")
+        raise ValueError(
+            f"backend {backend} has no backward pass and no forward-mode derivative: "
+            "call under torch.no_grad() and without tangents, or with 'reference'"
+        )
     return {"summaries": summaries, "lse_of_visited": return_lse == "visited"}
 
 

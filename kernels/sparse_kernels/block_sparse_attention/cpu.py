@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels import _extension
+from sparse_kernels._checks import has_tangent
 from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries
@@ -18,6 +19,8 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     """Return why the C++ kernel cannot run the call, or None; builds it at the first call."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return "the C++ kernel has no backward pass; call it under torch.no_grad() or use backend='reference'"
+    if has_tangent(q, k, v):
+        return "the C++ kernel has no forward-mode derivative; use backend='reference'"
     if q.shape[3] > MAX_HEAD_DIM:
         return f"head_dim is {q.shape[3]}, at most {MAX_HEAD_DIM} is supported"
     return _extension.reason_against(q=q)

@@ -6,12 +6,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._checks import has_tangent
+from sparse_kernels._precision import without_autocast
 from sparse_kernels.block_map import BlockMap, uniform_size
 from sparse_kernels.block_sparse_attention.reference import check_map
 
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     """Return why FlexAttention cannot run the call, or None."""
+    if has_tangent(q, k, v):
+        return "FlexAttention has no forward-mode derivative; use backend='reference'"
     for name, offsets in (("query", block_map.q_offsets), ("key", block_map.kv_offsets)):
         size = uniform_size(offsets)
         if size is None:
@@ -21,6 +25,7 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     return None
 
 
+@without_autocast
 def forward(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],

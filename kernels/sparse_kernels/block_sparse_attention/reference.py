@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_kernels._checks import check_permutes, check_rises
+from sparse_kernels._precision import without_autocast
 from sparse_kernels._tensors import of_head
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
@@ -45,6 +46,7 @@ def weigh(scores: Float[Tensor, "s t"], lse: Float[Tensor, " s"]) -> Float[Tenso
     return scores.softmax(-1)
 
 
+@without_autocast
 def forward(
     q: Float[Tensor, "b h sq d"],
     k: Float[Tensor, "b hkv skv d"],
@@ -121,8 +123,9 @@ def _attend_head(
         rows = q[q_ends[i] : q_ends[i + 1]].float()
         k, v, weights, visited = blocks.answer(i)
         if len(k) == 0:
-            outs.append(rows * 0)
-            lses.append(torch.full((len(rows),), -torch.inf, device=q.device))
+            # Not a product, which would be NaN for a query that is not finite; zeros alone would have no gradient.
+            outs.append(rows.masked_fill(rows.new_ones((), dtype=torch.bool), 0))
+            lses.append(rows.new_full((len(rows),), -torch.inf))
             continue
         scores = rows @ k.T * scale + weights
         lse = scores.logsumexp(-1)

@@ -11,8 +11,19 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
+from sparse_kernels._checks import has_tangent
 from sparse_kernels._tensors import contiguous, rows
-from sparse_kernels._triton import LOG2E, LOG2E_INSIDE, compiler_options, device_limits, jit, shared_strides, tl, triton
+from sparse_kernels._triton import (
+    LOG2E,
+    LOG2E_INSIDE,
+    compiler_options,
+    device_limits,
+    grid_reason,
+    jit,
+    shared_strides,
+    tl,
+    triton,
+)
 from sparse_kernels.block_map import BlockMap
 from sparse_kernels.block_sparse_attention.summaries import Summaries, heard_weights
 from sparse_kernels.block_sparse_attention.triton_order import in_order
@@ -50,6 +61,11 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
         return f"the Triton kernel takes one head_dim, a multiple of 16 up to 256, given {sizes}"
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return "the Triton kernel has no backward pass; call it under torch.no_grad() or use backend='reference'"
+    if has_tangent(q, k, v):
+        return "the Triton kernel has no forward-mode derivative; use backend='reference'"
+    reason = grid_reason(batches=q.shape[0], heads=q.shape[1])
+    if reason is not None:
+        return reason
     interpreted = not isinstance(block_sparse_attention_fwd_kernel, triton.JITFunction)
     tensors = (q, k, v, block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
     if not interpreted and not all(tensor.is_cuda for tensor in tensors):

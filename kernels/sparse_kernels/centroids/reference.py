@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._precision import without_autocast
 from sparse_kernels.block_scores.pooled import pooled
 from sparse_kernels.kmeans import Clusters
 
@@ -18,6 +19,7 @@ def can_run(x: Tensor) -> str | None:
     return None
 
 
+@without_autocast
 def centroid_log_error(
     queries: Float[Tensor, "b h nq d"],
     k: Float[Tensor, "b h n d"],
@@ -51,6 +53,7 @@ def _largest(x: Float[Tensor, "b h n c"], offsets: Int[Tensor, "b h nk1"]) -> Fl
     return torch.segment_reduce(x, "max", offsets=offsets, axis=2, initial=-torch.inf, unsafe=True)
 
 
+@without_autocast
 def merge_centroids(
     q: Float[Tensor, "b h n d"],
     out: Float[Tensor, "b h n d"],

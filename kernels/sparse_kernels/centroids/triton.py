@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_kernels._tensors import rows
-from sparse_kernels._triton import LOG2E_INSIDE, compiler_options, jit, reason_against, tl, triton
+from sparse_kernels._triton import LOG2E_INSIDE, compiler_options, grid_reason, jit, reason_against, tl, triton
 from sparse_kernels.centroids.reference import LARGEST_EXPONENT
 from sparse_kernels.centroids.reference import merge_centroids as merge_centroids
 from sparse_kernels.kmeans import Clusters
@@ -25,7 +25,8 @@ HELD = LARGEST_EXPONENT if tl is None else tl.constexpr(LARGEST_EXPONENT)
 
 def can_run(x: Tensor) -> str | None:
     """Return why the Triton kernel cannot take these tokens, or None."""
-    return reason_against(log_error_kernel, {"tokens": x})
+    reason = grid_reason(heads_in_all=x.shape[0] * x.shape[1])
+    return reason or reason_against(log_error_kernel, {"tokens": x})
 
 
 def centroid_log_error(

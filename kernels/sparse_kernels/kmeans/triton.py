@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sparse_kernels import _tensors
-from sparse_kernels._triton import compiler_options, device_limits, jit, reason_against, tl, triton
+from sparse_kernels._triton import compiler_options, device_limits, grid_reason, jit, reason_against, tl, triton
 from sparse_kernels.kmeans.clusters import Clusters
 
 CHUNK = 256  # sorted rows that one program sums: a cluster that holds nearly all rows is still shared by many
@@ -36,7 +36,8 @@ class AssignConfig(NamedTuple):
 
 def can_run(x: Tensor, centroids: Tensor) -> str | None:
     """Return why the Triton kernels cannot take these tensors, or None."""
-    return reason_against(assign_kernel, {"x": x, "centroids": centroids})
+    reason = grid_reason(heads_in_all=x.shape[0] * x.shape[1])
+    return reason or reason_against(assign_kernel, {"x": x, "centroids": centroids})
 
 
 def forward(

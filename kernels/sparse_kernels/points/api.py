@@ -83,7 +83,7 @@ def ball_query(
     _check_count("k", k)
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be a number above 0, in the points' units, got {radius}")
-    squared = torch.tensor(radius, dtype=torch.float32).square().item()
+    squared = torch.tensor(radius, dtype=torch.float32, device="cpu").square().item()  # not the user's default
     module = choose("points", "the search for neighbours runs", backend, points)
     return module.ball_query(points, offsets, queries, query_offsets, squared, k)
 

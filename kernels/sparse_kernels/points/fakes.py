@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.library.register_fake("sparse_kernels::farthest_point_sampling_cpu")
 def _picks(points: Tensor, offsets: Tensor, starts: Tensor, count: int, *rest: object) -> Tensor:
-    return offsets.new_empty(len(starts), count)
+    return offsets.new_empty(starts.shape[0], count)
 
 
 @torch.library.register_fake("sparse_kernels::k_nearest_neighbors_cpu")

@@ -73,7 +73,9 @@ def three_nearest_interpolation(
     distances = squared_distances(_take(points, index), queries[:, None])
     weights = (1 / (distances + CLOSEST)).masked_fill(index < 0, 0)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    return (_take(features, index).to(weights.dtype) * weights[..., None]).sum(1).to(features.dtype)
+    # Another cloud's row stands where there is no neighbour, and zero times infinity would not be zero.
+    near = _take(features, index).to(weights.dtype).masked_fill(index[..., None] < 0, 0)
+    return (near * weights[..., None]).sum(1).to(features.dtype)
 
 
 def _take(x: Float[Tensor, "n c"], index: Int64[Tensor, "m k"]) -> Float[Tensor, "m k c"]:

@@ -241,18 +241,18 @@ def ball_triton(
 
 @sample_triton.register_fake
 def _fake_picks(points: Tensor, offsets: Tensor, starts: Tensor, count: int) -> Tensor:
-    return offsets.new_empty(len(starts), count)
+    return offsets.new_empty(starts.shape[0], count)
 
 
 @nearest_triton.register_fake
 def _fake_nearest(
     points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    return offsets.new_empty(len(queries), count), points.new_empty(len(queries), count)
+    return offsets.new_empty(queries.shape[0], count), points.new_empty(queries.shape[0], count)
 
 
 @ball_triton.register_fake
 def _fake_ball(
     points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: Tensor, squared_radius: float, count: int
 ) -> tuple[Tensor, Tensor]:
-    return offsets.new_empty(len(queries), count), points.new_empty(len(queries), count)
+    return offsets.new_empty(queries.shape[0], count), points.new_empty(queries.shape[0], count)

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_kernels import _extension
 from sparse_kernels._backends import choose, load_backend
-from sparse_kernels._checks import DTYPES, check_devices, check_types, described
+from sparse_kernels._checks import DTYPES, check_devices, check_types, described, refuse_tangents
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 
 BACKENDS = ("cpu", "reference")
@@ -30,16 +31,32 @@ def sparse_conv(
     differ only in the map. With `groups`, as in torch.nn.Conv3d, group g of the output channels sees group g of the
     input channels only, and the weights' last axis is c_in / groups long; groups = c_in is depthwise convolution. The
     same bits come out for every number of threads. Backends: cpu (C++; float32, bfloat16, float16, sums in float32),
-    reference (torch; also float64 and CUDA). ValueError on shapes or types that do not fit, groups that do not divide.
+    reference (torch; also float64 and CUDA). ValueError on shapes or types that do not fit, groups that do not divide;
+    NotImplementedError in forward-mode differentiation.
     """
     check_convolution(features, weight, kernel_map, bias, groups)
-    if backend is None and (features.is_cuda or features.dtype == torch.float64):
-        backend = "reference"
-    chosen = choose("sparse_conv", "sparse convolution runs", backend, features, accepted=BACKENDS, level=3)
+    refuse_tangents("sparse_conv", features, weight)
     slots = weight.flatten(1, -2).permute(1, 2, 0)
-    backend = chosen.__name__.rpartition(".")[2]
-    out = convolve(features, slots, kernel_map.forward, kernel_map.backward, backend, groups)
+    chosen = chosen_backend(features, backend)
+    out = convolve(features, slots, kernel_map.forward, kernel_map.backward, chosen, groups)
     return out if bias is None else out + bias
+
+
+def chosen_backend(x: Tensor, backend: str | None = None) -> str:
+    """Return the backend for these rows; a warning names whoever called the convolution. ValueError as in choose."""
+    # Shapes alone, as on meta, are no reason to warn.
+    if backend is None and (x.is_cuda or x.is_meta or x.dtype == torch.float64):
+        return "reference"
+    if torch.compiler.is_compiling():  # a graph imports no modules, and does not break for a warning
+        built = x.device.type == "cpu" and _is_built()
+        return backend or ("cpu" if built else "reference")
+    chosen = choose("sparse_conv", "sparse convolution runs", backend, x, accepted=BACKENDS)
+    return chosen.__name__.rpartition(".")[2]
+
+
+@torch.compiler.assume_constant_result
+def _is_built() -> bool:
+    return _extension.load() is None
 
 
 def check_groups(groups: Any, channels_in: int, channels_out: int) -> None:

@@ -136,7 +136,7 @@ def _reached_map(
     _refuse_twin(_find_neighbors(keys, keys.new_empty(0))[1], coordinates)
     check_places(coordinates, out_shape)
     table = torch.tensor([*settings, out_shape], device="cpu").T.contiguous()
-    if coordinates.is_cuda or _extension.load() is not None:
+    if _stays_in_torch(coordinates):
         reached = reach_places_reference(coordinates.long(), table, transposed)
     else:
         reached = torch.ops.sparse_kernels.reach_places_cpu(coordinates.long().contiguous(), table, transposed)
@@ -211,11 +211,16 @@ def _refuse_twin(row: int, coordinates: Int[Tensor, "n columns"]) -> None:
 
 def _find_neighbors(keys: Int[Tensor, " n"], steps: Int[Tensor, " half"]) -> tuple[Int[Tensor, "slots n"], int]:
     """Return the rows whose key is larger by each step, the rows themselves and the mirror image; and a twin or -1."""
-    if keys.is_cuda or _extension.load() is not None:
-        if not keys.is_cuda:
+    if _stays_in_torch(keys):
+        if keys.device.type == "cpu":
             warnings.warn(f"neighbours are searched for in torch: {_extension.load()}", stacklevel=4)
         return find_neighbors_reference(keys, steps)
     return torch.ops.sparse_kernels.find_neighbors_cpu(keys.contiguous(), steps)
+
+
+def _stays_in_torch(x: Tensor) -> bool:
+    """Return whether the C++ kernels cannot take a tensor: it is not on the CPU, or they are not there."""
+    return x.device.type != "cpu" or _extension.load() is not None
 
 
 def find_neighbors_reference(keys: Int[Tensor, " n"], steps: Int[Tensor, " half"]) -> tuple[Tensor, int]:

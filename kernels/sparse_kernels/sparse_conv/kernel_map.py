@@ -10,9 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparse_kernels._checks import described
+from sparse_kernels._tensors import same_fields
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelMap:
     """The neighbourhoods of a sparse convolution: built once from coordinates, used by every layer that shares them.
 
@@ -41,6 +42,13 @@ class KernelMap:
                     f"{name} must be torch.int32 {(slots, len(places))} for kernel {self.kernel} and its coordinates, "
                     f"got {described(field)}"
                 )
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all numbers are the same; reads from the device."""
+        return same_fields(self, other)
+
+    def __hash__(self) -> int:
+        return hash((self.forward.shape, self.backward.shape))
 
     def inverse(self) -> KernelMap:
         """Return the map of the inverse convolution, which leads back to the input's coordinates."""

@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._precision import without_autocast
+
 
 def can_run(x: Tensor) -> str | None:
     """Return None: the reference runs everything."""
     return None
 
 
+@without_autocast
 def convolve(
     x: Float[Tensor, "n c_in"],
     weight: Float[Tensor, "slots c_group c_out"],
@@ -29,6 +32,7 @@ def convolve(
     return out.to(x.dtype)
 
 
+@without_autocast
 def weight_gradient(
     x: Float[Tensor, "n c_in"],
     gradient: Float[Tensor, "m c_out"],

@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from sparse_kernels import _extension
 from sparse_kernels._backends import choose, load_backend
-from sparse_kernels._checks import DTYPES, check_devices, check_types, described
-from sparse_kernels.sparse_conv.api import BACKENDS as DENSE_BACKENDS
-from sparse_kernels.sparse_conv.api import check_convolution, convolve, convolve_weight
+from sparse_kernels._checks import DTYPES, check_devices, check_types, described, refuse_tangents
+from sparse_kernels.sparse_conv.api import check_convolution, chosen_backend, convolve, convolve_weight
 from sparse_kernels.sparse_conv.kernel_map import KernelMap
 from sparse_kernels.spike_conv.choice import break_even
 
@@ -38,14 +36,15 @@ def spike_conv(
     always event-driven: cpu (C++), triton, reference (torch). With one of them named, the same bits come out for every
     number of threads; else the measured share decides between two orders of addition. Gradients are sparse_conv's.
     ValueError on shapes or types that do not fit. Other spikes than these are refused by cpu and reference, and not
-    looked for by Triton and sparse_conv.
+    looked for by Triton and sparse_conv. NotImplementedError in forward-mode differentiation.
     """
     spikes = _check(spikes, weight, kernel_map, bias)
+    refuse_tangents("spike_conv", spikes, weight)
     slots = weight.flatten(1, -2).permute(1, 2, 0)
     out = _events(spikes, slots, kernel_map, backend)
     if out is None:
         counts = spikes.sum(0, dtype=weight.dtype) if len(spikes) > 1 else spikes[0].to(weight.dtype)
-        out = convolve(counts, slots, kernel_map.forward, kernel_map.backward, _dense_backend(counts))
+        out = convolve(counts, slots, kernel_map.forward, kernel_map.backward, chosen_backend(counts))
     return out if bias is None else out + bias
 
 
@@ -71,21 +70,6 @@ def _share(spikes: Shaped[Tensor, "steps inputs c_in"]) -> float:
     """Return which share of the channels fired, of some rows: to count all would take as long as to list them."""
     some = spikes[:, :: max(1, spikes.shape[1] // COUNTED_ROWS)]
     return some.any(0).float().mean().item() if some.numel() else 0.0
-
-
-def _dense_backend(x: Tensor) -> str:
-    """Return the name of the backend of sparse_conv for these rows; a warning names the user of spike_conv."""
-    if x.is_cuda or x.is_meta or x.dtype == torch.float64:
-        return "reference"
-    if torch.compiler.is_compiling():  # a graph does not break for a warning
-        return "cpu" if _is_built() else "reference"
-    chosen = choose("sparse_conv", "sparse convolution runs", None, x, accepted=DENSE_BACKENDS)
-    return chosen.__name__.rpartition(".")[2]
-
-
-@torch.compiler.assume_constant_result
-def _is_built() -> bool:
-    return _extension.load() is None
 
 
 def _check(spikes: Any, weight: Any, kernel_map: Any, bias: Any) -> Shaped[Tensor, "steps inputs c_in"]:
@@ -123,10 +107,10 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, str], output:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     spikes, weight, forward, backward = ctx.saved_tensors
-    backend = _dense_backend(gradient)
+    backend = chosen_backend(gradient)
     back = to_weight = None
     if ctx.needs_input_grad[0]:  # every step feeds the same sum
-        back = convolve(gradient, weight.transpose(1, 2), backward, forward, backend).expand(len(spikes), -1, -1)
+        back = convolve(gradient, weight.transpose(1, 2), backward, forward, backend).expand(spikes.shape[0], -1, -1)
     if ctx.needs_input_grad[1]:
         to_weight = convolve_weight(spikes.sum(0, dtype=weight.dtype), gradient, forward, backward, backend)
     return back, to_weight, None, None, None

@@ -250,6 +250,13 @@ def test_pooled_is_the_mean_of_each_block() -> None:
                 assert torch.allclose(means[b, h, i].double(), expected.double(), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch's own forward mode
+def test_means_have_no_tangent_that_is_silently_zero() -> None:
+    x, offsets = torch.randn(1, 1, 20, 8), torch.tensor([0, 5, 20])
+    with pytest.raises(NotImplementedError, match="segment_reduce"):  # torch's, which has no formula for it yet
+        torch.func.jvp(lambda rows: pooled(rows, offsets), (x,), (torch.ones_like(x),))
+
+
 def bad_cases() -> dict[str, tuple[dict[str, object], str]]:
     case = make_case(10)
     return {

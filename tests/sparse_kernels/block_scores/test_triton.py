@@ -19,6 +19,7 @@ from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.block_map import uniform_offsets  # noqa: E402
 from sparse_kernels.block_scores import triton as backend  # noqa: E402
 from sparse_kernels.block_scores import triton_antidiagonals as antidiagonals  # noqa: E402
+from sparse_kernels.block_scores import triton_pooled  # noqa: E402
 from sparse_kernels.block_scores.triton_pooled import pooled_triton  # noqa: E402
 from sparse_kernels.tiles import cut_blocks  # noqa: E402
 from tests.sparse_kernels.block_scores.test_block_scores import (  # noqa: E402
@@ -195,6 +196,9 @@ def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(10)
     assert "CUDA" in (backend.can_run(case.q, case.k) or "")
     assert "float64" in (backend.can_run(case.q.double(), case.k) or "")
+    many = torch.zeros(1, 1, 4, 16).expand(300, 300, 4, 16)
+    assert "takes at most 65,535 heads in all, given 90,000" in (backend.can_run(many, many) or "")
+    assert triton_pooled.can_run(many) and not triton_pooled.can_run(many[:1, :1].expand(2**16, 1, 4, 16))
     monkeypatch.setattr("sparse_kernels._triton.triton", None)
     assert "not installed" in (backend.can_run(case.q, case.k) or "")
 

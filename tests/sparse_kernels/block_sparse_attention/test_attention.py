@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_kernels import BlockMap, _extension, block_sparse_attention
+from sparse_kernels import BlockMap, Summaries, _extension, block_sparse_attention
 from sparse_kernels.block_sparse_attention import cpu, reference
 from tests.sparse_kernels.cases import Case, brute_force, make_case, random_offsets
 from tests.sparse_kernels.processors import available
@@ -210,6 +210,51 @@ def test_a_kernel_without_gradients_says_so() -> None:
     assert (block_sparse_attention(q, case.k, case.v, case.block_map) - out).abs().max() < 1e-5
     block_sparse_attention(q, case.k, case.v, case.block_map).sum().backward()
     assert q.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch's own forward mode
+def test_forward_mode_goes_through_the_reference() -> None:
+    case = make_case(7, q_length=20, kv_length=24, head_dim=16)
+    primals, options = (case.q, case.k, case.v), {"q_order": case.q_order, "kv_order": case.kv_order}
+    tangents = tuple(torch.randn_like(x) for x in primals)
+    means = Summaries(*torch.randn(2, 1, 1, 6, 16).unbind(), torch.zeros(1, 1, 6))
+
+    def derivative(**more: object) -> tuple[Tensor, Tensor]:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return block_sparse_attention(q, k, v, case.block_map, **options, **more)
+
+        return torch.func.jvp(attend, primals, tangents)
+
+    for more in ({}, {"summaries": means}):
+        found, expected = derivative(**more), derivative(backend="reference", **more)
+        assert all(map(torch.equal, found, expected)) and expected[1].abs().max() > 0.1
+    with pytest.raises(ValueError, match="backend cpu cannot run this call: the C.. kernel has no forward-mode"):
+        derivative(backend="cpu")
+    with pytest.raises(ValueError, match="backend cpu has no backward pass and no forward-mode derivative"):
+        derivative(backend="cpu", summaries=means)
+    with pytest.raises(ValueError, match="precision 'int8' has no backward pass and no forward-mode derivative"):
+        derivative(precision="int8")
+    uniform = BlockMap.uniform(torch.ones(1, 1, 1, 1, dtype=torch.bool), 32, 32, 20, 24)
+    with pytest.raises(ValueError, match="backend flex cannot run this call: FlexAttention has no forward-mode"):
+        torch.func.jvp(lambda *rows: block_sparse_attention(*rows, uniform, backend="flex"), primals, tangents)
+
+
+def test_rows_that_visit_nothing_are_zero_whatever_they_hold() -> None:
+    q, k, v = torch.randn(3, 1, 1, 8, 16, dtype=torch.float32).unbind()
+    q = q.clone()
+    q[0, 0, 5] = torch.inf
+    q.requires_grad_()
+    block_map = BlockMap.uniform(torch.tensor([[[[True], [False]]]]), 4, 8, 8, 8)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        out, lse = block_sparse_attention(q, k, v, block_map, return_lse=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert (out[:, :, 4:] == 0).all() and (out[:, :, :4] != 0).any()
+    assert (lse[:, :, 4:] == -torch.inf).all() and lse.dtype == torch.float32
+    out.sum().backward()
+    assert q.grad is not None and q.grad.isfinite().all()
 
 
 def test_opcheck() -> None:

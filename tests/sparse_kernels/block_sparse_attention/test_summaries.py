@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -204,6 +205,14 @@ def test_gradients_reach_the_summaries() -> None:
         assert mine.grad is not None and (mine.grad - theirs.grad).abs().max() < 1e-4
     with pytest.raises(ValueError, match="backend cpu has no backward pass"):
         block_sparse_attention(case.q, case.k, case.v, case.block_map, summaries=summaries, backend="cpu")
+
+
+def test_summaries_of_the_same_numbers_are_equal() -> None:
+    summaries = random_summaries(make_case(0))
+    again = copy.deepcopy(summaries)
+    assert again == summaries and hash(again) == hash(summaries) and summaries != "summaries"
+    for name, other in (("keys", -summaries.keys), ("weights", summaries.weights.double())):
+        assert dataclasses.replace(summaries, **{name: other}) != summaries
 
 
 def test_opcheck() -> None:

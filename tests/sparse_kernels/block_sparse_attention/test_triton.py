@@ -299,6 +299,9 @@ def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "float64" in reason(q.double(), q.double()) and "float16" in reason(q, q.half())
     assert "72" in reason(q.new_zeros(1, 1, 100, 72), q.new_zeros(1, 1, 100, 72))
     assert "backward" in reason(q.clone().requires_grad_(), q)
+    for shape, axis in (((2**16, 1, 100, 64), "batches"), ((1, 2**16, 100, 64), "heads")):
+        assert f"takes at most 65,535 {axis}, given 65,536" in reason(q.expand(shape), q.expand(shape))
+    assert "CUDA" in reason(q.expand(2**16 - 1, 1, 100, 64), q.expand(2**16 - 1, 1, 100, 64))
     monkeypatch.setattr(backend, "triton", None)
     assert "not installed" in reason(q, q)
 

@@ -87,6 +87,8 @@ def test_interpreter(failures: dict[str, str | None], name: str) -> None:
 
 def test_can_run_names_the_reason() -> None:
     assert "CUDA" in (backend.can_run(torch.zeros(1, 1, 4, 16)) or "")
+    many = torch.zeros(1, 1, 4, 16).expand(2, 40_000, 4, 16)
+    assert "takes at most 65,535 heads in all, given 80,000" in (backend.can_run(many) or "")
 
 
 @pytest.mark.parametrize("rounded", [True, False], ids=["rounded", "exact"])

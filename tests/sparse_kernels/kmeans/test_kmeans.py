@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -186,6 +189,15 @@ def test_inertia_falls() -> None:
         distances(x, kmeans(x, start, iterations=i, tolerance=0.0).centroids).amin(-1).sum().item() for i in range(6)
     ]
     assert inertia == sorted(inertia, reverse=True) and inertia[-1] < 0.9 * inertia[0]
+
+
+def test_clusters_of_the_same_numbers_are_equal() -> None:
+    clusters = kmeans(*make_rows(9, 1, 2, 30, 4, 8), iterations=2)
+    again = copy.deepcopy(clusters)
+    assert again == clusters and hash(again) == hash(clusters) and clusters != "clusters"
+    assert dataclasses.replace(clusters, centroids=-clusters.centroids) != clusters
+    on_meta = Clusters(*(field.to("meta") for field in vars(clusters).values()))
+    assert on_meta != clusters and on_meta == on_meta
 
 
 def test_opcheck() -> None:

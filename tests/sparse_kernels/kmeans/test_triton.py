@@ -173,6 +173,8 @@ def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     x, start = make_rows(7)
     assert "CUDA" in (backend.can_run(x, start) or "") and "float64" in (backend.can_run(x.double(), start) or "")
     assert "at most 256" in (backend.can_run(x.new_empty(1, 1, 4, 300), start) or "")
+    many = torch.zeros(1, 1, 4, 16).expand(300, 300, 4, 16)
+    assert "takes at most 65,535 heads in all, given 90,000" in (backend.can_run(many, many) or "")
     monkeypatch.setattr("sparse_kernels._triton.triton", None)
     assert "not installed" in (backend.can_run(x, start) or "")
 

@@ -57,6 +57,18 @@ def test_gradients_reach_all_that_has_some() -> None:
     )
 
 
+def test_infinity_in_another_cloud_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a compiler or CUDA looks at no numbers, there may be no neighbour at all."""
+    monkeypatch.setattr("sparse_kernels.points.gathering.can_be_read", lambda x: False)
+    offsets, query_offsets = packed(torch.tensor([3, 1, 0])), packed(torch.tensor([0, 1, 1]))
+    points, queries, features = torch.randn(4, 3), torch.randn(2, 3), torch.randn(4, 2)
+    features[0] = torch.inf
+    leaves = [x.requires_grad_() for x in (features, points, queries)]
+    out = three_nearest_interpolation(features, points, offsets, queries, query_offsets)
+    assert torch.equal(out[0], features[3]) and (out[1] == 0).all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), leaves))
+
+
 def test_nothing_at_all() -> None:
     none, offsets = torch.zeros(0, 3), torch.tensor([0, 0])
     index = k_nearest_neighbors(none, offsets, torch.zeros(2, 3), torch.tensor([0, 2]), 3).index

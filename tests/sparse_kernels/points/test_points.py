@@ -175,6 +175,33 @@ def test_opcheck() -> None:
     torch.library.opcheck(operators.ball_query_cpu.default, (*given, 0.25, 5, ""))
 
 
+@built
+def test_a_graph_serves_any_number_of_clouds() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    operator = torch.ops.sparse_kernels.farthest_point_sampling_cpu
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *given: operator(*given, 2, ""), fullgraph=True, dynamic=True, backend=keep)
+    for clouds in (3, 4, 5):  # sizes that are equal in the first call would be taken for one
+        points, offsets = torch.randn(6 * clouds, 2), packed(torch.full((clouds,), 6))
+        given = points, offsets, torch.zeros(clouds, dtype=torch.int64)
+        assert torch.equal(compiled(*given), operator(*given, 2, ""))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=built)])
+def test_the_default_device_of_the_user_may_be_another(backend: str) -> None:
+    points, offsets, query_offsets = torch.randn(60, 3), torch.tensor([0, 60]), torch.tensor([0, 9])
+    expected = ball_query(points, offsets, points[:9], query_offsets, 0.7, 4, backend=backend)
+    with torch.device("meta"):
+        found = ball_query(points, offsets, points[:9], query_offsets, 0.7, 4, backend=backend)
+    assert all(map(torch.equal, found, expected)) and (expected.counts >= 1).all()
+
+
 BAD_OFFSETS = [0, 2, 4], [1, 2, 5], [0, 9, 5], [0, -2, 5], [0, 4, 2, 5], [0, 2, 5, 7], [5], []
 
 

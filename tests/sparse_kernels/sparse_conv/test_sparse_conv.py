@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from sparse_kernels import _extension, fill_budget
 from sparse_kernels._backends import load_backend
@@ -182,10 +184,57 @@ def test_inverse_leads_back() -> None:
     down = strided_map(case.coordinates, case.shape, 3, 2, 1)
     up = down.inverse()
     assert up.shape == case.shape and torch.equal(up.coordinates, case.coordinates)
-    assert up.inverse() == down or torch.equal(up.inverse().forward, down.forward)
+    assert up.inverse() == down
     assert down.pairs() == up.pairs() == int((down.backward >= 0).sum())
     codes = down.coordinates.long() @ torch.tensor([10**6, 10**4, 100, 1][-down.coordinates.shape[1] :])
     assert torch.equal(codes, codes.sort().values)  # ascending coordinates
+
+
+def test_maps_of_the_same_numbers_are_equal() -> None:
+    kernel_map = submanifold_map(_line(1, 2, 4), (5,), 3)
+    again = copy.deepcopy(kernel_map)
+    assert again == kernel_map and hash(again) == hash(kernel_map) and kernel_map != "a map"
+    assert dataclasses.replace(kernel_map, forward=kernel_map.forward.flip(1)) != kernel_map
+    assert dataclasses.replace(kernel_map, shape=(6,)) != kernel_map
+    assert dataclasses.replace(kernel_map, backward=kernel_map.backward.to("meta")) != kernel_map
+
+
+@pytest.mark.parametrize("reason", [pytest.param(None, marks=built), "no C++ compiler was found"])
+def test_a_graph_is_whole_with_and_without_a_compiler(reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = draw_case(2)
+    kernel_map, x, weight = case.map(), case.features.float(), case.weight.float()
+    monkeypatch.setattr(_extension, "load", lambda: reason)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: sparse_conv(x, weight, kernel_map), fullgraph=True, backend="eager")
+    expected = sparse_conv(x, weight, kernel_map, backend="reference" if reason else "cpu")
+    assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch's own forward mode
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=built)])
+def test_forward_mode_is_refused(dtype: torch.dtype) -> None:
+    case = draw_case(2)
+    kernel_map, x, weight = case.map(), case.features.to(dtype), case.weight.to(dtype)
+    for run, given in (
+        (lambda features: sparse_conv(features, weight, kernel_map), x),
+        (lambda weights: sparse_conv(x, weights, kernel_map), weight),
+    ):
+        with pytest.raises(NotImplementedError, match="sparse_conv has no forward-mode derivative, only a backward"):
+            torch.func.jvp(run, (given,), (torch.ones_like(given),))
+    with forward_ad.dual_level():  # a bias is added by torch, which has a formula for that
+        ones = torch.ones(len(weight), dtype=dtype)
+        out = sparse_conv(x, weight, kernel_map, forward_ad.make_dual(torch.zeros_like(ones), ones))
+        assert (forward_ad.unpack_dual(out).tangent == 1).all()
+
+
+def test_what_is_not_on_the_cpu_stays_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        build, "find_neighbors_reference", lambda keys, steps: asked.append(keys) or (keys.int()[None], -1)
+    )
+    keys = torch.zeros(3, dtype=torch.int64, device="meta")
+    build._find_neighbors(keys, keys[:1])
+    assert len(asked) == 1 and asked[0] is keys
 
 
 def test_cpu_and_torch_find_the_same_neighbors() -> None:

@@ -135,6 +135,18 @@ def test_gradients_are_those_of_the_dense_convolution(dtype: torch.dtype) -> Non
         torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch's own forward mode
+def test_forward_mode_is_refused() -> None:
+    spikes, weight, kernel_map = draw(2)
+    for backend in ("reference", None):
+        with pytest.raises(NotImplementedError, match="spike_conv has no forward-mode derivative, only a backward"):
+            torch.func.jvp(
+                lambda w, backend=backend: spike_conv(spikes.bool(), w, kernel_map, backend=backend),
+                (weight,),
+                (torch.ones_like(weight),),
+            )
+
+
 @built
 def test_operator_and_graph() -> None:
     spikes, weight, kernel_map = draw(1, torch.float32)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparse_kernels._precision import without_autocast
 from sparse_kernels.block_map import block_of_position
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -33,6 +34,7 @@ def key_mean(k: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h d"]:
     return k.mean(2, dtype=torch.float32)
 
 
+@without_autocast
 def mean_logits(q: Float[Tensor, "b h s d"], mean: Float[Tensor, "b hkv d"], scale: float) -> Float[Tensor, "b h s"]:
     """Return what the mean takes off the logits, and so off the LSE, of each query."""
     mean = mean.repeat_interleave(q.shape[1] // mean.shape[1], 1)
