@@ -25,7 +25,7 @@ from demos.shapes_wan.trainer import Recipe, Trainer
 SAVE_EVERY = 30.0  # seconds
 LARGEST_FILE = 16 * 2**20  # bytes: what can be brought back from a lent machine
 MIX = "full:3,full:3,full:5,full:5,full:5,full:33"
-SMOKE_STEPS = 4
+SMOKE_STEPS = 2
 
 
 def prepare(recipe: Recipe, device: str, start_from: Path | None) -> Trainer:

@@ -32,7 +32,7 @@ from demos.shapes_wan.trainer import SHORT_TEXT
 
 SAVE_EVERY = 60.0  # seconds
 MIX = "full:5,full:5,full:5,full:33"
-SMOKE_STEPS = 3
+SMOKE_STEPS = 2
 FRESH = 2  # steps for which new videos are encoded once
 # (geometry, frames) -> a batch of videos of which so many frames are taken
 Batches = Callable[[tuple[str, int]], Batch]

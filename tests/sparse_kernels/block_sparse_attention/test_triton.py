@@ -215,8 +215,8 @@ def report_from_interpreter() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def interpreter_report() -> dict[str, Any]:
-    return interpret(__file__)
+def interpreter_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return interpret(__file__, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow

@@ -58,8 +58,8 @@ def run(case: Case, summaries: Summaries, device: str) -> tuple[torch.Tensor, to
 
 
 @pytest.fixture(scope="module")
-def interpreter_report() -> dict[str, Any]:
-    return interpret(__file__)
+def interpreter_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return interpret(__file__, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow

@@ -75,8 +75,8 @@ ON_A_GPU = CHECKS | {"bfloat16, rounded": partial(check_parity, 128, torch.bfloa
 
 
 @pytest.fixture(scope="module")
-def failures() -> dict[str, str | None]:
-    return interpret(__file__)
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    return interpret(__file__, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow

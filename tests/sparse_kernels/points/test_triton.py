@@ -93,8 +93,8 @@ INTERPRETED |= {"operators": check_operators, "one graph": check_one_graph}
 
 
 @pytest.fixture(scope="module")
-def failures() -> dict[str, str | None]:
-    return interpret(__file__)
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    return interpret(__file__, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow

@@ -51,8 +51,8 @@ def report_from_interpreter() -> None:
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> dict[str, Any]:
-    return interpret(__file__)
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return interpret(__file__, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow
