@@ -48,7 +48,8 @@ def build(compiler: str, flags: tuple[str, ...] = ()) -> Path:
 
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     folder, units = cache_folder(), _units(platform.machine())
-    library = folder / f"{_name(units, flags)}-{hashlib.sha256(version.encode()).hexdigest()[:8]}.so"
+    origin = f"{version}{platform.libc_ver()}"  # in a shared folder one compiler may serve several systems
+    library = folder / f"{_name(units, flags)}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.so"
     if _is_whole(library):
         return library
     with FileLock(f"{library}.lock"):
@@ -80,7 +81,10 @@ def find_libraries() -> Iterator[Path]:
     with suppress(OSError):  # nothing can be written anywhere
         folders.append(cache_folder())
     name = _name(_units(platform.machine()))
-    found = [library for folder in dict.fromkeys(folders) for library in sorted(folder.glob(f"{name}-*.so"))]
+    found: list[Path] = []
+    for folder in dict.fromkeys(folders):
+        with suppress(OSError):  # a home that must not be entered
+            found += sorted(folder.glob(f"{name}-*.so"))
     return (library for library in found if _is_whole(library))
 
 

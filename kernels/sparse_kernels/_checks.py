@@ -123,7 +123,7 @@ def refuse_tangents(work: str, *tensors: Tensor) -> None:
     """Raise NotImplementedError on forward-mode differentiation: operators with a backward pass alone lose tangents."""
     if has_tangent(*tensors):
         raise NotImplementedError(
-            f"{work} has no forward-mode derivative, only a backward pass: use torch.func.vjp or torch.autograd.grad"
+            f"{work} has no forward-mode derivative, only a backward pass: use torch.autograd.grad"
         )
 
 

@@ -44,7 +44,8 @@ def _load(origin: Path | str) -> str | None:
         said = _telling_line(error.stderr or str(error))
         return f"building the C++ kernels with {origin} failed: {said} (GCC 11 and clang 12 can)"
     except OSError as error:
-        return f"building or loading the C++ kernels failed: {_telling_line(str(error))}"
+        said = _telling_line(str(error.__cause__ or error))  # torch hides the linker's words behind a path
+        return f"building or loading the C++ kernels failed: {said}"
     return None
 
 

@@ -9,7 +9,7 @@ import torch
 from sparse_kernels import _extension, block_mass, centroid_log_error, fill_budget, kmeans
 from sparse_kernels import merge_centroids, rank_entries
 from sparse_kernels.points import farthest_point_sampling
-from sparse_kernels.sparse_conv import sparse_conv, submanifold_map
+from sparse_kernels.sparse_conv import sparse_conv, strided_map, submanifold_map
 from sparse_kernels.spike_conv import spike_conv
 
 _extension.load = lambda: "no C++ compiler was found"
@@ -27,6 +27,8 @@ for call in (
     lambda: merge_centroids(x, x, lse, clusters, torch.zeros(1, 1, 2, 2), *[clusters.centroids] * 2, scale=1.0),
     lambda: farthest_point_sampling(x[0, 0], offsets, 2),
     lambda: sparse_conv(spikes, weight, kernel_map),
+    lambda: submanifold_map(torch.tensor([[0, 1], [0, 2]]), (5,), 3),
+    lambda: strided_map(torch.tensor([[0, 1], [0, 2]]), (5,), 3),
     lambda: spike_conv(spikes, weight, kernel_map),
 ):
     with warnings.catch_warnings(record=True) as caught:
@@ -40,4 +42,4 @@ def test_a_warning_names_the_users_line() -> None:
     """In a process of its own: here the checks of signatures stand between the functions."""
     process = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines() == [str([("<string>", True)])] * 9
+    assert process.stdout.splitlines() == [str([("<string>", True)])] * 11

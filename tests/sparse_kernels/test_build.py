@@ -225,3 +225,26 @@ def test_memory_comes_poisoned() -> None:
     """By the fixture of every test here."""
     assert torch.empty(3).isnan().all() and torch.ones(2).new_empty(2, dtype=torch.bfloat16).isnan().all()
     assert torch.empty_like(torch.ones(2, dtype=torch.int32)).eq(2**31 - 1).all()
+
+
+def test_a_home_that_cannot_be_entered_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under systemd's ProtectHome; a name that is too long is refused to root too."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / ("x" * 300))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert list(_build.find_libraries()) == []
+
+
+def test_another_system_has_a_library_of_its_own(builds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = set()
+    for version in ("2.36", "2.38"):
+        monkeypatch.setattr(_build.platform, "libc_ver", lambda version=version: ("glibc", version))
+        libraries.add(_build.build(sys.executable))
+    assert len(libraries) == 2 and set(_build.find_libraries()) == libraries
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_text("no ELF")
+    monkeypatch.setattr(_extension, "find_libraries", lambda: iter([broken]))
+    monkeypatch.setattr(_extension, "find_compilers", list)
+    assert "file too short" in (_extension.load.__wrapped__() or "")

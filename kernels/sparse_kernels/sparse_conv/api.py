@@ -48,7 +48,9 @@ def chosen_backend(x: Tensor, backend: str | None = None) -> str:
     if backend is None and (x.is_cuda or x.is_meta or x.dtype == torch.float64):
         return "reference"
     if torch.compiler.is_compiling():  # a graph imports no modules, and does not break for a warning
-        built = x.device.type == "cpu" and _is_built()
+        built = backend != "reference" and x.device.type == "cpu" and x.dtype in DTYPES and _is_built()
+        if backend == "cpu" and not built:
+            raise ValueError("backend cpu cannot run this call of sparse_conv; outside of a graph it says why")
         return backend or ("cpu" if built else "reference")
     chosen = choose("sparse_conv", "sparse convolution runs", backend, x, accepted=BACKENDS)
     return chosen.__name__.rpartition(".")[2]
@@ -140,6 +142,7 @@ def turned(weight: Float[Tensor, "slots c_in_group c_out"], groups: int) -> Floa
 
 
 def _convolve_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_tangents("sparse_conv", gradient)
     x, weight, forward, backward = ctx.saved_tensors
     back = to_weight = None
     if ctx.needs_input_grad[0]:
@@ -150,6 +153,7 @@ def _convolve_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _weight_backward(ctx: Any, change: Float[Tensor, "slots c_group c_out"]) -> tuple[Tensor | None, ...]:
+    refuse_tangents("sparse_conv", change)
     x, gradient, forward, backward = ctx.saved_tensors
     to_x = to_gradient = None
     if ctx.needs_input_grad[0]:

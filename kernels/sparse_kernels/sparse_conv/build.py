@@ -133,7 +133,7 @@ def _reached_map(
 ) -> KernelMap:
     """Return the map whose outputs are all places that inputs reach, sorted."""
     keys, _ = linear_keys(coordinates, shape, [0] * len(shape))
-    _refuse_twin(_find_neighbors(keys, keys.new_empty(0))[1], coordinates)
+    _refuse_twin(_find_neighbors(keys, keys.new_empty(0), level=5)[1], coordinates)
     check_places(coordinates, out_shape)
     table = torch.tensor([*settings, out_shape], device="cpu").T.contiguous()
     if _stays_in_torch(coordinates):
@@ -209,11 +209,16 @@ def _refuse_twin(row: int, coordinates: Int[Tensor, "n columns"]) -> None:
         )
 
 
-def _find_neighbors(keys: Int[Tensor, " n"], steps: Int[Tensor, " half"]) -> tuple[Int[Tensor, "slots n"], int]:
-    """Return the rows whose key is larger by each step, the rows themselves and the mirror image; and a twin or -1."""
+def _find_neighbors(
+    keys: Int[Tensor, " n"], steps: Int[Tensor, " half"], level: int = 4
+) -> tuple[Int[Tensor, "slots n"], int]:
+    """Return the rows whose key is larger by each step, the rows themselves and the mirror image; and a twin or -1.
+
+    The user's line is `level` frames above.
+    """
     if _stays_in_torch(keys):
         if keys.device.type == "cpu":
-            warnings.warn(f"neighbours are searched for in torch: {_extension.load()}", stacklevel=4)
+            warnings.warn(f"neighbours are searched for in torch: {_extension.load()}", stacklevel=level)
         return find_neighbors_reference(keys, steps)
     return torch.ops.sparse_kernels.find_neighbors_cpu(keys.contiguous(), steps)
 

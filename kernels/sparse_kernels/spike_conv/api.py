@@ -106,6 +106,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, str], output:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_tangents("spike_conv", gradient)
     spikes, weight, forward, backward = ctx.saved_tensors
     backend = chosen_backend(gradient)
     back = to_weight = None

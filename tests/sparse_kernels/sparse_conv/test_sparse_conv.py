@@ -219,8 +219,15 @@ def test_forward_mode_is_refused(dtype: torch.dtype) -> None:
         (lambda features: sparse_conv(features, weight, kernel_map), x),
         (lambda weights: sparse_conv(x, weights, kernel_map), weight),
     ):
-        with pytest.raises(NotImplementedError, match="sparse_conv has no forward-mode derivative, only a backward"):
+        with pytest.raises(NotImplementedError, match="derivative, only a backward pass: use torch.autograd.grad$"):
             torch.func.jvp(run, (given,), (torch.ones_like(given),))
+    x = x.clone().requires_grad_()
+    with forward_ad.dual_level():  # a tangent that comes with the gradient
+        out = sparse_conv(x, weight, kernel_map)
+        factor = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(NotImplementedError, match="sparse_conv has no forward-mode"):
+            torch.autograd.grad((out * factor).sum(), x)
+    x = x.detach()
     with forward_ad.dual_level():  # a bias is added by torch, which has a formula for that
         ones = torch.ones(len(weight), dtype=dtype)
         out = sparse_conv(x, weight, kernel_map, forward_ad.make_dual(torch.zeros_like(ones), ones))
