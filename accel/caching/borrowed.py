@@ -57,14 +57,18 @@ class BorrowedWeights:
     def give_back(self) -> None:
         """Put the transformer's own values back; what was added to it meanwhile, as by fusing a LoRA, stays."""
         transformer = self._transformer()
-        if self._own and transformer is not None and on_disk(transformer):
+        in_files = transformer is not None and on_disk(transformer)
+        if self._own and in_files:
             warnings.warn(
                 f"this {self._name} was offloaded to files while it had tuned weights, which the files keep; "
                 "load it anew to have its own",
                 stacklevel=2,
             )
         for (parameter, own), tuned in zip(self._own, self._weights.values(), strict=False):
-            since = None if parameter.is_meta else parameter.float() - tuned.to(parameter).float()
+            since = None
+            if not (parameter.is_meta or in_files):
+                put = tuned.to(own.dtype).to(parameter)  # rounded as it was when it was put in
+                since = parameter.float() - put.float()
             parameter.copy_(own if since is None or not since.any() else own.to(since) + since)
         self._own.clear()
 

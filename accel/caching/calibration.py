@@ -151,6 +151,11 @@ def choose(
         least = merged
         picks.append(pick)
     total = int(np.argmin(least[: check_budget(budget, warmup, steps, sum(counts)) + 1]))
+    if not np.isfinite(least[total]):
+        raise InputError(
+            f"budget is {budget:g}, and at too many steps no error of a block that rests is finite: "
+            "give a larger one, or calibrate in float32"
+        )
     words = []
     for size, column, pick in zip(reversed(counts), reversed(columns), reversed(picks), strict=True):
         count = int(pick[total])

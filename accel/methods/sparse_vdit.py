@@ -35,8 +35,8 @@ class SparseVDiT(Scheduled):
     """Pick full, skip, diagonal, multi-diagonal or stripe for each head by error + penalty * density.
 
     A head stays full where that pattern errs more than `tolerance`. The error is the squared error of the head's output
-    over that output's square (the paper's scale is not stated), so that skip, which errs by 1, is for tables and large
-    tolerances; published: penalty (lambda) 0.5, tolerance (epsilon) 1. With a `table` from
+    over that output's square (the paper's scale is not stated), so that skip, which errs by 1, is chosen from a
+    tolerance of 1 on; published: penalty (lambda) 0.5, tolerance (epsilon) 1. With a `table` from
     `accel.search.search_patterns` the choice is the offline one of the paper; without, or where the table is of another
     size, which is said, each generation searches for itself at its last dense step. `first_frame` (ours) keeps all
     pairs of the first latent frame in every pattern, which is narrower for it, unless they would take more than half of

@@ -66,7 +66,8 @@ def train_routers(
     except OSError as error:
         raise unwritable(output, error) from error
     setting = {
-        "model": loaded.name, "batch": batch, "drop_caption": drop_caption, "videos": len(find_videos(data)), **size,
+        "model": Path(loaded.name).name, "batch": batch, "drop_caption": drop_caption,
+        "videos": len(find_videos(data)), **size,
     }  # fmt: skip
     _check_output(output, recipe, setting, resume)
     bfloat16, transformer = loaded.dtype == torch.bfloat16, loaded.transformers[0]
@@ -100,7 +101,10 @@ def _check_output(output: Path, recipe: Recipe, setting: dict[str, Any], resume:
     elif (output / CHECKPOINT).exists():
         raise InputError(f"{str(output)!r} holds a training already; give --resume to go on, or another folder")
     elif (output / ROUTERS).exists():
-        raise InputError(f"{str(output)!r} holds routers already, which would be replaced; give another folder")
+        raise InputError(
+            f"{str(output)!r} holds routers already, which would be replaced; "
+            f"move {ROUTERS} away, or give another folder"
+        )
 
 
 def _batch(

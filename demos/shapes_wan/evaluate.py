@@ -122,7 +122,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     output: Annotated[Path, typer.Option(help="folder of results, frames and contact sheet")] = Path("out/evaluation"),
 ) -> None:
-    """Judge the embedded model, dense and sparse, on prompts that training never saw; the same command goes on."""
+    """Judge the embedded model, dense and sparse, on prompts that it was not trained on; the same command goes on."""
     try:
         rests = None if cache is None or skip_sparse else from_text(cache)
         chosen = Chosen(None if skip_sparse or method == "none" else _method(method, density, dense_steps), rests)

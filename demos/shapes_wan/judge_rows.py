@@ -14,8 +14,9 @@ from rich.table import Table
 
 from accel.errors import InputError
 from accel.workbench.captioned_videos import read_video
+from accel.workbench.cases import Case
 from accel.workbench.kept_videos import KeptVideos
-from accel.workbench.rows import Rows
+from accel.workbench.rows import SETTING, Rows
 from demos.shapes_wan.judge import judge
 from demos.shapes_wan.results import TARGETS
 from demos.shapes_wan.scenes import parse_caption
@@ -34,12 +35,17 @@ def judge_rows(rows: list[dict[str, Any]], videos: KeptVideos) -> None:
             row[target] = judged[file]
 
 
-def totals(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Right]:
-    """Return what is right for each method and cache, added up; ("dense", "none") is the dense videos, each once."""
-    added: dict[tuple[str, str], Right] = {}
-    dense = {row["dense_video"]: row["dense_right"] for row in rows if "dense_right" in row}
-    judged = [(("dense", "none"), right) for right in dense.values()]
-    judged += [((row["method"], row["cache"]), row["right"]) for row in rows if "right" in row]
+def totals(rows: list[dict[str, Any]]) -> dict[str, Right]:
+    """Return what is right for each case, added up; "dense" is the dense videos, one a prompt, seed and setting."""
+    added: dict[str, Right] = {}
+    made_of = "prompt", "seed", *SETTING
+    dense = {tuple(row.get(name) for name in made_of): row["dense_right"] for row in rows if "dense_right" in row}
+    judged = [("dense", right) for right in dense.values()]
+    judged += [
+        (str(Case(row["method"], row["density_asked"], row["dense_share"], row["cache"])), row["right"])
+        for row in rows
+        if "right" in row
+    ]
     for way, right in judged:
         sums = added.setdefault(way, dict.fromkeys(right, 0))
         for name, count in right.items():
@@ -71,9 +77,9 @@ def main(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     rows.save()
-    table = Table("method", "cache", "actors", *TARGETS)
-    for (method, cache), right in totals(rows.rows).items():
-        table.add_row(method, cache, *(str(right[name]) for name in ("actors", *TARGETS)))
+    table = Table("way", "actors", *TARGETS)
+    for way, right in totals(rows.rows).items():
+        table.add_row(way, *(str(right[name]) for name in ("actors", *TARGETS)))
     Console().print(table)
     typer.echo(f"wrote {rows_file}")
 

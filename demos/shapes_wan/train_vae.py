@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch.nn.functional import l1_loss
 
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
-from demos.shapes_wan.scenes import render, sample_scene
+from demos.shapes_wan.scenes import render, unseen_scenes
 
 Z_DIM = 12
 # Wan 2.2's layout: pixel unshuffle (patch_size 2) and two residual down-samplings, 8x in space, 4x in time.
@@ -43,7 +43,7 @@ def build_vae(mean: list[float] | None = None, std: list[float] | None = None) -
 
 def crop_batch(generator: random.Random, batch: int, frames: int = 9, side: int = 64) -> torch.Tensor:
     """Return crops (batch 3 frames side side) taken at the scales that the transformer is trained at."""
-    videos = []
+    videos, unseen = [], unseen_scenes()
     for _ in range(batch):
         scale = side / generator.choice((64, 128, 192, 256))
         # Crops lie on the shapes: plain background teaches nothing.
@@ -51,7 +51,7 @@ def crop_batch(generator: random.Random, batch: int, frames: int = 9, side: int 
         length = (frames - 1) / generator.choice([whole for whole in (12, 28) if whole >= frames - 1])
         start = generator.uniform(0, 1 - length)
         window = (top, top + scale, left, left + scale)
-        videos.append(render(sample_scene(generator), frames, side, side, generator, window, (start, start + length)))
+        videos.append(render(unseen(generator), frames, side, side, generator, window, (start, start + length)))
     return torch.stack(videos)
 
 

@@ -44,10 +44,16 @@ def test_what_is_right_is_counted(rows: list[dict[str, Any]], tmp_path: Path):
     judge_rows(rows, KeptVideos(tmp_path / "videos"))
     assert rows[0]["right"] == {"actors": 1, "color": 1, "motion": 1, "shape": 1}
     assert rows[1]["right"] == {"actors": 2, "color": 1, "motion": 1, "shape": 2}
-    assert totals([*rows, {**rows[1], "cache": "none"}]) == {
-        ("dense", "none"): {"actors": 3, "color": 3, "motion": 3, "shape": 3},
-        ("svg-ear", "easy"): {"actors": 3, "color": 2, "motion": 2, "shape": 3},
-        ("svg-ear", "none"): {"actors": 2, "color": 1, "motion": 1, "shape": 2},
+    again = {
+        **rows[0],
+        "density_asked": 0.5,
+        "dense_video": "elsewhere/dense-2.mp4",
+    }
+    assert totals([*rows, {**rows[1], "cache": "none"}, again]) == {
+        "dense": {"actors": 3, "color": 3, "motion": 3, "shape": 3},
+        "svg-ear at density 0.25, 0.1 dense with cache easy": {"actors": 3, "color": 2, "motion": 2, "shape": 3},
+        "svg-ear at density 0.25, 0.1 dense": {"actors": 2, "color": 1, "motion": 1, "shape": 2},
+        "svg-ear at density 0.5, 0.1 dense with cache easy": {"actors": 1, "color": 1, "motion": 1, "shape": 1},
     }
 
 

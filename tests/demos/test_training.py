@@ -144,6 +144,13 @@ def test_another_schedule_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytes
     assert load_checkpoint(tmp_path) == 1
 
 
+def test_crops_show_no_scene_of_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(train_vae, "render", lambda scene, *rest: seen.append(scene.caption) or torch.zeros(3, 1, 8, 8))
+    train_vae.crop_batch(random.Random(0), 3000, frames=1)
+    assert len(seen) == 3000 and not {scene.caption for scene in held_out_scenes()} & set(seen)
+
+
 def test_a_new_model_keeps_tables_and_routers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     for name in ("tables/12.json", "routers/config.json", "transformer/old.json"):

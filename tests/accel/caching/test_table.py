@@ -90,6 +90,14 @@ def test_a_budget_below_the_warm_up_is_refused() -> None:
         choose(np.ones((4, 2, 2)), 0.2, warmup=2)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_errors_that_are_not_finite_are_said(value: float) -> None:
+    errors = np.ones((4, 2, 2))
+    errors[2] = value
+    with pytest.raises(InputError, match="no error of a block that rests is finite"):
+        choose(errors, 0.25)
+
+
 def test_a_budget_counts_the_blocks_of_unequal_groups() -> None:
     errors = np.random.default_rng(0).random((12, 2, 4))
     errors[:, 0] *= 100  # the group of four wants to be computed

@@ -180,6 +180,17 @@ def test_what_is_fused_into_a_tuned_weight_stays(tmp_path: Path) -> None:
     assert torch.equal(weight, own), "exactly, where nothing was added"
 
 
+def test_own_weights_come_back_exactly_after_another_dtype(tmp_path: Path) -> None:
+    pipe = pipeline("wan-2.1")
+    pipe.transformer.bfloat16()
+    weight = pipe.transformer.get_parameter(NAME)
+    own = weight.detach().clone()
+    save_routers(wan_routers(), tmp_path, {NAME: own.float() + 0.01 * torch.randn(own.shape)})
+    with accel.enabled(pipe, None, cache=accel.load_routers(pipe, tmp_path)):
+        pipe.transformer.float()
+    assert torch.equal(weight, own.float())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -183,6 +183,9 @@ def test_what_is_there_is_not_lost(tmp_path: Path, data: Path, monkeypatch: pyte
     model, output = save_tiny(tmp_path / "tiny", **DEFAULTS), tmp_path / "routers"
     given = ["--model", model, "--data", data, "--dtype", "float32"]
     assert invoke(*given, "--output", output, "--steps", 1).exit_code == 0
+    elsewhere = ["--model", f"{model}/", *given[2:]]  # the same model by another path
+    assert invoke(*elsewhere, "--output", output, "--steps", 1, "--resume").exit_code == 0
+    assert invoke(*given, "--output", output, "--steps", 1, "--resume").exit_code == 0
     before = (output / "latents.safetensors").read_bytes()
     shutil.copy(data / "dark.mp4", data / "third.mp4")
     shutil.copy(data / "dark.txt", data / "third.txt")
@@ -196,7 +199,7 @@ def test_what_is_there_is_not_lost(tmp_path: Path, data: Path, monkeypatch: pyte
     assert (output / "latents.safetensors").read_bytes() == before
     (output / "checkpoint.pt").unlink()
     refused = invoke(*given, "--output", output)
-    assert refused.exit_code == 2 and "holds routers already, which would be replaced; give another" in refused.stderr
+    assert refused.exit_code == 2 and "holds routers already, which would be replaced; move routers" in refused.stderr
 
 
 def test_names_of_videos_may_hold_a_colon(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
