@@ -120,17 +120,17 @@ class SparseVDiT(Scheduled):
     ) -> tuple[list[list[str]], Int[Tensor, "b h s"]]:
         """Return each sample's and head's mode and column ranking, given the full output of the call."""
         columns = self._rank_columns(call)
-        losses = []
+        errors = []
         for mode in CANDIDATES:
             if mode == "skip":
-                losses.append(torch.ones(out.shape[:2], device=out.device))
+                errors.append(torch.ones(out.shape[:2], device=out.device))
                 continue
             plan = _sampled(self.head_plan(call, [[mode] * out.shape[1]], columns))
-            losses.append(_relative_error(call, plan, out))
-        errors = torch.stack(losses)
-        dense = torch.tensor([0.0 if mode == "skip" else self.density for mode in CANDIDATES], device=out.device)
-        choice = (errors + self.penalty * dense[:, None, None]).argmin(0, keepdim=True)
-        choice = torch.where(errors.gather(0, choice) > self.tolerance, -1, choice)[0].tolist()
+            errors.append(_relative_error(call, plan, out))
+        prices = [0.0 if mode == "skip" else self.penalty * self.density for mode in CANDIDATES]
+        losses = torch.stack([error + price for error, price in zip(errors, prices, strict=True)])
+        choice = losses.argmin(0, keepdim=True)
+        choice = torch.where(torch.stack(errors).gather(0, choice) > self.tolerance, -1, choice)[0].tolist()
         return [["full" if index < 0 else CANDIDATES[index] for index in heads] for heads in choice], columns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -32,8 +31,7 @@ def select_blocks(
         keep |= rank < top_k
     if top_p is not None:
         # All is all: a rounded sum may reach the whole before the last entries.
-        everything = torch.as_tensor(top_p, device=scores.device) >= 1
-        keep |= (before < top_p * scores.sum(-1, keepdim=True)) | everything
+        keep |= (before < top_p * scores.sum(-1, keepdim=True)) | (top_p >= 1)
     if threshold is not None:
         keep |= scores >= threshold
     return keep
