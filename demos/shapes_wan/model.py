@@ -115,6 +115,8 @@ def save_pipeline(
         transformer=transformer,
     ).to(torch.float16)
     temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a run was killed between the two renames below
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     pipeline.save_pretrained(temporary)

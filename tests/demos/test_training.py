@@ -159,6 +159,8 @@ def test_a_new_model_keeps_tables_and_routers(tmp_path: Path, capsys: pytest.Cap
     vae = shipped_autoencoder()
     model = Generator(vae.config["z_dim"])
     save_pipeline(folder, model.transformer, vae, model.text_encoder)
+    folder.rename(tmp_path / "model.old")  # as a run leaves it that is killed just there
+    save_pipeline(folder, model.transformer, vae, model.text_encoder)
     assert (folder / "tables/12.json").is_file() and (folder / "routers/config.json").is_file()
     assert not (folder / "transformer/old.json").exists() and (folder / "model_index.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
