@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
 import pytest
 import torch
+
+from tests.sparse_kernels.interpreter import Interpreter
+
+
+@pytest.fixture(scope="session")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
+    """One process with Triton's interpreter a worker; workers share what it says of a file."""
+    folder = tmp_path_factory.getbasetemp()
+    process = Interpreter(folder, folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    yield process
+    process.close()
 
 
 @pytest.fixture(autouse=True)

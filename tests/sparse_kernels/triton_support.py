@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from filelock import FileLock
 
 # (compute capability, shared memory of one thread block in KiB, instruction that multiplies matrices)
 DEVICES = [(80, 163, "mma.sync"), (90, 227, "wgmma.mma_async"), (100, 227, "tcgen05.mma")]
@@ -29,29 +26,6 @@ def report(checks: dict[str, Callable[[], None]]) -> None:
         except Exception:
             failures[name] = traceback.format_exc()
     print(json.dumps(failures))
-
-
-def interpret(file: str, folder: Path) -> dict[str, Any]:
-    """Run a test file as a script in Triton's interpreter, once for all processes whose `folder` has the same parent.
-
-    Triton decides at import what is interpreted. Memory comes poisoned there, as in the tests here.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return _interpreted(file)
-    kept = folder.parent / ("-".join(Path(file).parts[-3:]) + ".json")
-    with FileLock(f"{kept}.lock"):
-        if not kept.exists():
-            kept.write_text(json.dumps(_interpreted(file)))
-        return json.loads(kept.read_text())
-
-
-def _interpreted(file: str) -> dict[str, Any]:
-    code = "import runpy, sys, torch; torch.use_deterministic_algorithms(True)\n"
-    code += "runpy.run_path(sys.argv[1], run_name='__main__')"
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.run([sys.executable, "-c", code, file], env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
 
 
 def build(

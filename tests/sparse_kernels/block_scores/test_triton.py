@@ -28,7 +28,8 @@ from tests.sparse_kernels.block_scores.test_block_scores import (  # noqa: E402
     brute_force,
     make_case,
 )
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
 
 
 def moved(case: Case, device: str) -> Case:
@@ -158,8 +159,8 @@ INTERPRETED = FEWER | CHECKS | {"operators": check_operators, "one graph": check
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def failures(interpreter: Interpreter) -> dict[str, str | None]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.block_map import BlockMap, uniform_offsets  # noqa: E402
 from sparse_kernels.block_sparse_attention import triton as backend  # noqa: E402
 from sparse_kernels.block_sparse_attention import triton_windows  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, interpret  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits  # noqa: E402
 from tests.sparse_kernels.triton_support import build as compile_kernel  # noqa: E402
 
 # Layouts of q whose strides the fake kernel has to predict.
@@ -215,8 +216,8 @@ def report_from_interpreter() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def interpreter_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def interpreter_report(interpreter: Interpreter) -> dict[str, Any]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

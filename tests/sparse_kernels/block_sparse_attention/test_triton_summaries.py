@@ -21,7 +21,8 @@ from tests.sparse_kernels.block_sparse_attention.test_summaries import (  # noqa
 )
 from tests.sparse_kernels.block_sparse_attention.test_triton import build  # noqa: E402
 from tests.sparse_kernels.cases import Case, make_case  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, interpret, report  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, report  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16]
 NAMES = ["variable", "variable, orders", "uniform", "all kept", "nothing kept"]
@@ -58,8 +59,8 @@ def run(case: Case, summaries: Summaries, device: str) -> tuple[torch.Tensor, to
 
 
 @pytest.fixture(scope="module")
-def interpreter_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def interpreter_report(interpreter: Interpreter) -> dict[str, Any]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.centroids import triton as backend  # noqa: E402
 from sparse_kernels.kmeans import Clusters  # noqa: E402
 from tests.sparse_kernels.centroids.test_centroids import SCALE, Case, brute_log_error, make_case  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
 
 # In the slow interpreter fewer tokens will do, if a cluster takes more than one tile of them.
 FEW = {"tokens": 150, "clusters": (18, 9)}
@@ -75,8 +76,8 @@ ON_A_GPU = CHECKS | {"bfloat16, rounded": partial(check_parity, 128, torch.bfloa
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def failures(interpreter: Interpreter) -> dict[str, str | None]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

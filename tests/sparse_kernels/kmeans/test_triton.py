@@ -17,8 +17,9 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from sparse_kernels import Clusters, kmeans  # noqa: E402
 from sparse_kernels._triton import compiler_options  # noqa: E402
 from sparse_kernels.kmeans import triton as backend  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
 from tests.sparse_kernels.kmeans.test_kmeans import assert_consistent, distances, lloyd, make_rows  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
 
 NO_TOLERANCE = 0.0
 
@@ -127,8 +128,8 @@ INTERPRETED |= {"operator": check_operator, "one graph": check_one_graph}
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def failures(interpreter: Interpreter) -> dict[str, str | None]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

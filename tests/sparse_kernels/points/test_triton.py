@@ -13,8 +13,9 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from sparse_kernels.points import ball_query, farthest_point_sampling, k_nearest_neighbors, reference  # noqa: E402
 from sparse_kernels.points import triton as backend  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
 from tests.sparse_kernels.points.clouds import Clouds, draw, packed, radius_of  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
 
 
 def moved(clouds: Clouds, device: str) -> list[Tensor]:
@@ -93,8 +94,8 @@ INTERPRETED |= {"operators": check_operators, "one graph": check_one_graph}
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def failures(interpreter: Interpreter) -> dict[str, str | None]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

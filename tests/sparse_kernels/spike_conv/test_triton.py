@@ -11,8 +11,9 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from sparse_kernels.spike_conv import spike_conv  # noqa: E402
 from sparse_kernels.spike_conv import triton as backend  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
 from tests.sparse_kernels.spike_conv.test_spike_conv import draw  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
 
 SEEDS = 47, 83, 105, 143, 146  # few pairs: the interpreter is slow
 
@@ -34,8 +35,8 @@ CHECKS = {
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def failures(interpreter: Interpreter) -> dict[str, str | None]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from sparse_kernels import BlockMap  # noqa: E402
 from sparse_kernels.block_sparse_attention.quantised import reference  # noqa: E402
 from sparse_kernels.block_sparse_attention.quantised import triton as backend  # noqa: E402
 from tests.sparse_kernels.cases import make_case  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, interpret, report  # noqa: E402
+from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
 
 # name -> (head_dim, orders, variable blocks, scale)
 CASES = {
@@ -51,8 +52,8 @@ def report_from_interpreter() -> None:
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return interpret(__file__, tmp_path_factory.getbasetemp())
+def interpreted(interpreter: Interpreter) -> dict[str, Any]:
+    return interpreter.said(__file__)
 
 
 @pytest.mark.slow
