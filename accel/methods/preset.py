@@ -75,7 +75,41 @@ class Preset:
 def _reason_to_stay_dense(
     call: AttentionCall, steps: int, method_for: Callable[[int], SVGEAR], sparse_steps: int
 ) -> str | None:
-    """Return why a generation of so many steps stays dense, or None."""
+    """Return why a generation of so many steps stays dense, or None; all devices that share the heads do alike."""
+    tokens = call.geometry.tokens
+    own, reason = _own_floor(call, method_for, sparse_steps)
+    floor = _agreed(call, own)
+    if reason is not None or tokens >= floor:
+        return reason
+    if own < floor == math.inf:
+        return "another process that shares the heads stays dense, and says why"
+    least = "at no length that could be timed" if floor == math.inf else f"from about {round(floor, -2):,.0f} tokens on"
+    return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
+
+
+def _own_floor(call: AttentionCall, method_for: Callable[[int], SVGEAR], sparse_steps: int) -> tuple[float, str | None]:
+    """Return from how many tokens on sparse attention is quicker here, or inf, and what stands against it.
+
+    It raises nothing: whoever shares the heads waits for an answer.
+    """
+    try:
+        reason = _obstacle(call)
+        if reason is not None:
+            return math.inf, reason
+        heads, channels, device = call.q.shape[1], call.q.shape[3], call.q.device
+        heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
+        shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
+        tokens = call.geometry.tokens
+        return token_floor(lambda size: method_for(size).without_dense_steps(), sparse_steps, shape, tokens), None
+    except torch.OutOfMemoryError:
+        return math.inf, None
+    except Exception as error:  # whatever a driver or a compiler may say
+        first = (str(error).strip() or "it said nothing").splitlines()[0]
+        return math.inf, f"sparse attention could not be timed here: {type(error).__name__}: {first}"
+
+
+def _obstacle(call: AttentionCall) -> str | None:
+    """Return why nothing has to be timed to stay dense, or None."""
     tokens, device = call.geometry.tokens, call.q.device
     if tokens < SIZES[0]:
         return f"{tokens:,} tokens are too few for sparse attention to gain and stay close"
@@ -83,24 +117,7 @@ def _reason_to_stay_dense(
     if of_video < LEAST_OF_VIDEO:
         return f"only {of_video:.0%} of the pairs of tokens are of the picture alone, and all others are computed"
     reason = backend_reasons(str(device))["triton" if device.type == "cuda" else "cpu"]
-    if reason is not None:
-        return f"there is no quick kernel for sparse attention here: {reason}"
-    heads, channels = call.q.shape[1], call.q.shape[3]
-    heads = heads if device.type == "cuda" else min(heads, CPU_HEADS)
-    shape = Shape(heads, channels, call.q.dtype, device, torch.get_num_threads())
-    try:
-        own = token_floor(lambda size: method_for(size).without_dense_steps(), sparse_steps, shape, tokens)
-    except torch.OutOfMemoryError:
-        own = math.inf
-    floor = _agreed(call, own)
-    if tokens < floor:
-        least = (
-            "at no length that could be timed"
-            if floor == float("inf")
-            else f"from about {round(floor, -2):,.0f} tokens on"
-        )
-        return f"of {steps} steps sparse attention is quicker here {least}, and these are {tokens:,}"
-    return None
+    return None if reason is None else f"there is no quick kernel for sparse attention here: {reason}"
 
 
 def _agreed(call: AttentionCall, floor: float) -> float:

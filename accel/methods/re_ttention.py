@@ -136,7 +136,9 @@ class ReTtention(Scheduled):
         if self.correction != "residual" and plan.correction is None and plan.summaries is None:
             state.ratio = (kept_lse - full_lse).exp()
         if self.correction != "ratio":
-            missing = _missing(full, kept, state.ratio)
+            # A low rank is found in float32; whole, what is missing is kept in the output's type.
+            dtype = full.dtype if self.residual_rank is None else torch.float32
+            missing = _missing(full, kept, state.ratio, dtype)
             state.residual = keep_residual(missing, full.dtype, rank=self.residual_rank, offload=self.offload)
         return Computed(full)
 
@@ -154,7 +156,14 @@ class ReTtention(Scheduled):
 
 
 def _missing(
-    full: Float[Tensor, "b h s d"], kept: Float[Tensor, "b h s d"], ratio: Float[Tensor, "b h s"] | None
+    full: Float[Tensor, "b h s d"],
+    kept: Float[Tensor, "b h s d"],
+    ratio: Float[Tensor, "b h s"] | None,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "b h s d"]:
-    """Return what the kept keys' output, scaled by the ratio, lacks of the full one, in float32."""
-    return full.float() - (kept.float() if ratio is None else kept * ratio[..., None])
+    """Return what the kept keys' output, scaled by the ratio, lacks of the full one: found in float32, as `dtype`."""
+    missing = torch.empty(full.shape, dtype=dtype, device=full.device)
+    for head in range(full.shape[1]):  # one by one: all outputs in float32 are gigabytes where a video is long
+        part = kept[:, head].float() if ratio is None else kept[:, head] * ratio[:, head, :, None]
+        missing[:, head] = full[:, head].float() - part
+    return missing

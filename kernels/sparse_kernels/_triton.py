@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -22,6 +23,8 @@ LOG2E = math.log2(math.e)  # exponentials and logarithms are to base 2 inside
 LOG2E_INSIDE = LOG2E if tl is None else tl.constexpr(LOG2E)  # the form in which kernels read it
 MAX_HEAD_DIM = 256
 MOST_PROGRAMS = 65_535  # on the second and the third axis of a grid
+BARRIERS = 1024  # bytes of shared memory beside the tiles
+LEAST_CAPABILITY = (8, 0)  # below, Triton multiplies matrices without tensor cores
 
 
 def jit(function: Callable) -> Any:
@@ -41,6 +44,35 @@ def reason_against(kernel: Any, tensors: dict[str, Tensor]) -> str | None:
             return f"the Triton kernel takes a head_dim of at most {MAX_HEAD_DIM}, {name} has {tensor.shape[-1]}"
         if isinstance(kernel, triton.JITFunction) and not tensor.is_cuda:  # else it is interpreted
             return f"the Triton kernel needs CUDA tensors, {name} is on {tensor.device}"
+    return start_reason(kernel, next(iter(tensors.values())))
+
+
+def start_reason(kernel: Any, tensor: Tensor) -> str | None:
+    """Return why the device of a tensor cannot run `kernel`, or None: also where this is interpreted, or no CUDA."""
+    compiled = isinstance(kernel, triton.JITFunction) and tensor.is_cuda
+    return _settled_reason(tensor.device.index) if compiled else None
+
+
+@torch.compiler.assume_constant_result  # a graph takes the answer along, and does not break where it is found
+def _settled_reason(index: int) -> str | None:
+    return device_reason(index)
+
+
+@functools.cache
+def device_reason(index: int) -> str | None:
+    """Return why a CUDA device cannot run the kernels, or None; starts Triton there."""
+    if not torch.cuda.is_available():  # tensors without data may be said to lie on a device that is not here
+        return None
+    if torch.version.hip is not None:
+        return "the Triton kernels are for NVIDIA's GPUs"
+    found = torch.cuda.get_device_capability(index)
+    if found < LEAST_CAPABILITY:
+        return f"the Triton kernels need compute capability 8.0, this device has {found[0]}.{found[1]}"
+    try:
+        with torch.cuda.device(index):
+            triton.runtime.driver.active.get_current_target()  # builds Triton's helper, with a C compiler
+    except Exception as error:  # compiler, linker and loader each raise their own
+        return f"Triton cannot start: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     return None
 
 

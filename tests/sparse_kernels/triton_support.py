@@ -15,6 +15,8 @@ import triton
 
 # (compute capability, shared memory of one thread block in KiB, instruction that multiplies matrices)
 DEVICES = [(80, 163, "mma.sync"), (90, 227, "wgmma.mma_async"), (100, 227, "tcgen05.mma")]
+# The cards of workstations, which multiply as the first of those: what takes most shared memory is built for them too.
+SMALL_DEVICES = [(86, 99, "mma.sync"), (120, 99, "mma.sync")]
 
 
 def report(checks: dict[str, Callable[[], None]]) -> None:

@@ -77,7 +77,11 @@ def rank_columns(
 ) -> Int[Tensor, "b h s"]:
     """Return each head's keys by falling softmax mass over evenly spaced query rows, text and first frame ahead."""
     chosen = torch.linspace(0, q.shape[2] - 1, rows, device=q.device).long()
-    weights = (q[:, :, chosen].float() @ k.float().transpose(-1, -2) * scale).softmax(-1).sum(2)
+    masses = []
+    for head in range(q.shape[1]):  # one by one: all keys in float32 are gigabytes where a video is long
+        scores = q[:, head, chosen].float() @ k[:, head].float().transpose(-1, -2) * scale
+        masses.append(scores.softmax(-1).sum(1))
+    weights = torch.stack(masses, 1)
     if first_frame:
         weights[..., geometry.video.start : geometry.video.start + geometry.frame_tokens] += rows
     return weights.masked_fill(geometry.kept(q.device), torch.inf).argsort(-1, descending=True)

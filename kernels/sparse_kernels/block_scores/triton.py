@@ -14,6 +14,7 @@ from torch import Tensor
 from sparse_kernels import _tensors
 from sparse_kernels._tensors import contiguous
 from sparse_kernels._triton import (
+    BARRIERS,
     LOG2E,
     LOG2E_INSIDE,
     compiler_options,
@@ -45,8 +46,7 @@ class MassConfig(NamedTuple):
 
 def can_run(q: Tensor, k: Tensor) -> str | None:
     """Return why the Triton kernels cannot take these tensors, or None."""
-    # Antidiagonals have those of all batches on one axis.
-    reason = grid_reason(heads_in_all=q.shape[0] * q.shape[1])
+    reason = grid_reason(batches=q.shape[0], heads=q.shape[1])
     return reason or reason_against(block_mass_kernel, {"q": q, "k": k})
 
 
@@ -68,7 +68,7 @@ def mass_config(
     def needed(buffers: int) -> int:
         return block_d * itemsize * (block_m + block_n * buffers)
 
-    buffers = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory), 1)
+    buffers = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory - BARRIERS), 1)
     # The compiler shares its stages evenly between the order and the rows the order points to.
     return MassConfig(block_m, block_n, block_d, 8 if block_m == 128 else 4, 2 * buffers - 1 if gathered else buffers)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_kernels._tensors import rows
-from sparse_kernels._triton import LOG2E, compiler_options, device_limits, jit, tl, triton
+from sparse_kernels._triton import BARRIERS, LOG2E, compiler_options, device_limits, jit, tl, triton
 
 LEVEL_NUMBERS = 2**26  # float32 numbers between the two kernels at once: query blocks go in slabs of that size
 MOST_BLOCKS = 65535  # of a slab: they are the second axis of a grid
@@ -56,7 +56,7 @@ def antidiagonal_config(head_dim: int, itemsize: int, per_block: int, *, shared_
     def needed(buffers: int) -> int:
         return block_d * itemsize * (block_m + block_n) * buffers
 
-    stages = next((buffers for buffers in (4, 3, 2) if needed(buffers) <= shared_memory), 1)
+    stages = next((buffers for buffers in (4, 3, 2) if needed(buffers) <= shared_memory - BARRIERS), 1)
     warps = 8 if itemsize == 2 else 4
     return AntidiagonalConfig(block_m, block_n, block_d, width, pad, triton.cdiv(per_block, width), warps, stages)
 
@@ -136,8 +136,8 @@ def antidiagonal_sums_kernel(
     p_levels, p_lse, p_scores, first_block, slab_rows, query_rows, query_blocks, key_blocks, per_block,
     WIDTH: tl.constexpr, PIECES: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    i_head, i_block = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    i_key_block = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    i_head, i_block = tl.program_id(0).to(tl.int64), tl.program_id(1)  # the only axis that takes any number of heads
+    i_key_block = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     in_keys = i_key_block < key_blocks
     b_sum = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, per_block, ROWS):
@@ -181,7 +181,7 @@ def _launch_slab(
         HEAD_DIM=head_dim, STRIDE=stride, CAUSAL=causal, PRECISION="ieee", **config.constants(),
         **compiler_options(config.num_warps, config.num_stages),
     )  # fmt: skip
-    antidiagonal_sums_kernel[(triton.cdiv(key_blocks, 64), slab[1] - slab[0], batch * heads)](
+    antidiagonal_sums_kernel[(batch * heads, slab[1] - slab[0], triton.cdiv(key_blocks, 64))](
         levels, lse, scores, slab[0], rows, triton.cdiv(q_len, stride), query_blocks, key_blocks, per_block,
         WIDTH=config.width, PIECES=config.pieces, CAUSAL=causal, ROWS=16, COLUMNS=64,
         **compiler_options(num_warps=4),

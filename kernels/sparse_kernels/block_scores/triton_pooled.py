@@ -7,14 +7,16 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from sparse_kernels._tensors import contiguous, rows
-from sparse_kernels._triton import compiler_options, grid_reason, jit, shared_strides, tl, triton
+from sparse_kernels._triton import compiler_options, grid_reason, jit, shared_strides, start_reason, tl, triton
 
 ROWS = 32  # that are loaded at once
 
 
 def can_run(x: Float[Tensor, "b h s d"]) -> bool:
-    """Return whether Triton is there and its grid takes so many batches and heads."""
-    return triton is not None and grid_reason(batches=x.shape[0], heads=x.shape[1]) is None
+    """Return whether Triton is there, its grid takes so many batches and heads, and the device runs the kernel."""
+    if triton is None or grid_reason(batches=x.shape[0], heads=x.shape[1]) is not None:
+        return False
+    return start_reason(pooled_kernel, x) is None
 
 
 @jit

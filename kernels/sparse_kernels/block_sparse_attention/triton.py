@@ -14,6 +14,7 @@ from torch import Tensor
 from sparse_kernels._checks import has_tangent
 from sparse_kernels._tensors import contiguous, rows
 from sparse_kernels._triton import (
+    BARRIERS,
     LOG2E,
     LOG2E_INSIDE,
     compiler_options,
@@ -21,6 +22,7 @@ from sparse_kernels._triton import (
     grid_reason,
     jit,
     shared_strides,
+    start_reason,
     tl,
     triton,
 )
@@ -31,7 +33,6 @@ from sparse_kernels.block_sparse_attention.triton_windows import LARGEST_WINDOW,
 from sparse_kernels.tiles import cut_blocks
 
 SMALLEST_TILE, LARGEST_TILE = 16, 128  # keys; the smallest are those of one product instruction
-BARRIERS = 1024  # bytes of shared memory beside the tiles
 SMALLEST_SCALE = 1e-30  # stands for zero: scores that are masked stay -inf under it
 
 
@@ -70,7 +71,7 @@ def can_run(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap) -> str | None:
     tensors = (q, k, v, block_map.counts, block_map.indices, block_map.q_offsets, block_map.kv_offsets)
     if not interpreted and not all(tensor.is_cuda for tensor in tensors):
         return f"the Triton kernel needs CUDA tensors, given {sorted({str(tensor.device) for tensor in tensors})}"
-    return None
+    return start_reason(block_sparse_attention_fwd_kernel, q)
 
 
 def forward(
@@ -230,6 +231,7 @@ def block_sparse_attention_fwd_kernel(
     i_column = tl.arange(0, BLOCK_N)
     PIECES: tl.constexpr = KEY_BLOCK // BLOCK_N if KEY_BLOCK > 0 else 1
     STEP: tl.constexpr = KEY_BLOCK if KEY_BLOCK > 0 else 1
+    SUMMARIES: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32  # of a tile: shared memory is counted for BLOCK_N
     steps = count * PIECES
     start = tl.load(p_index, mask=count > 0, other=0) * STEP
     if KEY_BLOCK == 0:
@@ -272,7 +274,7 @@ def block_sparse_attention_fwd_kernel(
         i_heard = i_b * weight_strides[0] + i_h * weight_strides[1] + i_block.to(tl.int64) * weight_strides[2]
         b_max, b_sum, b_out = _hear_summaries(
             b_q, b_max, b_sum, b_out, p_summary_keys + i_head, p_summary_values + i_head, p_summary_weights + i_heard,
-            summaries, scale_log2, HEAD_DIM, BLOCK_D, 32, PRECISION,
+            summaries, scale_log2, HEAD_DIM, BLOCK_D, SUMMARIES, PRECISION,
         )  # fmt: skip
         if not LSE_OF_VISITED:
             b_lse = _natural_lse(b_max, b_sum)

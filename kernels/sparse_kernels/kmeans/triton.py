@@ -13,11 +13,21 @@ from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sparse_kernels import _tensors
-from sparse_kernels._triton import compiler_options, device_limits, grid_reason, jit, reason_against, tl, triton
+from sparse_kernels._triton import (
+    BARRIERS,
+    compiler_options,
+    device_limits,
+    grid_reason,
+    jit,
+    reason_against,
+    tl,
+    triton,
+)
 from sparse_kernels.kmeans.clusters import Clusters
 
 CHUNK = 256  # sorted rows that one program sums: a cluster that holds nearly all rows is still shared by many
 SUM_ROWS = 32  # of these, rows that are loaded at once
+SMALLEST_TILE = 16  # centroids; those of one product instruction
 
 
 class AssignConfig(NamedTuple):
@@ -65,8 +75,8 @@ def assign_config(head_dim: int, itemsize: int, *, shared_memory: int, asynchron
     def needed(buffers: int) -> int:
         return block_d * (block_n * itemsize + 4 * block_k * buffers)
 
-    num_stages = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory // 2), 2)
-    while needed(num_stages) > shared_memory:
+    num_stages = next((buffers for buffers in (3, 2) if needed(buffers) <= shared_memory // 2 - BARRIERS), 2)
+    while block_k > SMALLEST_TILE and needed(num_stages) > shared_memory - BARRIERS:
         block_k //= 2
     return AssignConfig(block_n, block_k, block_d, 4 if itemsize == 4 and block_d <= 64 else 8, num_stages)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sparse_kernels._checks import DTYPES
-from sparse_kernels._triton import compiler_options, jit, tl, triton
+from sparse_kernels._triton import compiler_options, jit, start_reason, tl, triton
 
 CHANNELS_IN, CHANNELS_OUT = 16, 128  # of one block
 OPTIONS = compiler_options(num_warps=4)
@@ -25,7 +25,7 @@ def can_run(spikes: Tensor, weight: Tensor) -> str | None:
         return f"the Triton kernel takes float32, bfloat16 or float16, weights are {weight.dtype}"
     if isinstance(accumulate_kernel, triton.JITFunction) and not spikes.is_cuda:  # else it is interpreted
         return f"the Triton kernel needs CUDA tensors, spikes are on {spikes.device}"
-    return None
+    return start_reason(accumulate_kernel, spikes)
 
 
 @jit

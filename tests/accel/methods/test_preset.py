@@ -128,6 +128,36 @@ def test_the_preset_asks_for_the_floor_of_its_tokens(monkeypatch: pytest.MonkeyP
     assert choice.method is None and "from about 2,500 tokens on, and these are 2,048" in choice.line
 
 
+def test_a_process_with_a_reason_of_its_own_answers_those_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[float] = []
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        answers.append(float(own.max()))
+        return torch.cat([own, torch.zeros_like(own)], 1)  # the other one has no reason
+
+    def token_floor(*arguments: object) -> float:
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED\nwhen calling cublasCreate")
+
+    together = replace(make_call(0, 4, MADE_UP), share=HeadShare(0, gather))
+    monkeypatch.setattr(preset, "token_floor", token_floor)
+    said = [str(Preset().choose(together).line)]
+    monkeypatch.setattr(preset, "backend_reasons", lambda device: {"cpu": "no compiler"})
+    said.append(str(Preset().choose(together).line))
+    said.append(str(Preset().choose(replace(make_call(0, 4), share=HeadShare(0, gather))).line))
+    assert answers == [math.inf] * 3
+    assert said[0].startswith(
+        "sparse attention could not be timed here: RuntimeError: CUBLAS_STATUS_ALLOC_FAILED; name"
+    )
+    assert "no quick kernel for sparse attention here: no compiler" in said[1] and "are too few" in said[2]
+
+
+def test_a_process_stays_dense_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preset, "token_floor", lambda *arguments: 0.0)
+    share = HeadShare(0, lambda own: torch.cat([own, torch.full_like(own, math.inf)], 1))
+    choice = Preset().choose(replace(make_call(0, 4, MADE_UP), share=share))
+    assert choice.method is None and choice.line.startswith("another process that shares the heads stays dense")
+
+
 def test_a_warm_up_times_what_the_generation_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[SVGEAR, int]] = []
 

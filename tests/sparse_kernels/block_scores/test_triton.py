@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from sparse_kernels import antidiagonal_scores, pooled  # noqa: E402
-from sparse_kernels._triton import compiler_options  # noqa: E402
+from sparse_kernels._triton import BARRIERS, compiler_options  # noqa: E402
 from sparse_kernels.block_map import uniform_offsets  # noqa: E402
 from sparse_kernels.block_scores import triton as backend  # noqa: E402
 from sparse_kernels.block_scores import triton_antidiagonals as antidiagonals  # noqa: E402
@@ -29,7 +29,7 @@ from tests.sparse_kernels.block_scores.test_block_scores import (  # noqa: E402
     make_case,
 )
 from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, build, report  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, SMALL_DEVICES, assert_fits, build, report  # noqa: E402
 
 
 def moved(case: Case, device: str) -> Case:
@@ -198,10 +198,24 @@ def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA" in (backend.can_run(case.q, case.k) or "")
     assert "float64" in (backend.can_run(case.q.double(), case.k) or "")
     many = torch.zeros(1, 1, 4, 16).expand(300, 300, 4, 16)
-    assert "takes at most 65,535 heads in all, given 90,000" in (backend.can_run(many, many) or "")
+    assert "CUDA" in (backend.can_run(many, many) or ""), "it takes so many of both"
+    for shape, axis in (((2**16, 1, 4, 16), "batches"), ((1, 2**16, 4, 16), "heads")):
+        more = many[:1, :1].expand(shape)
+        assert f"takes at most 65,535 {axis}, given 65,536" in (backend.can_run(more, more) or "")
     assert triton_pooled.can_run(many) and not triton_pooled.can_run(many[:1, :1].expand(2**16, 1, 4, 16))
     monkeypatch.setattr("sparse_kernels._triton.triton", None)
     assert "not installed" in (backend.can_run(case.q, case.k) or "")
+
+
+@pytest.mark.parametrize("buffers", [2, 3])
+def test_tiles_leave_shared_memory_to_barriers(buffers: int) -> None:
+    row = 2 * 128  # bytes
+    for more, expected in ((0, buffers - 1), (BARRIERS, buffers)):
+        tiles = row * 128 * (1 + buffers)
+        mass = backend.mass_config(128, 2, (128.0, 128.0), gathered=False, shared_memory=tiles + more)
+        tiles = row * (128 + 128) * buffers
+        levels = antidiagonals.antidiagonal_config(128, 2, 8, shared_memory=tiles + more)
+        assert (mass.num_stages, levels.num_stages) == (expected, expected)
 
 
 @pytest.mark.parametrize("gathered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["direct", "gathered"])
@@ -222,6 +236,12 @@ def test_mass_builds(capability: int, kilobytes: int, instruction: str, head_dim
     assert instruction in built.asm["ptx"]
     assert "cp.async" in built.asm["ptx"], "key rows must be loaded ahead of their use"
     assert_fits(built, kilobytes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "kilobytes", "instruction"), SMALL_DEVICES)
+def test_mass_builds_for_little_shared_memory(capability: int, kilobytes: int, instruction: str) -> None:
+    test_mass_builds(capability, kilobytes, instruction, 128, False)
 
 
 @pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -22,7 +22,7 @@ from tests.sparse_kernels.block_sparse_attention.test_summaries import (  # noqa
 from tests.sparse_kernels.block_sparse_attention.test_triton import build  # noqa: E402
 from tests.sparse_kernels.cases import Case, make_case  # noqa: E402
 from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
-from tests.sparse_kernels.triton_support import DEVICES, assert_fits, report  # noqa: E402
+from tests.sparse_kernels.triton_support import DEVICES, SMALL_DEVICES, assert_fits, report  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16]
 NAMES = ["variable", "variable, orders", "uniform", "all kept", "nothing kept"]
@@ -84,6 +84,18 @@ def test_ahead_of_time_build(capability: int, kilobytes: int, instruction: str, 
         asynchronous_mma=capability >= 90,
     )
     built = build(capability, head_dim, config, False, key_block, summaries=True)
+    assert instruction in built.asm["ptx"]
+    assert_fits(built, kilobytes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "kilobytes", "instruction"), SMALL_DEVICES)
+def test_builds_for_little_shared_memory(capability: int, kilobytes: int, instruction: str) -> None:
+    """With tiles of 16 keys on the first device: those of summaries are as small there."""
+    key_block = 16 if capability == 86 else 128
+    config = backend.launch_config(128, 2, 128.0, key_block, shared_memory=kilobytes * 1024, asynchronous_mma=False)
+    assert config.block_n == min(key_block, 32)
+    built = build(capability, 128, config, False, key_block, summaries=True)
     assert instruction in built.asm["ptx"]
     assert_fits(built, kilobytes)
 

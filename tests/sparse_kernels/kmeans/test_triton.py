@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from sparse_kernels import Clusters, kmeans  # noqa: E402
-from sparse_kernels._triton import compiler_options  # noqa: E402
+from sparse_kernels._triton import BARRIERS, compiler_options  # noqa: E402
 from sparse_kernels.kmeans import triton as backend  # noqa: E402
 from tests.sparse_kernels.interpreter import Interpreter  # noqa: E402
 from tests.sparse_kernels.kmeans.test_kmeans import assert_consistent, distances, lloyd, make_rows  # noqa: E402
@@ -178,6 +178,23 @@ def test_can_run_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "takes at most 65,535 heads in all, given 90,000" in (backend.can_run(many, many) or "")
     monkeypatch.setattr("sparse_kernels._triton.triton", None)
     assert "not installed" in (backend.can_run(x, start) or "")
+
+
+def test_a_tile_of_centroids_never_falls_below_one_instruction() -> None:
+    for itemsize in (2, 4):
+        config = backend.assign_config(256, itemsize, shared_memory=64 * 1024, asynchronous_mma=False)
+        assert config.block_k == 16
+
+
+def test_tiles_leave_shared_memory_to_barriers() -> None:
+    tiles = 64 * (128 * 2 + 4 * 64 * 3)  # bytes, of three buffers
+    for more, stages in ((0, 2), (BARRIERS, 3)):
+        config = backend.assign_config(64, 2, shared_memory=2 * (tiles + more), asynchronous_mma=False)
+        assert config.num_stages == stages
+    tiles = 256 * (128 * 2 + 4 * 32 * 2)  # of two
+    for more, centroids in ((0, 16), (BARRIERS, 32)):
+        config = backend.assign_config(256, 2, shared_memory=tiles + more, asynchronous_mma=False)
+        assert config.block_k == centroids
 
 
 @pytest.mark.parametrize("head_dim", [64, pytest.param(128, marks=pytest.mark.slow)])

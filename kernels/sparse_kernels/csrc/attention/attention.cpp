@@ -243,6 +243,13 @@ std::vector<Tile> plan_tiles(const Call& call) {
   return tiles;
 }
 
+// A thread's tiles, set up while it lives: they are let go also where memory for the lists of a tile runs out.
+struct ThreadTiles {
+  const Kernel& kernel;
+  explicit ThreadTiles(const Kernel& whose) : kernel(whose) { kernel.begin_thread(); }
+  ~ThreadTiles() { kernel.end_thread(); }
+};
+
 void attend_tiles(const Call& call, const char* keys, const char* values, float scale, Tensor& out, Tensor& lse) {
   const std::vector<Tile> tiles = plan_tiles(call);
   const int32_t head_dim = static_cast<int32_t>(call.head_dim);
@@ -256,7 +263,7 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
     char* scratch = buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64);
     Visits visits;
     std::vector<float> weights;
-    call.kernel.begin_thread();
+    const ThreadTiles thread_tiles(call.kernel);
     for (size_t t = next++; t < tiles.size(); t = next++) {
       const Tile& tile = tiles[t];
       const Panels& panels = call.panels_of(tile.batch, tile.head);
@@ -283,7 +290,6 @@ void attend_tiles(const Call& call, const char* keys, const char* values, float 
                           quantised ? call.key_largest.data() + first_panel : nullptr,
                           call.mean_of(tile.batch, tile.head)});
     }
-    call.kernel.end_thread();
   });
 }
 
