@@ -23,6 +23,10 @@ Height = Annotated[int | None, typer.Option(help="height in pixels")]
 Width = Annotated[int | None, typer.Option(help="width in pixels")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+OUT_OF_MEMORY = (
+    "the GPU ran out of memory; give a smaller --frames, --height and --width, "
+    "or to accel generate --offload model (--offload group: least memory, slowest) and --quantize int8"
+)
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")]
 
 
@@ -34,6 +38,11 @@ def one_line_errors() -> Iterator[None]:
             yield
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here for its name
+            raise
+        typer.echo(f"error: {OUT_OF_MEMORY}", err=True)
         raise typer.Exit(2) from error
 
 
