@@ -11,15 +11,14 @@ from typing import Any
 from torch import nn
 
 from accel.caching import registry as caches
-from accel.caching.hook import installed_cache
 from accel.caching.policy import Policy
 from accel.caching.resting import Resting
-from accel.handle import Attachment, Handle, attach, detach, has_weights, processors_of
+from accel.handle import Attachment, Handle, attach, carried, detach, has_weights, processors_of
 from accel.methods.method import Method
 from accel.methods.preset import Preset
 from accel.methods.registry import METHODS, PRESET, from_text
 from accel.models.adapters import adapter_for, transformers_of
-from accel.models.progress import ProgressHook, install_hook, installed_hook
+from accel.models.progress import ProgressHook, install_hook
 from accel.models.session import Session
 
 
@@ -44,11 +43,25 @@ def enable(
     pipeline = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
     transformers = _transformers(pipe_or_transformer)
     attachments = [_attachment(each, chosen, policy, pipeline) for each in transformers]
-    for transformer, attachment in zip(transformers, attachments, strict=True):
-        hook = attachment.hook
-        hook.others = [other.hook.session.denoising for other in attachments if other is not attachment]
-        attach(transformer, attachment)
+    before = [carried(each) for each in transformers]
+    try:
+        for transformer, attachment in zip(transformers, attachments, strict=True):
+            hook = attachment.hook
+            hook.others = [other.hook.session.denoising for other in attachments if other is not attachment]
+            attach(transformer, attachment)
+    except BaseException:
+        _restore(transformers, before)
+        raise
     return Handle(attachments)
+
+
+def _restore(transformers: list[Any], before: list[Attachment | None]) -> None:
+    """Put back what the transformers carried, in place of what they carry now."""
+    for transformer in transformers:
+        detach(transformer)
+    for transformer, attachment in zip(transformers, before, strict=True):
+        if attachment is not None:
+            attach(transformer, attachment)
 
 
 def disable(pipe_or_transformer: Any) -> None:
@@ -65,15 +78,15 @@ def enabled(
     **options: Any,
 ) -> Iterator[Handle]:
     """Attach for a `with` block, also when it ends in an exception; what was attached before it is back then."""
-    before = [(each, installed_hook(each), installed_cache(each)) for each in _transformers(pipe_or_transformer)]
+    before = [(each, carried(each)) for each in _transformers(pipe_or_transformer)]
     handle = enable(pipe_or_transformer, method, cache, **options)
     try:
         yield handle
     finally:
         handle.disable()
-        for transformer, hook, resting in before:
-            if hook is not None and installed_hook(transformer) is None:
-                attach(transformer, Attachment.to(transformer, hook, resting))
+        for transformer, attachment in before:
+            if attachment is not None and carried(transformer) is None:
+                attach(transformer, attachment)
 
 
 def attn_processors(transformer: Any, method: str | Method | None = PRESET, **options: Any) -> dict[str, Any]:

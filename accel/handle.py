@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from accel.attention.call import Geometry
-from accel.caching.hook import install_cache, remove_cache
+from accel.caching.hook import install_cache, installed_cache, remove_cache
 from accel.caching.resting import Resting
 from accel.models.adapters import adapter_for
-from accel.models.processor import SparseAttentionProcessor, set_processor, unwrap_processors, wrap_processor
+from accel.models.placement import set_processor, unwrap_processors, watch
+from accel.models.processor import SparseAttentionProcessor, wrap_processor
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
 from accel.models.records import BlockRecord, CallRecord, block_shares, summarize
 from accel.models.session import Session
@@ -111,14 +112,26 @@ class Handle:
 
 
 def attach(transformer: Any, attachment: Attachment) -> None:
-    """Put hook, cache and processors on the transformer, in place of what it carries."""
+    """Put hook, cache and processors on the transformer, in place of what it carries; after an error none are there."""
     detach(transformer)
-    if attachment.resting is not None:
-        install_cache(transformer, attachment.resting)
-    install_hook(transformer, attachment.hook)
-    if attachment.hook.session.method is not None:
-        for _, module, processor in processors_of(transformer, attachment.hook.session):
-            set_processor(module, processor)
+    try:
+        if attachment.resting is not None:
+            install_cache(transformer, attachment.resting)
+        install_hook(transformer, attachment.hook)
+        if attachment.hook.session.method is not None:
+            found = processors_of(transformer, attachment.hook.session)
+            for _, module, processor in found:
+                set_processor(module, processor)
+            watch(transformer, attachment.hook.session, [module for _, module, _ in found])
+    except BaseException:  # as where there is no memory for tuned weights, or somebody presses Ctrl-C
+        detach(transformer)
+        raise
+
+
+def carried(transformer: Any) -> Attachment | None:
+    """Return what the transformer carries, None where nothing is attached."""
+    hook = installed_hook(transformer)
+    return None if hook is None else Attachment.to(transformer, hook, installed_cache(transformer))
 
 
 def detach(transformer: Any) -> None:
@@ -127,7 +140,7 @@ def detach(transformer: Any) -> None:
     if hook is not None:
         hook.session.denoising.latest.end()  # one that was interrupted still remembers
         remove_hook(transformer)
-        remove_cache(transformer)
+    remove_cache(transformer)
     unwrap_processors(transformer)
 
 
@@ -136,6 +149,7 @@ def processors_of(transformer: Any, session: Session) -> list[tuple[str, Any, Sp
 
     Stable Diffusion 3 knows the processors of its IP-Adapter by their class: they stay.
     """
+    watch(transformer, session)  # whoever sets them
     adapter, found = adapter_for(transformer), []
     for layer, (name, module) in enumerate(adapter.modules(transformer).items()):
         if adapter.dispatched or not has_weights(module):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pointcloud.metering import energy
-    from pointcloud.nn.convert import convert
+    from pointcloud.nn.conversion import convert
 
 __all__ = ["convert", "energy"]
 
@@ -12,7 +12,7 @@ __all__ = ["convert", "energy"]
 def __getattr__(name: str) -> Any:
     # spconv and what it needs take a second to import: only when they are used.
     if name == "convert":
-        from pointcloud.nn.convert import convert
+        from pointcloud.nn.conversion import convert
 
         return convert
     if name == "energy":

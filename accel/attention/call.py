@@ -88,13 +88,25 @@ class Geometry:
 class Progress:
     """Where the denoising loop is: step 0 to steps - 1, and the guidance branch of this call.
 
-    `sample` is the row of the batch where each one runs by itself, None where all run together.
+    `sample` is the row of the batch where each one runs by itself, None where all run together. `first` is the first
+    step that runs: a loop that begins with a picture or a video leaves out those before.
     """
 
     step: int
     steps: int
     branch: str
     sample: int | None = None
+    first: int = 0
+
+    @property
+    def number(self) -> int:
+        """Which of the steps that run this one is, from 0."""
+        return self.step - self.first
+
+    @property
+    def runs(self) -> int:
+        """How many steps run in all."""
+        return self.steps - self.first
 
     @property
     def is_last(self) -> bool:

@@ -45,13 +45,19 @@ class BorrowedWeights:
 
     @torch.no_grad()
     def put(self, transformer: nn.Module) -> None:
-        """Put them in."""
+        """Put them in; after an error none are there."""
         parameters = dict(transformer.named_parameters()) if self._weights else {}
         # A handle may outlive the transformer.
         weakref.finalize(transformer, self._own.clear).atexit = False
-        for key, weight in self._weights.items():
-            self._own.append((parameters[key], parameters[key].clone()))
-            parameters[key].copy_(weight)
+        try:
+            for key, weight in self._weights.items():
+                self._own.append((parameters[key], parameters[key].clone()))
+                parameters[key].copy_(weight)
+        except BaseException:
+            for parameter, own in self._own:
+                parameter.copy_(own)
+            self._own.clear()
+            raise
 
     @torch.no_grad()
     def give_back(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from accel.attention.call import Progress
-from accel.caching.policy import Policy, step_count
+from accel.caching.policy import Policy
 from accel.errors import InputError
 from accel.naming import check_least
 
@@ -70,14 +70,18 @@ class Bounded(Policy):
             )
         return range(first, depth - self.last)
 
+    def check_schedule(self, steps: int) -> None:
+        """Raise InputError for a mask of another number of steps."""
+        if self.mask is not None and len(str(self.mask)) != steps:
+            raise InputError(f"mask is {self.mask}, and this generation has {steps} steps: give as many")
+
     def verdict(self, progress: Progress, reused: ReusedSteps) -> bool | None:
         """Return whether blocks rest in this step where that is clear without a look at them, else None."""
         step = progress.step
-        if step < step_count(self.warmup, progress.steps) and step % self.interval == 0:
+        if self.warming(progress) and progress.number % self.interval == 0:
             return False
         if self.mask is not None:
-            if len(str(self.mask)) != progress.steps:
-                raise InputError(f"mask is {self.mask}, and this generation has {progress.steps} steps: give as many")
+            self.check_schedule(progress.steps)
             if str(self.mask)[step : step + 1] == "1":
                 return False
             if self.static:

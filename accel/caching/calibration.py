@@ -44,7 +44,7 @@ class Measuring(Resting):
     """Computes every call in full, then once more for each group of blocks and age of what it reuses, or skipping it.
 
     A group has `size` blocks, None is all. `errors[step, group, age]` is the sum of squared differences of the output,
-    over all calls; the age of 0 is a skip.
+    over all calls; the age of 0 is a skip. InputError in a call of another number of `steps`, None is any.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class Measuring(Resting):
         ages: int,
         order: int,
         size: int | None = None,
+        steps: int | None = None,
     ):
         super().__init__(Table(every=1), transformer, adapter, denoising)
         self.units = ()  # hooks on all blocks
-        self.ages, self.order = ages, order
+        self.ages, self.order, self.steps = ages, order, steps
         starts = range(0, self.depth, size or self.depth)
         self.groups = [range(start, min(start + (size or self.depth), self.depth)) for start in starts]
         self.errors: dict[tuple[int, int, int], Tensor] = {}
@@ -69,6 +70,11 @@ class Measuring(Resting):
         progress = generation.progress
         if progress is None:
             raise InputError("the denoising step of a call is unknown; calibrate with the pipeline")
+        if self.steps not in (None, progress.steps):
+            raise InputError(
+                f"steps is {self.steps}, and the scheduler makes {progress.steps} of them (is it of second order?): "
+                "calibrate with one that makes as many as asked for"
+            )
         past = generation.memories[Past, progress.branch].of(Past).groups
         self._threads.now = trial = Trial()
         output = stock(*args, **kwargs)

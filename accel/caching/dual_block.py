@@ -48,11 +48,14 @@ class DualBlock(Bounded):
             rests = False
         if rests is None:
             rests = self._is_near(residual, state)
-        if rests and state.residual is not None:
+        reuses = bool(rests) and state.residual is not None
+        if reuses:
             reused.add(call.step)
-            return Reuse(self.order)
-        state.residual = None if call.progress.is_last else residual
-        return Compute()
+        else:
+            state.residual = residual
+        if call.progress.is_last:
+            state.residual = None
+        return Reuse(self.order) if reuses else Compute()
 
     def _is_near(self, residual: Tensor, state: DualBlockState) -> bool:
         if state.residual is None:

@@ -78,4 +78,4 @@ class EasyCache(Policy):
         return Compute()
 
     def _forced(self, progress: Progress) -> bool:
-        return self.warming(progress) or progress.step >= progress.steps - step_count(self.last, progress.steps)
+        return self.warming(progress) or progress.number >= progress.runs - step_count(self.last, progress.runs)

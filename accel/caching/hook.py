@@ -112,13 +112,15 @@ def installed_cache(transformer: nn.Module) -> Resting | None:
 
 
 def remove_cache(transformer: nn.Module) -> None:
-    """Take the hooks off again."""
+    """Take the hooks off again, if there are any."""
     resting = installed_cache(transformer)
     if resting is not None:
         resting.weights.give_back()
     for module in transformer.modules():
         _unregister(module)
-    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+    registry: Any = getattr(transformer, "_diffusers_hook", None)
+    if registry is not None:
+        registry.invalidate_child_registries_cache()
 
 
 def _register(module: Any, hook: _CacheHook) -> None:

@@ -17,6 +17,7 @@ from accel.models.adapters.adapter import Adapter
 from accel.naming import check_kinds
 
 State = TypeVar("State")
+DIGITS = 12  # of a digest: enough to tell a few files apart
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ class Memory:
 class Policy(ABC):
     """A frozen dataclass of published hyper-parameters that decides about each stretch of blocks.
 
-    `order` is that of the forecast where something is reused: 0 repeats, 1 extrapolates. The first `warmup` steps are
-    computed: a share of all steps below 1 (rounded up), else their number. It has nothing to do with the dense warm-up
-    of an attention method, which says how the calls that are computed are computed.
+    `order` is that of the forecast where something is reused: 0 repeats, 1 extrapolates. The first `warmup` steps that
+    run are computed: a share of them below 1 (rounded up), else their number. It has nothing to do with the dense
+    warm-up of an attention method, which says how the calls that are computed are computed.
     """
 
     order: int = 0
@@ -127,6 +128,14 @@ class Policy(ABC):
 
     def check(self, transformer: nn.Module, adapter: Adapter) -> None:
         """Raise InputError if the policy does not fit a transformer, before anything is attached."""
+        return None
+
+    def check_schedule(self, steps: int) -> None:
+        """Raise InputError if the policy does not fit a generation of so many steps."""
+        return None
+
+    def digest(self) -> str | None:
+        """Return what tells apart policies with equal options that have read other files; None where none are read."""
         return None
 
     @property
@@ -159,7 +168,7 @@ class Policy(ABC):
 
     def warming(self, progress: Progress) -> bool:
         """Whether a step lies in the warm-up."""
-        return progress.step < step_count(self.warmup, progress.steps)
+        return progress.number < step_count(self.warmup, progress.runs)
 
 
 def step_count(value: float, steps: int) -> int:

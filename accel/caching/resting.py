@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from accel.caching.alone import check_alone, looked_at
 from accel.caching.borrowed import BorrowedWeights
 from accel.caching.elastic import check_elastic, check_in_memory
 from accel.caching.policy import BlockCall, Compute, Decision, Memory, Narrow, Policy, Reuse, Skip
@@ -54,7 +55,7 @@ class Resting:
     """
 
     def __init__(self, policy: Policy, transformer: nn.Module, adapter: Adapter, denoising: Denoising):
-        check_alone(transformer)
+        check_alone(transformer, transformer.modules())
         name = type(transformer).__name__
         if adapter.latents is None:
             raise InputError(f"{name} has no latents that accel knows how to compare; leave the cache out")
@@ -233,7 +234,8 @@ class Resting:
 
     def _obstacle(self, module: Any) -> str | None:
         """Return why nothing can rest in this call, or None; InputError beside a cache of diffusers."""
-        check_alone(module)
+        blocks = [] if self.adapter.blocks is None else self.adapter.blocks(module)
+        check_alone(module, looked_at(module, blocks))
         if self.policy.narrows:
             check_elastic(module, self.adapter)  # something may have been loaded since
         if self.denoising.current.progress is None:
@@ -253,16 +255,6 @@ class Resting:
 def _plus(x: Tensor, added: Tensor) -> Tensor:
     """Return the stream where the stretch leaves it: its last block may be on another device than its first."""
     return x.to(added.device) + added
-
-
-def check_alone(transformer: Any) -> None:
-    """Raise InputError if diffusers caches in this transformer too."""
-    if getattr(transformer, "is_cache_enabled", False):
-        theirs = type(transformer._cache_config).__name__.removesuffix("Config")
-        raise InputError(
-            f"diffusers' {theirs} is enabled on this {type(transformer).__name__}, and one cache at a time is "
-            "accepted: call transformer.disable_cache(), or give accel no cache"
-        )
 
 
 def mean_time(output: Any) -> Float[Tensor, "b channels"]:

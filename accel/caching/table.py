@@ -5,6 +5,7 @@ Learning-to-Cache (arXiv 2406.01733), SmoothCache (arXiv 2411.10510) and MagCach
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from accel.caching.policy import BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, step_count
+from accel.caching.policy import DIGITS, BlockCall, Compute, Decision, Memory, Policy, Reuse, Skip, step_count
 from accel.errors import InputError
 from accel.files import replacing
 from accel.models.adapters.adapter import Adapter
@@ -72,8 +73,9 @@ class Table(Policy):
     """Follow a `table`, given as such or by its file; without one, compute every `every`-th step after the warm-up.
 
     With a `growth` each gap between computed steps is by so much longer than the one before, which begin with `every`:
-    what is extrapolated changes less and less. A table's own steps and order hold, without a warm-up. Nothing waits for
-    the device. Neighbouring blocks that rest together keep one tensor.
+    what is extrapolated changes less and less. A table's own steps and order hold, without a warm-up; a loop that
+    begins in its middle repeats until two of its computed steps have run. Nothing waits for the device. Neighbouring
+    blocks that rest together keep one tensor.
     """
 
     table: BlockTable | str | None = None
@@ -101,6 +103,20 @@ class Table(Policy):
             return [step for step, letters in enumerate(self.table.steps) if "c" in letters]
         return [step for step in range(steps) if self._due(step, steps)]
 
+    def check_schedule(self, steps: int) -> None:
+        """Raise InputError for a table of another number of steps."""
+        if isinstance(self.table, BlockTable) and steps != len(self.table.steps):
+            raise InputError(
+                f"the table is of {len(self.table.steps)} steps, and this generation has {steps}: "
+                f"{ADVICE} with accel calibrate --steps {steps}"
+            )
+
+    def digest(self) -> str | None:
+        """Return what tells a table from others, whatever its file; None without one."""
+        if not isinstance(self.table, BlockTable):
+            return None
+        return hashlib.sha256(json.dumps(asdict(self.table)).encode()).hexdigest()[:DIGITS]
+
     def check(self, transformer: nn.Module, adapter: Adapter) -> None:
         """Raise InputError for a table of another model."""
         model = type(transformer).__name__
@@ -126,14 +142,21 @@ class Table(Policy):
     def decide(self, call: BlockCall, memory: Memory) -> Decision:
         """Return what the table says, or the interval."""
         if not isinstance(self.table, BlockTable):
-            return Compute() if self._due(call.step, call.progress.steps) else Reuse(self.order)
-        if call.progress.steps != len(self.table.steps):
-            raise InputError(
-                f"the table is of {len(self.table.steps)} steps, and this generation has {call.progress.steps}: "
-                f"{ADVICE} with accel calibrate --steps {call.progress.steps}"
-            )
+            return Compute() if self._due(call.progress.number, call.progress.runs) else Reuse(self.order)
+        self.check_schedule(call.progress.steps)
         letter = self.table.steps[call.step][call.blocks[0]]
-        return {"c": Compute(), "r": Reuse(self.order), "s": Skip()}[letter]
+        return {"c": Compute(), "r": Reuse(self._known_order(call, memory)), "s": Skip()}[letter]
+
+    def _known_order(self, call: BlockCall, memory: Memory) -> int:
+        """Return the table's order, 0 where the line would go through a step that is computed only because it is first.
+
+        That may lie just before a computed step, and a line through neighbours leads far off.
+        """
+        if call.progress.first == 0:
+            return self.order
+        assert isinstance(self.table, BlockTable)
+        computed = [step for step in memory.history().steps if self.table.steps[step][call.blocks[0]] == "c"]
+        return self.order if len(computed) > 1 else 0
 
     def _due(self, step: int, steps: int) -> bool:
         """Whether a step is computed where there is no table."""

@@ -62,6 +62,7 @@ def bench(
         from accel.methods.registry import SPARSE_METHODS
         from accel.workbench.bench import run_bench
         from accel.workbench.cases import cases
+        from accel.workbench.conditions import check_made_of_text
         from accel.workbench.loading import load_pipeline
         from accel.workbench.rows import Rows
 
@@ -74,6 +75,7 @@ def bench(
             check_writable(videos)
         rows = Rows(json_file, videos)
         loaded = load_pipeline(model, device, dtype)
+        check_made_of_text(loaded.pipeline, "accel bench")
         loaded.pipeline.set_progress_bar_config(disable=True)
         asked: Any = dict(steps=steps, frames=frames, height=height, width=width)
         report = partial(typer.echo, err=True)

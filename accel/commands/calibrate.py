@@ -33,11 +33,13 @@ def calibrate(
     with options.one_line_errors():
         from accel.files import check_file
         from accel.workbench.calibration import Measure, calibrate
+        from accel.workbench.conditions import check_made_of_text
         from accel.workbench.loading import load_pipeline
 
         options.set_threads(threads)
         check_file(output)
         loaded = load_pipeline(model, device, dtype)
+        check_made_of_text(loaded.pipeline, "accel calibrate")
         asked: Any = dict(steps=steps, seed=seed, frames=frames, height=height, width=width)
         report = partial(typer.echo, err=True)
         measure = Measure(ages, order, group)

@@ -34,6 +34,7 @@ def draw(
     with options.one_line_errors():
         from accel.files import check_file
         from accel.methods.registry import from_text
+        from accel.workbench.conditions import check_made_of_text
         from accel.workbench.drawing import draw_generation, draw_patterns, write_picture
         from accel.workbench.loading import load_pipeline
 
@@ -46,6 +47,7 @@ def draw(
             drawings = draw_patterns(chosen, *_grid(grid))
         else:
             loaded = load_pipeline(model, device, dtype)
+            check_made_of_text(loaded.pipeline, "accel draw")
             asked = {"steps": steps, "seed": seed, "frames": frames, "height": height, "width": width}
             middle = (steps or loaded.defaults["num_inference_steps"]) // 2
             drawings = [draw_generation(loaded, chosen, prompt, middle if step is None else step, layer, head, **asked)]

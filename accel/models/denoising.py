@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class Generation:
         self.blocks: list[BlockRecord] = []
         self.calls = 0  # of the transformer
         self.mask: tuple[Any, bool, list[slice | Tensor] | None] | None = None  # read last, and what it says
+        self.in_pieces = True  # whether devices that share a sequence hold its text by turns; unknown is yes
         self.memories: dict[Hashable, LayerMemory] = defaultdict(LayerMemory)
         self.peak_memory_bytes = 0
         self.finished = False
@@ -80,9 +81,10 @@ class Denoising:
     def __init__(self) -> None:
         self._threads = threading.local()
         self.latest = Generation()
+        self.at_start: Callable[[Generation], None] | None = None  # called with each generation that starts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle without the generations: a copy of a transformer begins its own."""
+        """Copy and pickle without the generations, and who looks on: a copy of a transformer begins its own."""
         return Denoising, ()
 
     @property
@@ -106,6 +108,8 @@ class Denoising:
         generation = getattr(self._threads, "generation", None)
         if generation is None or not generation.continues(progress, schedule, repeats, begins):
             generation = self._threads.generation = self.latest = Generation()
+            if self.at_start is not None:
+                self.at_start(generation)
         generation.begin_call(geometry, progress, schedule)
 
     def drop_where_done(self, progress: Progress | None) -> None:

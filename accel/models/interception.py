@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 # (q, k, v, mask, arguments) -> out, all (b h s d)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], Tensor]
@@ -44,3 +45,8 @@ def _bound(
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> Tensor:
     """Return torch's attention of a call that was caught."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, **arguments)
+
+
+def scores_are_skipped() -> bool:
+    """Whether diffusers answers torch's attention with the values as they are here (perturbed attention guidance)."""
+    return any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in _get_current_function_mode_stack())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-MASKED = -1e4  # what is added to logits of padding, or less
+MASKED = -9e3  # what is added to logits of padding, or less: bfloat16 has -9984 for the usual -1e4
 Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 Rows = slice | Tensor
 
@@ -19,8 +19,32 @@ def valid_rows(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b s"] | N
     Accepted are masks over keys, and over pairs where both are valid, as booleans or as numbers that are added to
     logits. Rows of padding may look at any valid row: nobody looks at them. Waits for the device.
     """
-    kept = _as_pairs(mask, batch, tokens)
-    if kept is None:
+    pairs = _as_pairs(mask, tokens)
+    # One head of one sample before all others: all pairs of a long video are gigabytes to read.
+    if pairs is None or _valid(pairs[:1, 0]) is None:
+        return None
+    first = pairs[:, 0]
+    alike = [(pairs[:, head] == first).all() for head in range(1, pairs.shape[1])]  # one by one, for the same reason
+    if alike and not bool(torch.stack(alike).all()):
+        return None
+    valid = _valid(first)
+    return None if valid is None else valid.expand(batch, -1)
+
+
+def _as_pairs(mask: Tensor, tokens: int) -> Shaped[Tensor, "b h q k"] | None:
+    """Return a mask with its four axes, of one or all samples, heads and queries; None if it has others."""
+    if mask.ndim == 2:
+        mask = mask[:, None, None]
+    if mask.ndim == 3:
+        mask = mask[:, None]
+    fits = mask.ndim == 4 and mask.shape[-1] == tokens and mask.shape[-2] in (1, tokens)
+    return mask if fits else None
+
+
+def _valid(pairs: Shaped[Tensor, "b q k"]) -> Bool[Tensor, "b k"] | None:
+    """Return which keys all valid rows of a head see, None if they differ in that, or look at padding."""
+    kept = pairs if pairs.dtype == torch.bool else pairs == 0
+    if kept is not pairs and not bool((kept | (pairs <= MASKED)).all()):
         return None
     valid = kept[:, 0]
     if kept.shape[1] == 1:
@@ -28,23 +52,6 @@ def valid_rows(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b s"] | N
     agrees = (kept == valid[:, None]).all(-1) | ~valid
     looked_at = (kept & ~valid[:, None]).any()
     return valid if bool(agrees.all() & ~looked_at & valid.any(1).all()) else None
-
-
-def _as_pairs(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b q k"] | None:
-    """Return which keys each query may see, for all queries at once where they agree; None if it is no such mask."""
-    if mask.ndim == 2:
-        mask = mask[:, None, None]
-    if mask.ndim == 3:
-        mask = mask[:, None]
-    if mask.ndim != 4 or mask.shape[-1] != tokens or mask.shape[-2] not in (1, tokens):
-        return None
-    if mask.dtype != torch.bool:
-        if not bool(((mask == 0) | (mask <= MASKED)).all()):
-            return None
-        mask = mask == 0
-    if mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):  # heads that differ
-        return None
-    return mask[:, 0].expand(batch, -1, -1)
 
 
 def rows_by_sample(valid: Bool[Tensor, "b s"]) -> list[Rows] | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed
+from diffusers.hooks.context_parallel import ContextParallelSplitHook
 from diffusers.models.attention_dispatch import _templated_context_parallel_attention
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel.attention.heads import HeadShare
 
@@ -27,6 +28,18 @@ def reason_against_exchange(q: Tensor, k: Tensor, config: Any) -> str | None:
     if q.shape[2] % context.ulysses_degree:
         return f"{q.shape[2]} heads cannot be shared evenly by {context.ulysses_degree} devices (context parallelism)"
     return None
+
+
+def text_is_split(transformer: nn.Module) -> bool:
+    """Whether each of the devices that share a sequence has a piece of the text, beside one of the video.
+
+    A layer that joins the two has text and video by turns then, where all rows are together.
+    """
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    return any(
+        isinstance(hook, ContextParallelSplitHook) and "encoder_hidden_states" in hook.metadata for hook in hooks
+    )
 
 
 def attend_over_heads(

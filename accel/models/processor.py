@@ -6,10 +6,12 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import torch
+from diffusers.hooks._helpers import AttentionProcessorRegistry
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ from accel.models.dispatch import Route, backend_is_chosen, private_backend
 from accel.models.interception import SDPAInterception, sdpa
 from accel.models.parallel import attend_over_heads, reason_against_exchange
 from accel.models.session import Session
+
+UNCAUGHT = "no attention came through torch's scaled_dot_product_attention (a chosen attention backend?)"
 
 
 class SparseAttentionProcessor:
@@ -129,7 +133,8 @@ class _Intercepted(SparseAttentionProcessor):
     @outside_graphs
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock processor, its attention calls answered by the session."""
-        numbers = itertools.count()
+        numbers, name = itertools.count(), type(self.stock).__name__
+        unknown = f"accel cannot follow context parallelism through {name}" if self._parallel_config else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> Tensor:
             def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -137,17 +142,23 @@ class _Intercepted(SparseAttentionProcessor):
                 return sdpa(q, k, v, mask, arguments).transpose(1, 2)
 
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return self._attend(stock, next(numbers), q, k, v, mask, arguments).transpose(1, 2)
+            out = self._attend(stock, next(numbers), q, k, v, mask, arguments, obstacle=unknown)
+            return out.transpose(1, 2)
 
         with SDPAInterception(attend):
-            return self.stock(*args, **kwargs)
+            out = self.stock(*args, **kwargs)
+        if next(numbers) == 0:
+            self.session.note_dense(UNCAUGHT)
+        return out
 
 
 def wrap_processor(stock: Any, session: Session, layer: int, dispatched: bool = True) -> SparseAttentionProcessor:
     """Return a wrapper whose call has the stock processor's signature.
 
-    Diffusers' attention modules read that signature and drop arguments that it does not name.
+    Diffusers' attention modules read that signature and drop arguments that it does not name. What is not of diffusers
+    need not ask its dispatcher.
     """
+    dispatched = dispatched and type(stock).__module__.startswith("diffusers.")
     return _kind(type(stock), _Dispatched if dispatched else _Intercepted)(stock, session, layer)
 
 
@@ -158,8 +169,25 @@ def _kind(stock: type[Any], base: type[SparseAttentionProcessor]) -> type[Sparse
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.run(*args, **kwargs)
 
+    def new(cls: Any, *args: Any) -> Any:
+        return object.__new__(cls) if args else _plain(stock)
+
     call.__signature__ = inspect.signature(stock.__call__)  # type: ignore[attr-defined]
-    return type(f"Sparse{stock.__name__}", (base,), {"__call__": call})
+    made: type[SparseAttentionProcessor] = type(f"Sparse{stock.__name__}", (base,), {"__call__": call, "__new__": new})
+    with suppress(ValueError):  # diffusers can skip the layers of a few classes only
+        AttentionProcessorRegistry.register(made, AttentionProcessorRegistry.get(stock))
+    return made
+
+
+def _plain(stock: type[Any]) -> Any:
+    """Return a stock processor: of the class that is set diffusers makes others, for layers without an IP-Adapter.
+
+    ValueError where that class is an IP-Adapter's, as when one is unloaded.
+    """
+    if issubclass(stock, nn.Module):
+        what = "accel is on; call accel.disable(pipe) before loading or unloading an IP-Adapter"
+        raise ValueError(f"{what}, and enable again afterwards")
+    return stock()
 
 
 def _obstacle(arguments: dict[str, Any]) -> str | None:
@@ -167,25 +195,3 @@ def _obstacle(arguments: dict[str, Any]) -> str | None:
     if arguments["is_causal"]:
         return "the attention is causal"
     return "the attention has dropout" if arguments["dropout_p"] else None
-
-
-def set_processor(module: nn.Module, processor: Any) -> None:
-    """Give an attention module a processor, whether or not diffusers has a method for that on its class.
-
-    A stock processor with weights, as an IP-Adapter's, stays a part of the module, which moves and saves them; ours
-    stands before it.
-    """
-    module.__dict__.pop("processor", None)
-    if isinstance(getattr(processor, "stock", None), nn.Module):
-        module.__dict__["processor"] = processor
-    else:
-        module._modules.pop("processor", None)  # one that is a module cannot be replaced by one that is not
-        module.processor = processor
-
-
-def unwrap_processors(transformer: nn.Module) -> None:
-    """Put the stock processors back, wherever in the transformer ours are."""
-    for module in transformer.modules():
-        processor = getattr(module, "processor", None)
-        if isinstance(processor, SparseAttentionProcessor):
-            set_processor(module, processor.stock)

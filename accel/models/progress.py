@@ -151,7 +151,19 @@ class ProgressHook(ModelHook):
         if before is not None and value is not None and before[0] is schedule and before[1:3] == (value, step):
             self._order.call = schedule, value, step, before[3] + 1
         branch = context.name if context is not None else f"call {self._order.call[3]}"
-        return (None if step is None or schedule is None else Progress(step, len(schedule), branch)), False
+        if step is None or schedule is None:
+            return None, False
+        return Progress(step, len(schedule), branch, first=self._first(step, schedule)), False
+
+    def _first(self, step: int, schedule: Tensor) -> int:
+        """Return the first step of a schedule that runs: the one that came first, here or in another transformer."""
+        order = self._order
+        if getattr(order, "begun", None) is not schedule:
+            others = (other.current for other in self.others)
+            before = (each.progress.first for each in others if each.schedule is schedule and each.progress is not None)
+            order.begun, order.first = schedule, next(before, step)
+        order.first = min(order.first, step)
+        return order.first
 
     def _step(self, value: float, schedule: Tensor, dtype: torch.dtype) -> int | None:
         """Return the step of a timestep by its value or, where the model is given others, by their order.
@@ -164,7 +176,8 @@ class ProgressHook(ModelHook):
             order.schedule, order.values, order.seen = schedule, schedule.float().cpu(), []
             place = _nearest(value, order.values, slack)
             # Models that take sigmas, or timesteps in [0, 1], begin near the smallest timestep of the schedule.
-            order.by_value = place is not None and (place + 1 < len(schedule) or len(schedule) == 1)
+            is_sigma = value <= 1 + slack and len(schedule) > 1
+            order.by_value = place is not None and (place + 1 < len(schedule) or not is_sigma)
         counted, rounded = self._counted(len(schedule)), dtype in HALF or slack > 0
         if order.by_value:
             exact = (order.values == value).nonzero().flatten().tolist() if slack else []

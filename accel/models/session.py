@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,13 +18,13 @@ from accel.attention.execute import attend, full_attention
 from accel.attention.heads import HeadShare
 from accel.attention.plan import Dense, Plan
 from accel.methods.method import Chooser, Method
+from accel.models.autocast import Stock, autocast_of
 from accel.models.denoising import Denoising
+from accel.models.interception import scores_are_skipped
+from accel.models.obstacles import obstacle_to
 from accel.models.padding import Rows, rows_by_sample, valid_rows, without_padding
 from accel.models.stopwatch import Stopwatch
 from sparse_kernels import backend_reasons, outruns_sdpa
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-Stock = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,24 @@ class Session:
         say which rows are padding. A scale of None is head_dim**-0.5. `number` counts the calls of one processor
         call. An `obstacle` is a reason to run dense. The `share` of the heads is said where devices share them.
         """
-        geometry, samples = self.denoising.current.geometry, None
-        if geometry is not None and k.shape[1] < geometry.video_tokens <= q.shape[1]:
-            return stock(q, k, v, mask)  # the video looks at something else here, as at an IP-Adapter's pictures
-        obstacle = obstacle or self._obstacle(q, k)
-        if mask is not None and not isinstance(mask, Tensor):
-            obstacle = obstacle or f"the model brings sparsity of its own, in a {type(mask).__name__}"
-        if mask is not None and obstacle is None:
-            is_padding, samples = self._read(mask, q)
-            if not is_padding:
-                obstacle = "the model passes an attention mask that says more than what is padding beside the video"
-        if obstacle is not None:
-            self.warn_once(obstacle)
-            self.denoising.current.obstacles[obstacle] += 1
+        geometry, given, autocast = self.denoising.current.geometry, (q, k, v), autocast_of(q)
+        # As at an IP-Adapter's pictures.
+        looks_elsewhere = geometry is not None and k.shape[1] < geometry.video_tokens <= q.shape[1]
+        if looks_elsewhere or scores_are_skipped():
             return stock(q, k, v, mask)
-        where = _Where(layer, number, q.shape[-1] ** -0.5 if scale is None else scale, chosen, stock, share)
-        if samples is None:
-            return self._attend(where, q, k, v, None)
-        return without_padding(partial(self._attend, where), q, k, v, samples)
+        if autocast is not None:  # queries and keys come in float32 from their norms, values do not
+            q, k, v = (autocast.rounded(x) for x in given)
+        obstacle, samples = obstacle or self._obstacle(q, k, v, share), None
+        if obstacle is None and mask is not None:
+            obstacle, samples = self._padding(mask, q)
+        if obstacle is not None:
+            self.note_dense(obstacle)
+            return stock(*given, mask)
+        scale = float(q.shape[-1] ** -0.5) if scale is None else scale
+        stock = stock if autocast is None else autocast.around(stock)
+        run = partial(self._attend, _Where(layer, number, scale, chosen, stock, share))
+        with nullcontext() if autocast is None else autocast.off():
+            return run(q, k, v, None) if samples is None else without_padding(run, q, k, v, samples)
 
     def _attend(
         self, where: _Where, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h2 d"], v: Float[Tensor, "b s h2 d"],
@@ -143,6 +143,15 @@ class Session:
         chosen = generation.choice.method
         return Dense() if chosen is None else chosen.plan(call, memory)
 
+    def _padding(self, mask: Any, q: Float[Tensor, "b s h d"]) -> tuple[str | None, list[Rows] | None]:
+        """Return why a mask cannot be obeyed, or None and the rows that are no padding, where some are."""
+        if not isinstance(mask, Tensor):
+            return f"the model brings sparsity of its own, in a {type(mask).__name__}", None
+        is_padding, samples = self._read(mask, q)
+        if is_padding:
+            return None, samples
+        return "the model passes an attention mask that says more than what is padding beside the video", None
+
     def _read(self, mask: Tensor, q: Float[Tensor, "b s h d"]) -> tuple[bool, list[Rows] | None]:
         """Return whether a mask says only what is padding beside the video, and the rows that are none.
 
@@ -163,25 +172,11 @@ class Session:
         assert generation.mask is not None
         return generation.mask[1:]
 
-    def _obstacle(self, q: Tensor, k: Tensor) -> str | None:
+    def _obstacle(self, q: Tensor, k: Tensor, v: Tensor, share: HeadShare | None) -> str | None:
         """Return why this call cannot be sparse, or None."""
-        geometry, progress = self.denoising.current.geometry, self.denoising.current.progress
-        if geometry is None:
-            return "the latent grid of this call is unknown"
-        if progress is None:
-            return "the denoising step of this call is unknown (attach to the pipeline that runs, not its transformer)"
-        if q.shape[1] != k.shape[1] or not geometry.fits(q.shape[1]):
-            return (
-                f"the sequence has {q.shape[1]} queries and {k.shape[1]} keys, the latent grid {geometry.tokens} tokens"
-            )
-        if q.shape[2] % k.shape[2]:
-            return f"{q.shape[2]} query heads do not share {k.shape[2]} heads of keys evenly"
-        if q.dtype not in DTYPES:
-            return f"the kernels take {', '.join(str(dtype) for dtype in DTYPES)}, not {q.dtype}"
-        if torch.is_grad_enabled() and q.requires_grad:
-            return "gradients are asked for"
-        reason = self._reason_against_kernel(q)
-        return None if reason is None else f"only the slow reference could run here: {reason}"
+        found = obstacle_to(q, k, v, self.denoising.current, share)
+        reason = self._reason_against_kernel(q) if found is None else None
+        return found if reason is None else f"only the slow reference could run here: {reason}"
 
     def _reason_against_kernel(self, q: Tensor) -> str | None:
         """Return why a GPU has no kernel for such heads, or None; a CPU without a compiler says so by itself."""
@@ -191,6 +186,11 @@ class Session:
         if kind not in self._reasons:
             self._reasons[kind] = backend_reasons(str(q.device), *kind)["triton"]
         return self._reasons[kind]
+
+    def note_dense(self, reason: str) -> None:
+        """Count a call that runs dense, and say once why."""
+        self.warn_once(reason)
+        self.denoising.current.obstacles[reason] += 1
 
     def warn_once(self, reason: str) -> None:
         """Say once that calls run dense, and why."""

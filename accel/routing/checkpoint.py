@@ -12,6 +12,7 @@ from accel.errors import InputError
 from accel.routing.recipe import Recipe
 
 CHECKPOINT = "checkpoint.pt"
+DATA = "data"  # the part of a setting that tells what was learnt from
 
 
 def read_checkpoint(folder: Path, recipe: Recipe, setting: dict[str, Any]) -> dict[str, Any]:
@@ -29,6 +30,10 @@ def read_checkpoint(folder: Path, recipe: Recipe, setting: dict[str, Any]) -> di
     # Older checkpoints know neither the setting nor every option.
     before = dataclasses.asdict(Recipe()) | setting | made_by | state.get("setting", {})
     for name, value in (dataclasses.asdict(recipe) | setting).items():
+        if before[name] != value and name == DATA:
+            raise InputError(
+                f"{str(path)!r} is of a training on other videos or captions; give those, or another folder"
+            )
         if before[name] != value:
             raise InputError(f"{str(path)!r} is of a training with {name} {before[name]}, not {value}; give that")
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,16 @@ def read_routers(folder: Path) -> tuple[Routers, dict[str, Tensor]]:
     routers.load_state_dict(state)
     has_backbone = (folder / BACKBONE).exists()
     return routers.eval().requires_grad_(False), _tensors(folder / BACKBONE) if has_backbone else {}
+
+
+def fingerprint(routers: Routers, backbone: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a configuration and all weights, wherever they were read."""
+    made = hashlib.sha256(repr(routers.config).encode())
+    for part in (routers.state_dict(), backbone):
+        for name, tensor in sorted(part.items()):
+            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
 def _expected(path: Path, config: RoutersConfig, tensors: int) -> dict[str, Tensor]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from accel.caching.borrowed import BorrowedWeights
 from accel.caching.policy import (
+    DIGITS,
     BlockCall,
     Compute,
     Decision,
@@ -26,9 +31,10 @@ from accel.errors import InputError
 from accel.models.adapters import adapter_for, transformers_of
 from accel.models.adapters.adapter import Adapter
 from accel.naming import check_least
-from accel.routing.folder import read_routers
+from accel.routing.folder import fingerprint, read_routers
 from accel.routing.router import Routers
 
+COPYING = threading.Lock()  # two threads may want the same routers on one device
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "shapes-wan" / "routers"
 
 
@@ -120,10 +126,9 @@ class Routed(Policy):
         """Return what the block's router finds enough for this sample at this timestep."""
         if self.warming(call.progress):
             return Compute()
-        assert self.routers is not None and call.time is not None
-        if self.routers.device != call.x.device:
-            self.routers.to(call.x.device)
-        probability, width = self.routers.read(call.blocks[0], call.x, call.time.to(call.x.device))
+        assert call.time is not None
+        routers = self._on(call.x.device)
+        probability, width = routers.read(call.blocks[0], call.x, call.time.to(call.x.device))
         if self._taught_reuse:
             return self._by_rate(probability, memory)
         if probability < self.threshold:
@@ -133,6 +138,26 @@ class Routed(Policy):
             return Reuse(self.order)
         memory.own(Reuses).used = 0
         return Narrow(width) if self.narrows and width < 1 else Compute()
+
+    def digest(self) -> str | None:
+        """Return what tells the weights of routers and backbone from others, whatever their folder."""
+        assert self.routers is not None
+        return fingerprint(self.routers, self.backbone)[:DIGITS]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Routers]:
+        """The routers on devices where they are not themselves."""
+        return {}
+
+    def _on(self, device: torch.device) -> Routers:
+        """Return the routers on a device: a copy, for another device may use them on another thread."""
+        assert self.routers is not None
+        if self.routers.device == device:
+            return self.routers
+        with COPYING:
+            if device not in self._copies:
+                self._copies[device] = copy.deepcopy(self.routers).to(device)
+            return self._copies[device]
 
     @property
     def _taught_reuse(self) -> bool:

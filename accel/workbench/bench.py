@@ -9,11 +9,11 @@ from typing import Any
 
 from accel.methods.registry import PRESET
 from accel.workbench.cases import Case, cache_of, method_of
-from accel.workbench.comparison import contrast, warm_up
+from accel.workbench.comparison import check_caches, contrast, warm_up
 from accel.workbench.generation import CallOptions, Generation, call_arguments, generate
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.rows import Rows, row_of, setting_of
-from accel.workbench.their_caches import Cache, TheirCache, printed_ratios
+from accel.workbench.their_caches import Cache, TheirCache, digest_of, printed_ratios
 
 # Generations spent on finding the option that gives a density; a share of TOLERANCE off it is close enough.
 TRIALS = 3
@@ -31,24 +31,29 @@ def run_bench(
 ) -> list[dict[str, Any]]:
     """Fill `rows` and return those of this setting; seconds are warm, and dense runs just before its sparse ones."""
     setting = setting_of(loaded, options)
+    read = {case.cache: cache_of(case.cache) for case in chosen}
+    digests = {name: digest_of(cache) for name, cache in read.items()}
     calibrated: dict[Case, float] = {}
     for seed, prompt in itertools.product(seeds, prompts):  # a run that is stopped has seen as many prompts as it can
-        missing = [case for case in chosen if rows.find(case, prompt, seed, setting) is None]
+        missing = [case for case in chosen if rows.find(case, prompt, seed, setting, digests[case.cache]) is None]
         if not missing:
             continue
         call_options: CallOptions = {**options, "seed": seed}
+        if not calibrated:
+            check_caches(loaded, [_without_ratios(cache) for cache in read.values()], setting["steps"])
         report(f"dense, seed {seed}: {prompt}")
         dense = _warm_dense(loaded, prompt, call_options, calibrated, missing, report)
         names = dict.fromkeys(case.cache for case in missing)
-        caches = {name: with_ratios(loaded, cache_of(name), prompt, call_options) for name in names}
+        caches = {name: with_ratios(loaded, read[name], prompt, call_options) for name in names}
         dense_video = rows.keep(dense, prompt, seed, "dense")
         for case in missing:
             report(f"{case}, seed {seed}: {prompt}")
             option = calibrated[_alone(case)]
             sparse = generate(loaded, prompt, method_of(case, option), cache=caches[case.cache], **call_options)
             videos = {"video": rows.keep(sparse, prompt, seed, str(case)), "dense_video": dense_video}
-            rows.add(row_of(contrast(loaded, dense, sparse).report, case, option) | videos)
-    return rows.within(setting)
+            made = row_of(contrast(loaded, dense, sparse).report, case, option)
+            rows.add(made | videos | {"cache_digest": digests[case.cache]})
+    return rows.current(setting, digests)
 
 
 def _warm_dense(
@@ -74,12 +79,20 @@ def _warm_dense(
 
 def with_ratios(loaded: LoadedPipeline, cache: Cache | None, prompt: str, options: CallOptions) -> Cache | None:
     """Return the cache; diffusers' MagCache with the ratios of one generation, which it does not run without."""
-    if not isinstance(cache, TheirCache) or cache.name != "MagCache" or "mag_ratios" in cache.options:
+    without = _without_ratios(cache)
+    if without is cache or not isinstance(cache, TheirCache):
         return cache
     ratios: list[float] = []
     with printed_ratios(ratios):
         generate(loaded, prompt, cache=TheirCache("MagCache", {"calibrate": True}), **options)
     return TheirCache("MagCache", {**cache.options, "mag_ratios": ratios})
+
+
+def _without_ratios(cache: Cache | None) -> Cache | None:
+    """Return the cache; a MagCache without ratios as one that is to measure them."""
+    if not isinstance(cache, TheirCache) or cache.name != "MagCache" or "mag_ratios" in cache.options:
+        return cache
+    return TheirCache("MagCache", {**cache.options, "calibrate": True})
 
 
 def _alone(case: Case) -> Case:

@@ -49,7 +49,7 @@ def calibrate(
     """Return the table that computes a share `budget` of all blocks and errs least on these prompts.
 
     Costs a generation for each probe and, for each prompt, some (ages + 1) groups / 2. InputError on a budget that
-    cannot be kept.
+    cannot be kept, a model without known blocks, or a schedule of another number of steps than asked for.
     """
     measure = measure or Measure()
     if not 0 < budget <= 1:
@@ -79,7 +79,7 @@ def _errors(
     measuring = []
     for transformer in loaded.transformers:
         session = Session(None, 0)
-        ways = measure.ages, measure.order, measure.group
+        ways = measure.ages, measure.order, measure.group, call["num_inference_steps"]
         measuring.append(Measuring(transformer, loaded.adapter, session.denoising, *ways))
         install_cache(transformer, measuring[-1])
         install_hook(transformer, ProgressHook(session, loaded.adapter, loaded.pipeline))
@@ -128,7 +128,13 @@ def _gains(
 
 
 def _depth(loaded: LoadedPipeline) -> int:
-    assert loaded.adapter.blocks is not None
+    """Return the number of blocks; InputError where accel knows none."""
+    if loaded.adapter.blocks is None:
+        name = type(loaded.transformers[0]).__name__
+        raise InputError(
+            f"{loaded.name!r} is a {name}, which has no block stack that accel knows, and a table is one of blocks: "
+            "give another model"
+        )
     return len(loaded.adapter.blocks(loaded.transformers[0]))
 
 

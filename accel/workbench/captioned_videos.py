@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,18 +68,42 @@ def find_videos(folder: Path) -> dict[Path, str]:
 
 def read_video(path: Path, frames: int, height: int, width: int) -> Float[Tensor, "1 3 t h w"]:
     """Return the first frames in [-1, 1], scaled and cut to size; InputError if they are too few, or it is no video."""
-    # Ffmpeg by itself: imageio leaves its pipes open. Only in whole paths is a colon not the end of a protocol's name.
     cut = f"scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path.resolve()), "-vf", cut]
-    command += ["-frames:v", str(frames), "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    made = _decoded(path, frames, ["-vf", cut, "-f", "rawvideo", "-pix_fmt", "rgb24"])
+    video = np.frombuffer(made, np.uint8).reshape(-1, height, width, 3)
+    _check_length(path, len(video), frames)
+    return torch.from_numpy(video.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+def check_videos(videos: Iterable[Path], frames: int) -> None:
+    """Raise InputError if a video is none, or has too few frames; all of them are decoded so far and not kept."""
+    for path in videos:
+        # A line for each frame, below some that begin with #.
+        lines = _decoded(path, frames, ["-an", "-f", "framecrc"]).decode().splitlines()
+        _check_length(path, sum(not line.startswith("#") for line in lines), frames)
+
+
+def _decoded(path: Path, frames: int, way: list[str]) -> bytes:
+    """Return what ffmpeg makes of the first frames in this way; InputError if the file is no video."""
+    # Ffmpeg by itself: imageio leaves its pipes open. Only in whole paths is a colon not the end of a protocol's name.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path.resolve())]
+    command += ["-frames:v", str(frames), "-fps_mode", "passthrough", *way, "-"]
     done = subprocess.run(command, capture_output=True)
     if done.returncode:
         reason = next(iter(reversed(done.stderr.decode(errors="replace").strip().splitlines())), "ffmpeg failed")
         raise InputError(f"{str(path)!r} cannot be read as a video: {reason}; remove it, or give another")
-    video = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
-    if len(video) < frames:
-        raise InputError(f"{str(path)!r} has {len(video)} frames, and {frames} are asked for; give --frames, or cut it")
-    return torch.from_numpy(video.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    return done.stdout
+
+
+def _check_length(path: Path, there: int, frames: int) -> None:
+    if there < frames:
+        raise InputError(f"{str(path)!r} has {there} frames, and {frames} are asked for; give --frames, or cut it")
+
+
+def fingerprint(captions: Mapping[Path, str]) -> str:
+    """Return what tells a folder of videos from another, by their names, sizes and captions."""
+    facts = [[path.name, path.stat().st_size, text] for path, text in captions.items()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def samples_of(
@@ -92,17 +117,19 @@ def samples_of(
     captions = find_videos(folder)
     length = loaded.defaults.get("max_sequence_length", 512)
     facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns, text] for path, text in captions.items()]
-    fingerprint = json.dumps([loaded.name, sorted(size.items()), length, facts])
-    there = Samples.load(file, fingerprint)
+    made_from = json.dumps([loaded.name, sorted(size.items()), length, facts])
+    there = Samples.load(file, made_from)
     if there is not None:
         return there
+    report(f"looking at {len(captions)} videos")
+    check_videos(captions, size["frames"])
     latents = []
     for number, path in enumerate(captions):
         report(f"encoding {path.name}, {number + 1} of {len(captions)}")
         latents.append(_latents(loaded.pipeline, read_video(path, **size)))
     text = [_text(loaded.pipeline, caption, length) for caption in [*captions.values(), ""]]
     made = Samples(torch.cat(latents), torch.cat(text[:-1]), text[-1])
-    made.save(file, fingerprint)
+    made.save(file, made_from)
     return made
 
 

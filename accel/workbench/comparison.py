@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from accel.workbench.generation import (
     CallOptions,
     Generation,
     ProgressFunction,
+    attached,
     call_arguments,
     generate_call,
     run,
@@ -55,9 +56,11 @@ def compare(
 ) -> Comparison:
     """Generate densely (stock pipeline, torch SDPA) and with a method, a cache or both, from one seed.
 
-    Seconds are those of the denoising loop, both warm. InputError on a geometry that the model cannot make.
+    Seconds are those of the denoising loop, both warm. InputError on a geometry that the model cannot make, or a cache
+    that does not fit it.
     """
     seed, call = call_arguments(loaded, prompt, **options)
+    check_caches(loaded, [cache], call["num_inference_steps"])
     report_step = step_counter(progress, 2 * call["num_inference_steps"] + WARMUP_STEPS * (1 if method is None else 2))
     warm_up(loaded, method, call, seed, report_step, cache)
     dense, sparse = (
@@ -79,6 +82,17 @@ def contrast(loaded: LoadedPipeline, dense: Generation, sparse: Generation) -> C
         "ssim": ssim(sparse.frames, dense.frames),
     }
     return Comparison(dense.frames, sparse.frames, report, sparse.records, sparse.frames_per_second, sparse.blocks)
+
+
+def check_caches(loaded: LoadedPipeline, caches: Iterable[Cache | None], steps: int) -> None:
+    """Raise InputError, before anything is generated, if a cache does not fit the model or so many steps."""
+    disable(loaded.pipeline)
+    for cache in caches:
+        with attached(loaded, None, cache, steps):
+            pass
+        # A scheduler of second order tells its own number of steps, when it runs.
+        if isinstance(cache, Policy) and getattr(loaded.pipeline.scheduler, "order", 1) == 1:
+            cache.check_schedule(steps)
 
 
 def warm_up(

@@ -29,6 +29,14 @@ def conditions(
     return picture | ({} if negative_prompt is None else {"negative_prompt": negative_prompt})
 
 
+def check_made_of_text(pipeline: Any, command: str) -> None:
+    """Raise InputError for a pipeline that needs a picture, which a command does not take."""
+    if "image" in call_defaults(pipeline):
+        raise InputError(
+            f"{class_of(pipeline)} needs an image, which {command} does not take; give a text-to-video model"
+        )
+
+
 def _picture(file: Path, width: int, height: int) -> Image.Image:
     try:
         with Image.open(file) as picture:

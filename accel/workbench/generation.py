@@ -86,7 +86,7 @@ def generate_call(
     report = facts(loaded, method, call, seed, cache)
     disable(loaded.pipeline)
     is_dense = method is None and cache is None
-    with _attached(loaded, method, cache, call["num_inference_steps"]) as handle:
+    with attached(loaded, method, cache, call["num_inference_steps"]) as handle:
         frames, seconds = run(loaded, call, seed, "dense" if is_dense else "sparse", report_step)
     records, blocks = ([], []) if handle is None else (handle.stats(), handle.blocks())
     report |= {"seconds": seconds}
@@ -101,9 +101,7 @@ def generate_call(
 
 
 @contextmanager
-def _attached(
-    loaded: LoadedPipeline, method: Method | None, cache: Cache | None, steps: int
-) -> Iterator[Handle | None]:
+def attached(loaded: LoadedPipeline, method: Method | None, cache: Cache | None, steps: int) -> Iterator[Handle | None]:
     """Attach what there is to attach for a `with` block; None where nothing of it is ours."""
     theirs = cache.enabled(loaded.pipeline, steps) if isinstance(cache, TheirCache) else nullcontext()
     ours = None if isinstance(cache, TheirCache) else cache

@@ -10,11 +10,11 @@ import torch
 
 from accel.errors import InputError
 from accel.files import unwritable
-from accel.routing.checkpoint import CHECKPOINT, read_checkpoint
+from accel.routing.checkpoint import CHECKPOINT, DATA, read_checkpoint
 from accel.routing.folder import ROUTERS
 from accel.routing.recipe import Recipe, learning_rate_factor
 from accel.routing.training import RouterTrainer
-from accel.workbench.captioned_videos import Samples, find_videos, samples_of
+from accel.workbench.captioned_videos import Samples, find_videos, fingerprint, samples_of
 from accel.workbench.loading import LoadedPipeline
 
 LATENTS = "latents.safetensors"
@@ -65,9 +65,10 @@ def train_routers(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(output, error) from error
+    captions = find_videos(data)
     setting = {
         "model": Path(loaded.name).name, "batch": batch, "drop_caption": drop_caption,
-        "videos": len(find_videos(data)), **size,
+        "videos": len(captions), **size, DATA: fingerprint(captions),
     }  # fmt: skip
     _check_output(output, recipe, setting, resume)
     bfloat16, transformer = loaded.dtype == torch.bfloat16, loaded.transformers[0]

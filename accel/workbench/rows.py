@@ -20,7 +20,8 @@ SETTING = "model tokens frames height width steps guidance_scale dtype device th
 KEPT = """model method density_asked density_option dense_share prompt seed tokens frames height width steps dense_steps
 guidance_scale dtype device threads torch diffusers date sparse_backend dense_seconds sparse_seconds speedup
 attention_dense_seconds attention_sparse_seconds attention_speedup planning_share memory_bytes density density_overall
-recall psnr_db ssim chosen cache blocks_computed blocks_reused blocks_skipped blocks_narrow blocks video dense_video"""
+recall psnr_db ssim chosen cache cache_digest blocks_computed blocks_reused blocks_skipped blocks_narrow blocks video
+dense_video"""
 ROW = {"method", "density_asked", "dense_share"}  # what every row has
 
 
@@ -49,13 +50,25 @@ class Rows:
         """Return the rows of a setting; what an old row does not say is taken to fit."""
         return [row for row in self.rows if all(row.get(name, value) == value for name, value in setting.items())]
 
-    def find(self, case: Case, prompt: str, seed: int, setting: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the row of a case, prompt, seed and setting, if it is there."""
+    def current(self, setting: dict[str, Any], digests: dict[str, str | None]) -> list[dict[str, Any]]:
+        """Return the rows of a setting; where a cache has read other files since, as `digests` say, only the new ones.
+
+        Of caches that are not in `digests` the latest count.
+        """
+        rows = self.within(setting)
+        latest = {row["cache"]: row["cache_digest"] for row in rows if row.get("cache_digest") is not None} | digests
+        return [row for row in rows if row.get("cache_digest") in (None, latest.get(row["cache"]))]
+
+    def find(
+        self, case: Case, prompt: str, seed: int, setting: dict[str, Any], digest: str | None = None
+    ) -> dict[str, Any] | None:
+        """Return the row of a case, prompt, seed and setting, if it is there, and its cache had read the same."""
         wanted = {
             "method": case.method,
             "density_asked": case.density,
             "dense_share": case.dense_steps,
             "cache": case.cache,
+            "cache_digest": digest,
         }
         return next(iter(self.within({**setting, **wanted, "prompt": prompt, "seed": seed})), None)
 

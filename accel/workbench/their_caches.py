@@ -84,6 +84,11 @@ def name_of(cache: Cache | None) -> str:
     return f"{PREFIX}{cache.name}" if isinstance(cache, TheirCache) else registry.name_of(cache)
 
 
+def digest_of(cache: Cache | None) -> str | None:
+    """Return what tells apart caches of one name that have read other files; None where none are read."""
+    return cache.digest() if isinstance(cache, Policy) else None
+
+
 @contextlib.contextmanager
 def printed_ratios(found: list[float]) -> Iterator[None]:
     """Add the ratios that MagCache prints when it was calibrated, of the first guidance branch."""

@@ -19,7 +19,7 @@ from accel.methods import registry
 from accel.workbench.generation import Generation, generate
 from accel.workbench.loading import LoadedPipeline, load_pipeline
 from accel.workbench.metrics import psnr, ssim
-from accel.workbench.their_caches import Cache, from_text
+from accel.workbench.their_caches import Cache, digest_of, from_text
 from demos.shapes_wan.contact_sheet import strip, write_contact_sheet
 from demos.shapes_wan.judge import judge
 from demos.shapes_wan.results import WAYS, Results
@@ -63,6 +63,8 @@ def _settings(loaded: LoadedPipeline, chosen: Chosen, seed: int, steps: int | No
         "model": loaded.name,
         "method": None if chosen.method is None else repr(chosen.method),
         "cache": None if chosen.cache is None else repr(chosen.cache),
+        "cache_digest": digest_of(chosen.cache),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
         "seed": seed,
         **loaded.defaults,
         "num_inference_steps": steps or loaded.defaults["num_inference_steps"],

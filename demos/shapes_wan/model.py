@@ -96,6 +96,18 @@ def embed_captions(
     return states * tokens.attention_mask[..., None]
 
 
+def recover(folder: Path) -> None:
+    """Put a model back that a run has set aside which was killed before it had put another one there."""
+    old = _set_aside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def _set_aside(folder: Path) -> Path:
+    folder = folder.absolute()  # "." has no name
+    return folder.with_name(folder.name + ".old")
+
+
 def save_pipeline(
     folder: Path,
     transformer: WanTransformer3DModel,
@@ -114,9 +126,8 @@ def save_pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         transformer=transformer,
     ).to(torch.float16)
-    temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # a run was killed between the two renames below
+    temporary, old = folder.with_name(folder.name + ".tmp"), _set_aside(folder)
+    recover(folder)
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     pipeline.save_pretrained(temporary)

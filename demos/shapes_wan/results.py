@@ -16,6 +16,7 @@ from demos.shapes_wan.scenes import parse_caption
 TARGETS = {"color": 95.0, "motion": 90.0, "shape": 80.0}  # percent of actors
 ALLOWED_LOSS = 3.0  # points that the sparse method may lie below dense
 WAYS = ("dense", "sparse")
+NEWER = "dtype", "cache_digest"  # settings that the first files do not have
 FORMS = {"circularity": ("circle",), "corners": ("square", "triangle")}  # `outline.form` of these shapes
 
 
@@ -32,7 +33,9 @@ class Results:
         if not self.file.is_file():
             return
         earlier = json.loads(self.file.read_text())
-        different = [name for name, value in self.settings.items() if earlier["settings"].get(name) != value]
+        # What an old file does not say is taken to fit.
+        before = {name: value for name, value in self.settings.items() if name in NEWER} | earlier["settings"]
+        different = [name for name, value in self.settings.items() if before.get(name) != value]
         if different:
             raise InputError(f"{self.file} has another {', '.join(different)}; give another --output or delete it")
         self.prompts = earlier["prompts"]

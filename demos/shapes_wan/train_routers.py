@@ -18,6 +18,7 @@ import typer
 from torch import Tensor
 
 from accel.models.adapters import adapter_for
+from accel.routing.folder import ROUTERS
 from accel.routing.recipe import Recipe, learning_rate_factor
 from accel.routing.training import CHECKPOINT, RouterTrainer
 from accel.workbench.loading import fast_bfloat16
@@ -114,6 +115,10 @@ def main(
     """Train routers, and the transformer with them if --joint is above 0, and save them once a minute."""
     if not resume and (output / CHECKPOINT).exists():
         raise typer.BadParameter(f"{output} holds a training already; give --resume to go on, or another --output")
+    if not resume and (output / ROUTERS).exists():
+        raise typer.BadParameter(
+            f"{output} holds routers already, which would be replaced; move {ROUTERS} away, or give another --output"
+        )
     end = time.monotonic() + 60 * minutes
     torch.set_num_threads(threads)
     if smoke:

@@ -18,7 +18,7 @@ from pointcloud.classification.model import CloudModel
 from pointcloud.classification.pictures import colored, draw_cloud
 from pointcloud.detection.records import earlier_record, line_about, say, state_of, write_json
 from pointcloud.detection.scans import SUMMARY, Scan, find_scans
-from pointcloud.files import SUFFIXES, read_points, write_points
+from pointcloud.files import SUFFIXES, check_layout, read_points, write_points
 
 
 @dataclass
@@ -36,20 +36,28 @@ class Predictions:
 
 
 def predict_files(
-    paths: Sequence[Path], model: CloudModel, output: Path, *, name: str, pictures: bool = True
+    paths: Sequence[Path],
+    model: CloudModel,
+    output: Path,
+    *,
+    name: str,
+    pictures: bool = True,
+    layout: str | None = None,
 ) -> Predictions:
     """Write NAME.ply (coloured, with labels), NAME.png and, last, NAME.json for every file, also of folders.
 
-    A file is skipped if its JSON is of its size and time and of the same weights. One that fails is said in a line on
-    stderr, and the rest goes on. At the end summary.json is written. ValueError if there is nothing to do,
-    FileNotFoundError if a path does not exist.
+    A file is skipped if its JSON is of its size and time and of the same weights and layout, which is that of `.bin`
+    files, as `read_points` takes it. One that fails is said in a line on stderr, and the rest goes on. At the end
+    summary.json is written. ValueError if there is nothing to do or no such layout, FileNotFoundError if a path does
+    not exist.
     """
+    check_layout(layout)
     total = sum(1 for _ in find_scans(paths, output))
     if total == 0:
         raise ValueError(f"no point clouds in {', '.join(map(str, paths))}; accepted: {', '.join(SUFFIXES)}")
     output.mkdir(parents=True, exist_ok=True)
     versions = {package: importlib.metadata.version(package) for package in ("visual-accel", "torch")}
-    facts = {"model": name, "weights": model.fingerprint()}
+    facts = {"model": name, "weights": model.fingerprint(), "layout": layout}
     written = (".ply", ".png") if pictures else (".ply",)
     summary, console = Predictions(), Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -71,7 +79,7 @@ def predict_files(
 def _predict(scan: Scan, model: CloudModel, asked: dict[str, Any], pictures: bool) -> dict[str, Any]:
     """Write everything about one file; return its record."""
     classes, start = model.config.classes, time.perf_counter()
-    cloud = read_points(scan.source)
+    cloud = read_points(scan.source, asked["layout"])
     probabilities = model.predict(cloud).cpu()
     best = probabilities.argmax(1)
     if model.config.task == "shapes":

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from pointcloud.classification.config import ModelConfig
 from pointcloud.classification.model import CloudModel
+from pointcloud.descent import descend, whole_step
 from pointcloud.detection.training import one_cycle
+from pointcloud.import_open3d import import_open3d
 from pointcloud.shapes import Sample, ShapeClouds
 from pointcloud.weights import read_checkpoint, write_checkpoint
 
@@ -49,18 +51,12 @@ class Trainer:
         self.device, self.seed, self.done = device, seed, 0
 
     def step(self, batch: Batch, learning_rate: float, most_gradient: float = 10.0) -> tuple[float, float]:
-        """Make one step; return loss and accuracy. ValueError, before weights change, if the loss is not finite."""
+        """Make one step; return loss and accuracy. ValueError, and no change, if loss or gradient are not finite."""
         labels = batch.labels.to(self.device)
-        logits = self.model(batch.xyz.to(self.device), batch.batch.to(self.device), batch.size)
-        loss = nn.functional.cross_entropy(logits, labels, ignore_index=-1)
-        if not loss.isfinite():
-            raise ValueError(f"the loss is {loss.item()} at step {self.done + 1}; start again at a lower learning rate")
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), most_gradient)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        with whole_step(self.model):
+            logits = self.model(batch.xyz.to(self.device), batch.batch.to(self.device), batch.size)
+            loss = nn.functional.cross_entropy(logits, labels, ignore_index=-1)
+            descend(loss, self.model, self.optimizer, learning_rate, most_gradient, self.done + 1)
         self.done += 1
         return loss.item(), (logits.argmax(1) == labels)[labels >= 0].float().mean().item()
 
@@ -102,6 +98,8 @@ def train(
     """
     trainer = Trainer(config, device, seed)
     trainer.resume(output)
+    if trainer.done < steps:
+        import_open3d()  # a worker that cannot says so in a dozen lines
     left, first = max(steps - trainer.done, 0), (seed * 1_000_000 + trainer.done * batch)
     batches: Iterable[Batch] = DataLoader(
         ShapeClouds("segments" if config.task == "segments" else "shapes", "training", left * batch, first),

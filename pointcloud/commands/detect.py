@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import (
+    Device,
+    Layout,
+    Threads,
+    check_finite,
+    find_device,
+    one_line_errors,
+    set_threads,
+)
 
 
 def detect(
@@ -29,11 +37,13 @@ def detect(
         typer.Option(help="what the files call full intensity, as 255; default: found by their values, and a warning"),
     ] = None,
     ground: Annotated[float, typer.Option(help="z of the ground below the sensor in the files, as -1.73 in KITTI")] = 0,
+    layout: Layout = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Find objects in point clouds: boxes as JSON, a coloured PLY and a picture of each; goes on where it stopped."""
     with one_line_errors():
+        check_finite(threshold=threshold, intensity=intensity, full_intensity=full_intensity, ground=ground)
         from rich.console import Console
 
         from pointcloud.detection.detect import detect_files
@@ -41,9 +51,10 @@ def detect(
         from pointcloud.detection.shipped import load_detector
 
         set_threads(threads)
-        place = find_device(device)
-        detector = load_detector(model).to(place)
-        inputs = Inputs(intensity, full_intensity, ground)
+        inputs = Inputs(intensity, full_intensity, ground, layout)
+        find_device(device)  # a wrong name is said before a model is loaded
+        detector = load_detector(model)
+        detector = detector.to(find_device(device, detector.config.on_spconv))
         summary = detect_files(
             files, detector, output, model=model, threshold=threshold, inputs=inputs, pictures=pictures
         )

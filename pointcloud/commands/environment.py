@@ -9,6 +9,9 @@ import torch
 
 PACKAGES = ("visual-accel", "torch", "open3d", "laspy", "lazrs", "torch-scatter")
 WHEELS = ("CPU-only", "CUDA")
+# What to do without spconv, and without its kernels for CUDA.
+SPCONV = 'pip install "visual-accel[points]" (wheels for Linux on x86-64, Python 3.11 to 3.13)'
+CUDA_WHEEL = "pip uninstall spconv cumm, then pip install spconv-cu126"
 
 
 def environment() -> list[tuple[str, str]]:
@@ -41,6 +44,8 @@ def cpu_convolution(wheel: str) -> str:
     from sparse_kernels._extension import instruction_set
     from sparse_kernels.sparse_conv import cpu
 
+    if wheel == "not installed":
+        return f"none: {SPCONV}"
     if wheel not in WHEELS:
         return "none: pip uninstall any spconv and cumm, then pip install spconv"
     reason = cpu.can_run(torch.zeros(1, 1))
@@ -51,7 +56,7 @@ def cuda_convolution(wheel: str) -> str:
     """Return what runs on CUDA, spconv's own kernels, or how to get them."""
     if wheel == "CUDA":
         return "spconv's own kernels"
-    return "none: pip uninstall spconv cumm, then pip install spconv-cu126"
+    return f"none: {CUDA_WHEEL}"
 
 
 def _version(package: str) -> str:

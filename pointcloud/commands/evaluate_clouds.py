@@ -60,7 +60,7 @@ def _evaluate(
         from pointcloud.shapes import ShapeClouds
 
         set_threads(threads)
-        place = find_device(device)
+        place = find_device(device, on_spconv=True)
         network, samples = load_model(model, task).to(place), ShapeClouds(task, "evaluation", clouds, first)
         check_classes(network, samples.classes, model)
         if spikes:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pointcloud.commands.options import Device, Spikes, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import (
+    Device,
+    Spikes,
+    Threads,
+    check_finite,
+    find_device,
+    one_line_errors,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from pointcloud.detection.detector import Detector
@@ -24,16 +32,20 @@ def evaluate_detect(
 ) -> None:
     """Print the average precision of each class; write it as JSON with the precision-recall curves as PNG."""
     with one_line_errors():
+        check_finite(iou=iou)
+        from pointcloud.detection.detector_config import check_classes
         from pointcloud.detection.evaluation import evaluate, write_results
         from pointcloud.detection.shipped import load_detector
         from pointcloud.scenes import DrivingScenes
 
         set_threads(threads)
-        place = find_device(device)
-        detector = load_detector(model).to(place)
+        find_device(device)  # a wrong name is said before a model is loaded
+        detector, data = load_detector(model), DrivingScenes("evaluation", scenes)
+        detector = detector.to(find_device(device, detector.config.on_spconv))
+        check_classes(detector.config.head.classes, data.classes, model)
         if spikes:
             _spike(detector, model)
-        results = evaluate(detector, DrivingScenes("evaluation", scenes), iou)
+        results = evaluate(detector, data, iou)
         for name, result in results.items():
             typer.echo(f"{name}: average precision {result.curve.average_precision:.3f} of {result.truths} boxes")
         for file in write_results(results, output, model=model, scenes=scenes, iou=iou, spikes=spikes):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import Device, Threads, check_seed, find_device, one_line_errors, set_threads
 
 
 def evaluate_events(
@@ -21,6 +21,7 @@ def evaluate_events(
 ) -> None:
     """Print the accuracy of each class; write it as JSON with the confusion of classes as PNG."""
     with one_line_errors():
+        check_seed(seed)
         from pointcloud.nn import unroll
         from pointcloud.spikepoint.evaluation import evaluate, write_results
         from pointcloud.spikepoint.shipped import load_events_network

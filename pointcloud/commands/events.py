@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pointcloud.commands.options import one_line_errors
+from pointcloud.commands.options import check_seed, one_line_errors
 
 
 def events(
@@ -19,6 +19,7 @@ def events(
 ) -> None:
     """Say what is in recordings, draw each as PNG and GIF, going on where it stopped; or simulate one of a video."""
     with one_line_errors():
+        check_seed(seed)
         from pointcloud.events.inspect import inspect_files
 
         if simulate is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import Device, Layout, Threads, find_device, one_line_errors, set_threads
 
 Files = Annotated[list[Path], typer.Argument(help="files of points, or folders of them")]
 Model = Annotated[str, typer.Option(help="name of a model that comes with the package, or a .safetensors file")]
@@ -20,11 +20,12 @@ def classify(
     model: Model = "shapes-tiny",
     output: Output = Path("classes"),
     pictures: Pictures = True,
+    layout: Layout = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Say which shape each cloud has: JSON with all scores, a coloured PLY and a picture; goes on where it stopped."""
-    _predict("shapes", files, model, output, pictures, device, threads)
+    _predict("shapes", files, model, output, pictures, layout, device, threads)
 
 
 def segment(
@@ -32,11 +33,12 @@ def segment(
     model: Model = "segments-tiny",
     output: Output = Path("segments"),
     pictures: Pictures = True,
+    layout: Layout = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Say which part each point is of: JSON, a PLY with labels and colours, a picture; goes on where it stopped."""
-    _predict("segments", files, model, output, pictures, device, threads)
+    _predict("segments", files, model, output, pictures, layout, device, threads)
 
 
 def _predict(
@@ -45,6 +47,7 @@ def _predict(
     model: str,
     output: Path,
     pictures: bool,
+    layout: str | None,
     device: str,
     threads: int | None,
 ) -> None:
@@ -53,8 +56,8 @@ def _predict(
         from pointcloud.classification.shipped import load_model
 
         set_threads(threads)
-        place = find_device(device)
-        summary = predict_files(files, load_model(model, task).to(place), output, name=model, pictures=pictures)
+        network = load_model(model, task).to(find_device(device, on_spconv=True))
+        summary = predict_files(files, network, output, name=model, pictures=pictures, layout=layout)
     typer.echo(summary)
     typer.echo(f"wrote {output}")
     if summary.failed:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import Device, Threads, check_finite, find_device, one_line_errors, set_threads
 
 Output = Annotated[Path, typer.Option(help="folder of checkpoint and weights; a run goes on where one stopped")]
 Steps = Annotated[int, typer.Option(min=1, help="steps in all")]
@@ -61,11 +61,12 @@ def _train(
     threads: int | None,
 ) -> None:
     with one_line_errors():
+        check_finite(learning_rate=learning_rate)
         from pointcloud.classification.config import SEGMENTS_TINY, SHAPES_TINY
         from pointcloud.classification.training import train
 
         set_threads(threads)
-        place = find_device(device)
+        place = find_device(device, on_spconv=True)
         config = SHAPES_TINY if task == "shapes" else SEGMENTS_TINY
         config = config.without_spikes() if relu else config
         train(output, config, steps, batch, learning_rate, seed=seed, workers=workers, device=place, report=_say)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import Device, Threads, check_finite, find_device, one_line_errors, set_threads
 
 
 def train_detect(
@@ -23,11 +23,13 @@ def train_detect(
 ) -> None:
     """Train a detector; its weights are written every 100 steps."""
     with one_line_errors():
+        check_finite(learning_rate=learning_rate)
         from pointcloud.detection.detector_config import config_of
         from pointcloud.detection.training import train
 
         set_threads(threads)
-        config, place = config_of(model), find_device(device)
+        config = config_of(model)
+        place = find_device(device, config.on_spconv)
         rest = {"bfloat16": bfloat16, "workers": workers, "device": place}
         train(output, steps, batch, learning_rate, config, report=_say, **rest)
         typer.echo(f"wrote {output / 'detector.safetensors'}")

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pointcloud.commands.options import Device, Threads, find_device, one_line_errors, set_threads
+from pointcloud.commands.options import (
+    Device,
+    Threads,
+    check_finite,
+    check_seed,
+    find_device,
+    one_line_errors,
+    set_threads,
+)
 
 
 def train_events(
@@ -26,6 +34,8 @@ def train_events(
 ) -> None:
     """Train SpikePoint on eight motions; its weights are written every 200 steps."""
     with one_line_errors():
+        check_finite(learning_rate=learning_rate)
+        check_seed(seed)
         from pointcloud.spikepoint.config import large, small, tiny
         from pointcloud.spikepoint.patterns import CLASSES
         from pointcloud.spikepoint.training import train

@@ -39,7 +39,8 @@ def to_boxes(
 ) -> Float[Tensor, "boxes 7"]:
     """Return the boxes that `to_values` was given; sizes are kept below 150 m, so that none overflows.
 
-    Of ten values the last two say along which line an object stands, and the two before only which end is its front.
+    Headings lie in [-pi, pi). Of ten values the last two say along which line an object stands, and the two before only
+    which end is its front.
     """
     lower, size = values.new_tensor(grid.lower[:2]), values.new_tensor(grid.size[:2])
     centre = (cells.flip(1) + values[:, :2]) * size + lower
@@ -48,4 +49,5 @@ def to_boxes(
     if values.shape[1] > 8:
         line = torch.atan2(values[:, 9:], values[:, 8:9]) / 2
         heading = torch.where(cos * line.cos() + sin * line.sin() < 0, line + pi, line)
+    heading = torch.where(heading >= pi, heading - 2 * pi, heading)
     return torch.cat([centre, values[:, 2:3], values[:, 3:6].clamp(-5, 5).exp(), heading], 1)

@@ -69,7 +69,7 @@ def detect_files(
 def _detect(scan: Scan, detector: Detector, inputs: Inputs, asked: dict[str, Any], pictures: bool) -> dict[str, Any]:
     """Write everything about one file; return its record."""
     classes, times = detector.config.head.classes, [time.perf_counter()]
-    cloud = read_points(scan.source)
+    cloud = read_points(scan.source, inputs.layout)
     times.append(time.perf_counter())
     prepared, notes = inputs.prepare(cloud, detector.config.attributes)
     notes |= outside_note(prepared.xyz, detector.config.grid)
@@ -83,7 +83,8 @@ def _detect(scan: Scan, detector: Detector, inputs: Inputs, asked: dict[str, Any
     times.append(time.perf_counter())
     seconds = {stage: round(end - start, 6) for stage, start, end in zip(STAGES, times, times[1:], strict=False)}
     record = {"points": len(cloud), "origin": cloud.origin, "seconds": seconds, "notes": notes}
-    record = asked | record | {"detections": _rows(found, classes)}
+    guessed = inputs.guess(cloud, detector.config.attributes)
+    record = asked | record | {"full_intensity": guessed, "detections": _rows(found, classes)}
     write_json(scan.output(".json"), record)
     return record
 

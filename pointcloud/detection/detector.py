@@ -58,9 +58,13 @@ class Detector(nn.Module):
         """Return what is in a cloud, by falling score, none below `threshold` (the configuration's by default).
 
         Works in evaluation mode and on the device of the weights. ValueError if the cloud lacks an attribute that the
-        network takes, or no point lies in its grid.
+        network takes or has one that is not finite, or no point lies in its grid.
         """
         points = cloud.values(self.config.attributes).to(next(self.parameters()).device)
+        for name, column in zip(self.config.attributes, points[:, 3:].T, strict=False):
+            bad = int((~column.isfinite()).sum())
+            if bad:  # it would spread over the whole map, in which nothing is found then
+                raise ValueError(f"{name} is NaN or infinite in {bad} of {len(points)} points; remove these points")
         training = self.training
         try:
             outputs = self.eval()(points, torch.zeros(len(points), dtype=torch.int64, device=points.device), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -35,6 +36,11 @@ class DetectorConfig:
     def grid(self) -> VoxelGrid:
         """The grid whose cells, seen from above, are those that the head looks at."""
         return map_grid(self.backbone)
+
+    @property
+    def on_spconv(self) -> bool:
+        """Whether the backbone needs spconv, as the spiking one does."""
+        return isinstance(self.backbone, SpikingConfig)
 
     def to_json(self) -> str:
         """Return all of it as one line of JSON, the backbone under its own name."""
@@ -89,3 +95,9 @@ def config_of(model: str) -> DetectorConfig:
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}; accepted: {', '.join(MODELS)}")
     return MODELS[model]
+
+
+def check_classes(known: Sequence[str], shown: Sequence[str], name: str) -> None:
+    """Raise ValueError if a detector's classes, or their order, are not those of data to learn or be measured on."""
+    if tuple(known) != tuple(shown):
+        raise ValueError(f"{name} has the classes {', '.join(known)}; the data have {', '.join(shown)}, in this order")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pointcloud.boxes import Detections
+from pointcloud.files import check_layout
 from pointcloud.points import PointCloud
 from pointcloud.voxels import VoxelGrid
 
@@ -24,22 +26,36 @@ FARTHEST_GROUND = 0.75  # metres; at one metre the average precision of dsvt-tin
 
 @dataclass(frozen=True)
 class Inputs:
-    """How the points of files are to be understood; ValueError on an intensity that none can have.
+    """How the points of files are to be understood; ValueError on numbers that none can have, and unknown layouts.
 
     `intensity` goes to all points of a cloud that has none; None takes `USUAL_INTENSITY` and says so. What a file calls
     `full_intensity` becomes 1; None finds it among `FULL_INTENSITIES`, and says so unless it is 1. `ground` is the
-    height of the ground below the sensor, in metres: 0 in training, -1.73 in KITTI.
+    height of the ground below the sensor, in metres: 0 in training, -1.73 in KITTI. `layout` is that of `.bin` files,
+    as `read_points` takes it.
     """
 
     intensity: float | None = None
     full_intensity: float | None = None
     ground: float = 0.0
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if self.intensity is not None and not 0 <= self.intensity <= 1:
             raise ValueError(f"intensity must be in [0, 1], got {self.intensity}")
-        if self.full_intensity is not None and not self.full_intensity > 0:
-            raise ValueError(f"full_intensity must be above 0, got {self.full_intensity}")
+        if self.full_intensity is not None and not 0 < self.full_intensity < math.inf:
+            raise ValueError(f"full_intensity must be above 0, got {self.full_intensity}; give a finite number as 255")
+        if not math.isfinite(self.ground):
+            raise ValueError(f"ground must be a height in metres, got {self.ground}; give a finite number as -1.73")
+        check_layout(self.layout)
+
+    def guess(self, cloud: PointCloud, attributes: Sequence[str]) -> int | None:
+        """Return what a cloud for a detector that takes `attributes` seems to call full intensity.
+
+        None where nothing is to be guessed.
+        """
+        if self.full_intensity is not None or "intensity" not in attributes or "intensity" not in cloud.attributes:
+            return None
+        return full_intensity(cloud.attributes["intensity"].float())
 
     def prepare(self, cloud: PointCloud, attributes: Sequence[str]) -> tuple[PointCloud, dict[str, str]]:
         """Return the cloud for a detector that takes `attributes`, and by kind what was guessed or looks wrong."""
@@ -50,9 +66,8 @@ class Inputs:
             if self.intensity is None:
                 notes["intensity"] = f"it has no intensity: {constant} is taken for all points; --intensity sets it"
         elif "intensity" in attributes:
-            values = known["intensity"].float()
-            full = self.full_intensity or full_intensity(values)
-            known["intensity"] = values / full
+            full = self.full_intensity or self.guess(cloud, attributes) or 1
+            known["intensity"] = known["intensity"].float() / full
             if self.full_intensity is None and full != 1:
                 notes["full intensity"] = f"its intensities go up to {full}: divided by it; --full-intensity sets it"
         xyz = cloud.xyz - cloud.xyz.new_tensor([0, 0, self.ground])

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pointcloud.descent import descend, whole_step
 from pointcloud.detection.augmentation import augment
 from pointcloud.detection.detector import Detector
-from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig
+from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig, check_classes
+from pointcloud.import_open3d import import_open3d
 from pointcloud.scenes import DrivingScenes, Lidar, Scene
 from pointcloud.weights import read_checkpoint, write_checkpoint
 
@@ -58,22 +60,14 @@ class Trainer:
         self.device, self.bfloat16, self.done = device, bfloat16, 0
 
     def step(self, batch: Batch, learning_rate: float, most_gradient: float = 10.0) -> dict[str, float]:
-        """Make one step and return its losses; ValueError, before weights change, if they are not finite."""
+        """Make one step and return its losses; ValueError, and no change, if they or their gradient are not finite."""
         boxes, labels = ([part.to(self.device) for part in parts] for parts in (batch.boxes, batch.labels))
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bfloat16):
-            outputs = self.detector(batch.points.to(self.device), batch.batch.to(self.device), len(boxes))
-        losses = self.detector.losses(outputs, boxes, labels)
-        total = torch.stack(list(losses.values())).sum()
-        if not total.isfinite():
-            raise ValueError(
-                f"the loss is {total.item()} at step {self.done + 1}; start again at a lower learning rate"
-            )
-        self.optimizer.zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_(self.detector.parameters(), most_gradient)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        with whole_step(self.detector):
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bfloat16):
+                outputs = self.detector(batch.points.to(self.device), batch.batch.to(self.device), len(boxes))
+            losses = self.detector.losses(outputs, boxes, labels)
+            total = torch.stack(list(losses.values())).sum()
+            descend(total, self.detector, self.optimizer, learning_rate, most_gradient, self.done + 1)
         self.done += 1
         return {"loss": total.item(), **{name: loss.item() for name, loss in losses.items()}}
 
@@ -113,12 +107,13 @@ def train(
 
     Every scene is new: a worker makes one in some 30 ms, a small part of a step, so that none is kept.
     AdamW, one cycle and clipping as published for DSVT; the losses are reported as means over `every` steps.
+    ValueError on a configuration of other classes.
     """
     torch.manual_seed(0)
     trainer = Trainer(config, device, bfloat16)
     trainer.resume(output)
     torch.manual_seed(trainer.done + 1)  # scenes that are made after a stop are changed in other ways
-    scenes = DrivingScenes("training", max(steps - trainer.done, 0) * batch, trainer.done * batch, lidar)
+    scenes = _scenes(config, max(steps - trainer.done, 0) * batch, trainer.done * batch, lidar)
     batches: Iterable[Batch] = DataLoader(
         scenes, batch, num_workers=workers, collate_fn=partial(collate, attributes=config.attributes)
     )
@@ -134,3 +129,11 @@ def train(
             trainer.save(output)
     trainer.save(output)  # also where nothing was left to do
     return trainer.detector.eval()
+
+
+def _scenes(config: DetectorConfig, count: int, first: int, lidar: Lidar | None) -> DrivingScenes:
+    """Return `count` scenes from number `first` on; ValueError if they have other classes than the configuration."""
+    check_classes(config.head.classes, DrivingScenes.classes, "the configuration")
+    if count:
+        import_open3d()  # a worker that cannot says so in a dozen lines
+    return DrivingScenes("training", count, first, lidar)

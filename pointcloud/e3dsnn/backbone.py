@@ -80,7 +80,8 @@ def flatten(x: SparseConvTensor) -> tuple[Float[Tensor, "cells c"], Int[Tensor, 
     layers, rows, columns = x.spatial_shape
     batch, z, row, column = x.indices.long().unbind(1)
     keys, cell = ((batch * rows + row) * columns + column).unique(return_inverse=True)
-    wide = x.features.new_zeros(len(keys) * layers, x.features.shape[1])
+    channels = x.features.shape[1]
+    wide = x.features.new_zeros(len(keys) * layers, channels)
     wide = wide.index_copy(0, cell * layers + z, x.features)
     where = keys // (rows * columns), torch.zeros_like(keys), keys // columns % rows, keys % columns
-    return wide.view(len(keys), -1), torch.stack(where, 1).int()
+    return wide.view(len(keys), layers * channels), torch.stack(where, 1).int()

@@ -36,11 +36,14 @@ def read_las(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     def column(name: str) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(np.asarray(getattr(part, name)) for part in parts)])
 
-    attributes = {"intensity": column("intensity"), "label": column("classification").astype(np.int64)}
+    attributes = {
+        "intensity": column("intensity").astype(np.float32),
+        "label": column("classification").astype(np.int64),
+    }
     if "red" in kinds:
         colors = np.stack([column(name) for name in ("red", "green", "blue")], 1)
         # The standard says 16 bits; many programs write 8.
-        attributes["color"] = colors / (65535 if colors.max(initial=0) > 255 else 255)
+        attributes["color"] = (colors / (65535 if colors.max(initial=0) > 255 else 255)).astype(np.float32)
     return np.stack([column(name) for name in "xyz"], 1), attributes
 
 

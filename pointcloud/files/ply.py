@@ -18,8 +18,9 @@ OWN = {name: attribute for attribute, names in NAMES.items() for name in names}
 def write_ply(path: Path, cloud: PointCloud) -> None:
     """Write a binary PLY: colours as bytes, whole numbers as int32 (float64 if they are too large for it).
 
-    Coordinates are float64 if there is an origin. An attribute of several columns gets a property for each. ValueError
-    if two properties would have the same name, or an attribute one of those, is complex or has no columns.
+    Of other attributes float64 stays and all else becomes float32. Coordinates are float64 if there is an origin. An
+    attribute of several columns gets a property for each. ValueError if two properties would have the same name, or an
+    attribute one of those, is complex or has no columns.
     """
     xyz = cloud.xyz.cpu().numpy()
     columns = dict(zip("xyz", (xyz + np.asarray(cloud.origin) if any(cloud.origin) else xyz).T, strict=True))
@@ -55,12 +56,14 @@ def _columns(name: str, stored: np.ndarray) -> dict[str, np.ndarray]:
 def _stored(name: str, values: Tensor) -> np.ndarray:
     """Return an attribute's columns in one of `TYPES`."""
     values = values.cpu().flatten(1).T if values.ndim > 1 else values.cpu()[None]
-    if values.dtype == torch.bool:
-        values = values.to(torch.uint8)
     if name == "color" and len(values) == 3:
         if values.dtype == torch.uint8:  # bytes already
             return values.numpy()
         return (values.float().clamp(0, 1) * 255).round().numpy().astype("u1")
+    if values.dtype == torch.bool:
+        values = values.to(torch.uint8)
+    if values.dtype == torch.float64:  # a time in seconds, which float32 would round to minutes
+        return values.numpy().astype("<f8")
     if values.is_floating_point():
         return values.float().numpy().astype("<f4")
     small = torch.iinfo(torch.int32)

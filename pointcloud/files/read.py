@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pointcloud.files.binary import read_scan
+from pointcloud.files.binary import check_layout, read_scan
 from pointcloud.files.las import read_las
 from pointcloud.files.open3d_formats import read_open3d
 from pointcloud.files.tables import read_npy, read_xyz
@@ -33,11 +33,13 @@ INFINITE = 1e38
 def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
     """Return the points of a file whose name ends with one of `SUFFIXES`.
 
-    Floats become float32, whole numbers int64. An axis on which most points are more than 8192 m away (map coordinates)
-    is counted from an `origin` at the least whole metre of these. `layout` ("kitti" or "nuscenes") overrides what the
-    name says. FileNotFoundError without the file; ValueError if it has another name, is cut short or empty, or has
-    numbers that are NaN or infinite.
+    Coordinates become float32, whole numbers int64; other attributes stay float64 or become float32. An axis on which
+    most points are more than 8192 m away (map coordinates) is counted from an `origin` at the least whole metre of
+    these. `layout` ("kitti", "nuscenes" or "waymo") says what the rows of a `.bin` hold, whatever its name tells, and
+    of a file that ends with none of `SUFFIXES`. FileNotFoundError without the file; ValueError if it has another name,
+    is cut short or empty, or has numbers that are NaN or infinite.
     """
+    check_layout(layout)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -50,7 +52,8 @@ def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
             raise ValueError(f"{path} has NaN or infinity in {name} of {bad.sum()} of {len(xyz)} points; remove them")
     tensors = {name: _tensor(column) for name, column in attributes.items()}
     x, y, z = (_origin(column) for column in xyz.T)
-    return PointCloud(_tensor(xyz - np.array([x, y, z])), tensors, (x, y, z))
+    near = torch.from_numpy((xyz - np.array([x, y, z])).astype(np.float32))
+    return PointCloud(near, tensors, (x, y, z))
 
 
 def _origin(column: Float[np.ndarray, " points"]) -> float:
@@ -63,12 +66,14 @@ def _origin(column: Float[np.ndarray, " points"]) -> float:
 
 def _read(path: Path, layout: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     suffix = path.suffix.lower()
-    if layout is not None or suffix == ".bin":
-        return read_scan(path, layout or ("nuscenes" if path.name.lower().endswith(".pcd.bin") else "kitti"))
+    if suffix == ".bin" or (layout is not None and suffix not in READERS):
+        return read_scan(path, layout)
     if suffix not in READERS:
         raise ValueError(f"{path} ends with {suffix or 'no suffix'}; accepted: {', '.join(SUFFIXES)}")
     return READERS[suffix](path)
 
 
 def _tensor(column: np.ndarray) -> Tensor:
-    return torch.from_numpy(column.astype(np.float32 if column.dtype.kind == "f" else np.int64))
+    if column.dtype.kind != "f":
+        return torch.from_numpy(column.astype(np.int64))
+    return torch.from_numpy(column.astype(np.float64 if column.dtype.itemsize > 4 else np.float32))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import warnings
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,12 +30,18 @@ def read_npy(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def write_npy(path: Path, cloud: PointCloud) -> None:
-    """Write x y z and as many of `COLUMNS`, from the first, as there are: float64 with an origin, else float32."""
+    """Write x y z and as many of `COLUMNS`, from the first, as there are.
+
+    As float64 where there is an origin or a float64 attribute among them, else as float32.
+    """
     names = tuple(takewhile(cloud.attributes.__contains__, COLUMNS))
     table = single_columns(cloud, names).cpu().numpy()
-    if any(cloud.origin):
+    wide = [name for name in names if cloud.attributes[name].dtype == torch.float64]
+    if any(cloud.origin) or wide:
         table = table.astype(np.float64)
         table[:, :3] += cloud.origin
+    for name in wide:
+        table[:, 3 + names.index(name)] = cloud.attributes[name].cpu().flatten().numpy()
     whole = io.BytesIO()
     np.save(whole, table)
     path.write_bytes(whole.getbuffer())
@@ -57,10 +63,11 @@ def read_xyz(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
     Columns beyond four have no agreed meaning and are left out. Lines may be empty or begin with #.
     """
+    with path.open(encoding="latin-1") as file:
+        if not any(line.partition("#")[0].strip() for line in file):
+            return np.zeros((0, 3)), {}  # of which NumPy would warn
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an empty file gets our own error
-            table = np.loadtxt(path, ndmin=2)
+        table = np.loadtxt(path, ndmin=2)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as rows of numbers x y z: {error}") from error
     if table.size and table.shape[1] < 3:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
-from spconv.pytorch.conv import SparseConvolution
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,8 +24,10 @@ def pairs_and_channels(layer: nn.Module, given: Any, out: Any) -> tuple[int, int
         return given.numel() // layer.in_features, layer.in_features * layer.out_features
     if isinstance(layer, CONVOLUTIONS):
         return _dense_pairs(layer, given), layer.in_channels * layer.out_channels // layer.groups
-    if isinstance(layer, SparseConvolution):
-        return _sparse_pairs(layer, given, out), layer.in_channels * layer.out_channels // layer.groups
+    spconv = sys.modules.get("spconv.pytorch.conv")  # without it no layer is one of spconv's
+    if spconv is not None and isinstance(layer, spconv.SparseConvolution):
+        sparse: Any = layer
+        return _sparse_pairs(sparse, given, out), sparse.in_channels * sparse.out_channels // sparse.groups
     return None
 
 
@@ -47,7 +49,7 @@ def _dense_pairs(layer: Any, given: Tensor) -> int:
     return samples * round(made.sum().item())
 
 
-def _sparse_pairs(layer: SparseConvolution, given: Any, out: Any) -> int:
+def _sparse_pairs(layer: Any, given: Any, out: Any) -> int:
     """Return the pairs of the kernel map, made anew from coordinates, as layers on CUDA keep it in another form."""
     if math.prod(layer.kernel_size) == 1 and math.prod(layer.stride) == 1 and not layer.inverse:
         return len(given.indices)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from spconv.pytorch.core import SparseConvTensor
 from torch import Tensor, nn
 
-from pointcloud.nn.convolution import takes_steps, with_steps
 from pointcloud.nn.neurons import MOST_BUNDLED, IntegerLIF, Rectified
+
+if TYPE_CHECKING:  # networks of neurons and linear maps need no spconv
+    from spconv.pytorch.core import SparseConvTensor
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -40,8 +41,11 @@ class SpikingLayer(nn.Module):
         if not self.unrolled or isinstance(self.neuron, Rectified):
             counts, after = self.neuron(features, membrane, self.stateful)
             return self.layer(_with_features(current, counts)), after if self.stateful else None
-        if isinstance(current, SparseConvTensor) and takes_steps(self.layer, features):
-            return self._send_together(current, membrane)
+        if not isinstance(current, Tensor):
+            from pointcloud.nn.convolution import takes_steps
+
+            if takes_steps(self.layer, features):
+                return self._send_together(current, membrane)
         steps, after = self.neuron.spikes(features, membrane)
         out = self.layer(_with_features(current, steps[0]))
         total, without_bias = _features(out), _zero_biases(self.layer)
@@ -53,6 +57,8 @@ class SpikingLayer(nn.Module):
 
     def _send_together(self, current: SparseConvTensor, membrane: Tensor | None) -> tuple[Any, Tensor | None]:
         """Return the same from a layer that takes all spikes of a step at once."""
+        from pointcloud.nn.convolution import with_steps
+
         features, neuron = current.features, self.neuron
         assert isinstance(neuron, IntegerLIF)
         if features.requires_grad and torch.is_grad_enabled():
@@ -109,7 +115,7 @@ def _zero_biases(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_same_rows(out: Any, more: Any) -> None:
-    if isinstance(out, SparseConvTensor) and not torch.equal(out.indices, more.indices):
+    if not isinstance(out, Tensor) and not torch.equal(out.indices, more.indices):
         raise RuntimeError("the layer orders its rows anew in every call: put pointcloud.nn's layers there")
 
 

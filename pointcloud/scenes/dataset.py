@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch.utils.data import Dataset
 
+from pointcloud.scenes.layout import CLASSES
 from pointcloud.scenes.lidar import Lidar
 from pointcloud.scenes.scene import Scene, make_scene
 
@@ -16,8 +17,11 @@ EVALUATION_START = 1_000_000  # training has the seeds below
 class DrivingScenes(Dataset[Scene]):
     """`count` scenes from number `first` on, made when they are asked for. Nothing is kept.
 
-    Training and evaluation never share a seed. ValueError if a range leaves its split.
+    `classes` are the names of the labels. Training and evaluation never share a seed. ValueError if a range leaves its
+    split.
     """
+
+    classes = CLASSES
 
     def __init__(
         self, split: Literal["training", "evaluation"], count: int, first: int = 0, lidar: Lidar | None = None

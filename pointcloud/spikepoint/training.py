@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from pointcloud.descent import descend, whole_step
 from pointcloud.spikepoint.config import SpikePointConfig
 from pointcloud.spikepoint.dataset import LabelledCloud, MovingPatterns
 from pointcloud.spikepoint.network import SpikePoint
@@ -49,19 +50,13 @@ class Trainer:
         self.seed, self.device, self.done = seed, device, 0
 
     def step(self, batch: Batch, learning_rate: float) -> dict[str, float]:
-        """Make one step, return loss and accuracy; ValueError, before weights change, if the loss is not finite."""
+        """Make one step, return loss and accuracy; ValueError, and no change, if loss or gradient are not finite."""
         clouds, labels = (part.to(self.device) for part in batch)
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.done)
-        votes = self.network(clouds, generator)
-        loss = voting_loss(votes, labels)
-        if not loss.isfinite():
-            raise ValueError(f"the loss is {loss.item()} at step {self.done + 1}; start again at a lower learning rate")
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        with whole_step(self.network):
+            votes = self.network(clouds, generator)
+            loss = voting_loss(votes, labels)
+            descend(loss, self.network, self.optimizer, learning_rate, 1.0, self.done + 1)
         self.done += 1
         return {"loss": loss.item(), "accuracy": (votes.mean(0).argmax(1) == labels).double().mean().item()}
 

@@ -8,12 +8,13 @@ import imageio.v3 as imageio
 import pytest
 from typer.testing import CliRunner
 
+from accel.caching.table import BlockTable, Table
 from accel.errors import InputError
 from accel.methods.preset import Preset
 from accel.methods.svg_ear import SVGEAR
 from accel.workbench.generation import Generation
 from accel.workbench.loading import load_pipeline
-from accel.workbench.their_caches import from_text
+from accel.workbench.their_caches import digest_of, from_text
 from demos.shapes_wan import evaluate
 from demos.shapes_wan.results import Results
 from demos.shapes_wan.scenes import COLORS, SIZES, held_out_scenes
@@ -36,6 +37,10 @@ def test_a_second_run_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert made == [scene.caption for scene in scenes[:3] for _ in ("dense", "sparse")]
     content = json.loads((tmp_path / "results.json").read_text())
     assert list(content["prompts"]) == [scene.caption for scene in scenes[:3]]
+    assert content["settings"]["dtype"] == str(loaded.dtype).removeprefix("torch.")
+    assert content["settings"]["cache_digest"] is None, "it has read no file"
+    table = evaluate.Chosen(None, Table(BlockTable("", ("cc", "rr"))))
+    assert evaluate._settings(loaded, table, 0, 2)["cache_digest"] == digest_of(table.cache)
     assert content["summary"]["sparse"]["psnr_db"] > 10 and content["settings"]["cache"].startswith("Prune(")
     assert content["prompts"][scenes[0].caption]["sparse"]["blocks_computed"] == 1
     assert len(content["prompts"][scenes[0].caption]["sparse"]["verdicts"]) == len(scenes[0].actors)
@@ -44,6 +49,18 @@ def test_a_second_run_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(InputError, match="another seed; give another --output"):
         evaluate.run(loaded, chosen, scenes[:3], 1, 2, tmp_path)
+
+
+def test_what_old_results_do_not_say_is_taken_to_fit(tmp_path: Path) -> None:
+    file, settings = tmp_path / "results.json", {"seed": 0, "dtype": "float32", "cache_digest": "abc"}
+    Results(file, settings).save()
+    Results(file, settings).resume()
+    with pytest.raises(InputError, match="has another dtype, cache_digest; give another --output or delete it"):
+        Results(file, settings | {"dtype": "bfloat16", "cache_digest": "abd"}).resume()
+    Results(file, {"seed": 0}).save()
+    Results(file, settings).resume()
+    with pytest.raises(InputError, match="has another cache; give"):
+        Results(file, settings | {"cache": "EasyCache()"}).resume()
 
 
 def test_targets_are_met_or_missed(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def test_a_training_is_not_written_over(tmp_path: Path) -> None:
         train_routers.main(tmp_path)
 
 
+def test_routers_are_not_written_over(tmp_path: Path) -> None:
+    """As those are that ship, which lie there without a checkpoint."""
+    (tmp_path / "routers.safetensors").touch()
+    with pytest.raises(typer.BadParameter, match="holds routers already, which would be replaced; move routers.safe"):
+        train_routers.main(tmp_path)
+
+
 def test_nothing_is_written_without_a_step(tmp_path: Path) -> None:
     trainer: Any = SimpleNamespace(done=5, transformer=SimpleNamespace(rope=None), teacher=None)
     unused: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import typer
 from diffusers import AutoencoderKLWan
 
 from accel.workbench.loading import embedded_folder, fast_bfloat16
-from demos.shapes_wan import assemble, latents, train, train_vae
+from demos.shapes_wan import assemble, latents, shipped, train, train_vae
 from demos.shapes_wan.checkpoint import load_checkpoint, save_checkpoint
 from demos.shapes_wan.forms import form_weights
 from demos.shapes_wan.model import build_tokenizer, save_pipeline
@@ -165,6 +166,18 @@ def test_a_new_model_keeps_tables_and_routers(tmp_path: Path, capsys: pytest.Cap
     assert not (folder / "transformer/old.json").exists() and (folder / "model_index.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert "tables stays: it was made for the weights before" in capsys.readouterr().out
+
+
+def test_a_model_that_was_set_aside_is_put_back_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a run was killed that was about to put a new one there."""
+    folder, old = tmp_path / "model", tmp_path / "model.old"
+    shutil.copytree(embedded_folder() / "vae", old / "vae")
+    monkeypatch.setattr(shipped, "EMBEDDED", folder)
+    with pytest.raises(FileNotFoundError, match="earlier training"):
+        assemble.main(tmp_path / "stage", output=folder)
+    assert (folder / "vae" / "config.json").is_file() and not old.exists()
 
 
 def test_a_few_frames_are_those_of_the_whole_video() -> None:

@@ -86,6 +86,7 @@ QWEN_IMAGE = Adapter(
     ("QwenImageTransformer2DModel",),
     r"transformer_blocks\.\d+\.attn",
     qwen,
+    one_mask=True,
     stays="rows of text and of pictures that are edited",
     blocks=stacks("transformer_blocks"),
     streams=TEXT_FIRST,
@@ -101,4 +102,11 @@ SD3 = Adapter(
     streams=TEXT_FIRST,
     latents=denoised(),
 )
-Z_IMAGE = Adapter(("ZImageTransformer2DModel",), r"layers\.\d+\.attention", z_image, timestep="t", stays="rows of text")
+Z_IMAGE = Adapter(
+    ("ZImageTransformer2DModel",),
+    r"layers\.\d+\.attention",
+    z_image,
+    one_mask=True,
+    timestep="t",
+    stays="rows of text",
+)

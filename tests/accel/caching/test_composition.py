@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +21,22 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
-from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
+from diffusers.hooks import (
+    HookRegistry,
+    ModelHook,
+    apply_first_block_cache,
+    apply_group_offloading,
+    apply_mag_cache,
+    apply_pyramid_attention_broadcast,
+    apply_sea_cache,
+    apply_taylorseer_cache,
+)
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 import accel
 from accel.attach import adapter_for
+from accel.caching import alone
 from accel.caching.dual_block import DualBlock
 from accel.caching.easy import EasyCache
 from accel.caching.registry import POLICIES, from_text
@@ -28,6 +44,7 @@ from accel.caching.resting import Resting
 from accel.caching.table import BlockTable, Table
 from accel.models.denoising import Denoising
 from tests.accel.models.combinations import COMBINATIONS
+from tests.accel.offloading import spoil_what_is_offloaded
 from tests.accel.routing.made import wan_routers
 from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
 
@@ -100,6 +117,15 @@ THEIRS = {
 }
 
 
+APPLY: dict[str, Any] = {
+    "FirstBlockCache": apply_first_block_cache,
+    "MagCache": apply_mag_cache,
+    "TaylorSeerCache": apply_taylorseer_cache,
+    "PyramidAttentionBroadcast": apply_pyramid_attention_broadcast,
+    "SeaCache": apply_sea_cache,
+}
+
+
 @pytest.mark.parametrize("cache_first", [True, False])
 @pytest.mark.parametrize("name", THEIRS)
 def test_sparse_attention_works_under_a_cache_of_diffusers(name: str, cache_first: bool) -> None:
@@ -126,29 +152,55 @@ def test_sparse_attention_works_under_a_cache_of_diffusers(name: str, cache_firs
     assert torch.equal(generate(pipe), stock)
 
 
+@contextmanager
+def their_cache(name: str, pipe: Any, applied: bool) -> Iterator[None]:
+    """Put a cache of diffusers on a transformer by its method, or apply it by its function, for a `with` block."""
+    if applied:
+        APPLY[name](pipe.transformer, THEIRS[name](pipe))
+    else:
+        pipe.transformer.enable_cache(THEIRS[name](pipe))
+    yield
+    if not applied:
+        pipe.transformer.disable_cache()
+        return
+    for module in pipe.transformer.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in [] if registry is None else list(registry.hooks):
+            if "accel" not in hook:
+                registry.remove_hook(hook, recurse=False)
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["enabled", "applied"])
 @pytest.mark.parametrize("name", THEIRS)
-def test_two_caches_at_once_are_refused(name: str) -> None:
+def test_two_caches_at_once_are_refused(name: str, applied: bool) -> None:
     pipe = pipeline("wan-2.1")
     stock = generate(pipe)
-    pipe.transformer.enable_cache(THEIRS[name](pipe))
-    message = f"diffusers' {name} is enabled on this WanTransformer3DModel, and one cache at a time is accepted: call"
-    with pytest.raises(ValueError, match=message):
-        accel.enable(pipe, "svg-ear", cache="easy")
-    assert not any("accel" in hook for hook in pipe.transformer._diffusers_hook.hooks), "nothing was attached"
-    pipe.transformer.disable_cache()
+    said = "applied to this WanTransformer3DModel, as the hook" if applied else "enabled on this WanTransformer3DModel"
+    message = f"diffusers' {name} is {said}.*, and one cache at a time is accepted: "
+    with their_cache(name, pipe, applied):
+        with pytest.raises(ValueError, match=message):
+            accel.enable(pipe, "svg-ear", cache="easy")
+        assert not any("accel" in hook for hook in pipe.transformer._diffusers_hook.hooks), "nothing was attached"
     accel.enable(pipe, None, cache="easy")
-    pipe.transformer.enable_cache(THEIRS[name](pipe))
-    with pytest.raises(ValueError, match=message):
+    with their_cache(name, pipe, applied), pytest.raises(ValueError, match=message):
         generate(pipe)
-    pipe.transformer.disable_cache()
     accel.disable(pipe)
     assert torch.equal(generate(pipe), stock)
 
 
+def test_hooks_of_all_caches_of_diffusers_are_known() -> None:
+    """Those that it takes off itself; a new version may have others."""
+    names = set(re.findall(r"_[A-Z_]+_HOOK\b", inspect.getsource(CacheMixin.disable_cache)))
+    modules = [module for name, module in sys.modules.items() if name.startswith("diffusers.hooks.")]
+    hooks = {name: hook for module in modules for name, hook in vars(module).items() if name in names}
+    assert len(names) > 5 and hooks.keys() == names
+    assert all(hook.startswith(tuple(alone.THEIRS)) for hook in hooks.values())
+
+
 @pytest.mark.parametrize("offload_first", [True, False])
 @pytest.mark.parametrize("policy", [RESTS, DualBlock(warmup=1, threshold=1, first=1)])
-def test_group_offloading(policy: Any, offload_first: bool) -> None:
-    pipe = pipeline("wan-2.1")
+def test_group_offloading(policy: Any, offload_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, offloaded = pipeline("wan-2.1"), spoil_what_is_offloaded(monkeypatch)
     with accel.enabled(pipe, None, cache=policy):
         expected = generate(pipe)
 
@@ -161,7 +213,7 @@ def test_group_offloading(policy: Any, offload_first: bool) -> None:
     with accel.enabled(pipe, None, cache=policy) as handle:
         if not offload_first:
             offload()
-        assert torch.equal(generate(pipe), expected)
+        assert offloaded and torch.equal(generate(pipe), expected)
         assert "reused" in {record.kind for record in handle.blocks()}
     generate(pipe)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import accel
 from accel.attention.call import Geometry, Progress
+from accel.caching.forecast import History
 from accel.caching.hook import install_cache
 from accel.caching.policy import Policy
 from accel.caching.registry import POLICIES, by_name, from_text, name_of
@@ -193,9 +194,19 @@ def test_two_pipelines_on_two_threads_share_a_transformer(name: str) -> None:
 def test_half_precision(name: str) -> None:
     pipe = pipeline("wan-2.1")
     pipe.transformer.to(torch.bfloat16)
+    kept: list[Tensor] = []
+    made: list[Tensor] = []
+
+    def note(pipe: Any, step: int, timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        states = [memory.state for generation in handle._generations for memory in generation.memories.values()]
+        kept.extend(added for state in states if isinstance(state, History) for added in state.added)
+        return arguments
+
+    pipe.transformer.register_forward_hook(lambda module, inputs, output: made.append(output[0]))
     with accel.enabled(pipe, None, cache=eager(name, order=1)) as handle:
-        assert generate(pipe).isfinite().all()
+        assert generate(pipe, callback_on_step_end=note).isfinite().all()
         assert "reused" in {record.kind for record in handle.blocks()}
+    assert kept and {x.dtype for x in kept} == {x.dtype for x in made} == {torch.bfloat16}
 
 
 @every_policy

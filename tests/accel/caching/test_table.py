@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 from typer.testing import CliRunner
 
 import accel
@@ -181,6 +183,22 @@ def test_a_budget_is_refused_before_anything_is_measured(monkeypatch: pytest.Mon
     loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
     with pytest.raises(InputError, match="budget is 0.1, and the warm-up alone computes 0.25"):
         calibrate(loaded, ["a red circle moves left"], 0.1, {})
+
+
+def test_a_model_without_known_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LTX-2 and MiniMax-H3 are."""
+    loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+    monkeypatch.setattr(LoadedPipeline, "adapter", dataclasses.replace(loaded.adapter, blocks=None))
+    with pytest.raises(InputError, match="'tiny' is a WanTransformer3DModel, which has no block stack that accel know"):
+        calibrate(loaded, ["a red circle moves left"], 0.5, {})
+
+
+def test_a_scheduler_of_second_order_is_refused() -> None:
+    loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+    loaded.pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    with pytest.raises(InputError, match="steps is 4, and the scheduler makes 7 of them .is it of second order"):
+        calibrate(loaded, ["a red circle moves left"], 0.5, {})
+    assert not loaded.pipeline.transformer._diffusers_hook.hooks
 
 
 def test_the_command_writes_a_table(tmp_path: Path) -> None:

@@ -108,16 +108,17 @@ def make_loop(seed: int, batch: int = 1, steps: int = 14, branches: Sequence[str
     return Loop(list((moves * sizes).cumsum(0)), dict(zip(branches, texts, strict=True)))
 
 
-def play(toy: Toy, policy: Policy, loop: Loop, denoising: Denoising | None = None) -> Played:
-    """Run a loop under a policy, as a pipeline does."""
+def play(toy: Toy, policy: Policy, loop: Loop, denoising: Denoising | None = None, first: int = 0) -> Played:
+    """Run a loop under a policy, as a pipeline does, from its `first` step on."""
     denoising = denoising or Denoising()
     resting, played = Resting(policy, toy, TOY, denoising), Played()
     install_cache(toy, resting)
     schedule: Any = object()
     with torch.no_grad():
-        for step, latents in enumerate(loop.latents):
+        for step, latents in list(enumerate(loop.latents))[first:]:
             for branch, text in loop.text.items():
-                denoising.begin_call(Geometry(1, 1, TOKENS), Progress(step, loop.steps, branch), schedule, True)
+                progress = Progress(step, loop.steps, branch, first=first)
+                denoising.begin_call(Geometry(1, 1, TOKENS), progress, schedule, True)
                 (played.outputs[step, branch],) = toy(latents, text)
     for record in denoising.current.blocks:
         for block in record.blocks:

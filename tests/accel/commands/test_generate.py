@@ -116,6 +116,15 @@ def test_bad_input(model: Path, image_model: Path, tmp_path: Path) -> None:
         assert "cannot be read as a picture" in refused(run(image_model, output, "--image", str(file)), output)
 
 
+@pytest.mark.parametrize(
+    "command", [["bench"], ["calibrate", "a red circle"], ["draw", "svg-ear", "--prompt", "a red circle"]]
+)
+def test_commands_that_take_no_picture_say_so(image_model: Path, command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--model", str(image_model), "--device", "cpu", "--dtype", "float32"])
+    message = f"needs an image, which accel {command[0]} does not take; give a text-to-video model"
+    assert result.exit_code == 2 and f"error: WanImageToVideoPipeline {message}" in result.stderr
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_bad_loras(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, lora = tmp_path / "out", str(tmp_path / "lora.safetensors")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,34 @@ def test_key_frames_before_a_video_are_other_rows() -> None:
         assert read(loop.transformer, (), {"video_coords": coordinates[None]}) is None
 
 
+def test_a_grid_that_only_coordinates_tell() -> None:
+    """`LTX2DFRPipeline` tells no sizes; key frames and a reference of half the size stand behind the video."""
+    loop = Loop("ltx-2")
+    grid = TINY["ltx-2"].grid or (0, 0, 0)
+    for name in ("num_frames", "height", "width"):
+        loop.inputs.pop(name)
+    hidden, places = loop.inputs["hidden_states"], loop.transformer.rope.prepare_video_coords
+    video = places(1, *grid, hidden.device)
+    key = video[:, :, : grid[1] * grid[2]].clone()
+    key[:, 0] += 5 / 24
+    reference = places(1, grid[0], grid[1] // 2, grid[2] // 2, hidden.device)
+    reference[:, 1:] *= 2
+    for behind in ((), (key,), (reference,), (key, key, reference)):
+        coordinates = torch.cat([video, *behind], 2)
+        loop.inputs["video_coords"] = coordinates
+        loop.inputs["hidden_states"] = torch.cat([hidden] * 3, 1)[:, : coordinates.shape[2]]
+        stock = loop()
+        with accel.enabled(loop, "full", **FULL) as handle:
+            assert difference(loop(), stock) < 5e-6
+            assert handle.geometry is not None and handle.geometry.grid == grid
+            assert {record.kind for record in handle.stats()} == {"sparse"}
+    read = adapter_for(loop.transformer).geometry
+    single = places(1, 1, *grid[1:], hidden.device)
+    one = read(loop.transformer, (), {"video_coords": torch.cat([single, reference], 2)})
+    assert one is not None and one.grid == (1, *grid[1:])
+    assert read(loop.transformer, (), {"video_coords": video.flip(2)}) is None
+
+
 def test_rows_behind_the_video_of_ltx_2_are_other_rows() -> None:
     loop = Loop("ltx-2")
     geometry = adapter_for(loop.transformer).geometry(loop.transformer, (), loop.inputs)
@@ -71,13 +101,33 @@ def test_a_block_mask_of_the_models_own_runs_as_it_was() -> None:
         assert session.attend(0, q, q, q, stock=lambda q, k, v, given: q if given is mask else k + 1, mask=mask) is q
 
 
-def test_a_mask_that_layers_make_anew_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_prompts(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs of Z-Image of two samples, whose prompts have different lengths."""
+    text = inputs["cap_feats"][0]
+    return {"x": inputs["x"] * 2, "cap_feats": [text, text.repeat(4, 1)], "t": inputs["t"].repeat(2)}
+
+
+def whole_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what LTX-2 is given to say how strongly tokens look at each other: here all of them in full."""
+    tokens = inputs["hidden_states"].shape[1]
+    return {"video_self_attention_mask": torch.ones(1, tokens, tokens)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("hunyuan-video-1.5", dict), ("qwen-image", dict), ("z-image", two_prompts), ("ltx-2", whole_mask)],
+)
+def test_a_mask_that_layers_make_anew_is_read_once(
+    name: str, changed: Callable[[dict[str, Any]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[torch.Tensor] = []
     real = padding.valid_rows
     monkeypatch.setattr(session_module, "valid_rows", lambda mask, *rest: read.append(mask) or real(mask, *rest))
-    loop = Loop("hunyuan-video-1.5")
+    loop = Loop(name)
+    loop.inputs |= changed(loop.inputs)
+    stock = loop()
     with accel.enabled(loop, "full", **FULL) as handle:
-        loop()
+        assert difference(loop(), stock) < 5e-6
         assert len(handle.stats()) > STEPS == len(read)
 
 

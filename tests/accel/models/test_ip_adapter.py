@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
-from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 
 import accel
-from tests.accel.models.loops import Loop, difference
+from tests.accel.models.loops import Loop, difference, processors
 
 IMAGE = {"ip_hidden_states": [torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))]}
 
@@ -73,3 +74,40 @@ def test_weights_of_an_ip_adapter_stay_in_the_model() -> None:
         loop.transformer.to(torch.float64)
         assert stock.to_k_ip[0].weight.dtype == torch.float64
     assert attention.processor is stock
+
+
+def weights_of_an_adapter() -> dict[str, dict[str, torch.Tensor]]:
+    """Return what `load_ip_adapter` reads from a file, of a width of 32 and pictures of 16 numbers."""
+    proj = {"proj.weight": torch.randn(4 * 32, 16), "proj.bias": torch.randn(4 * 32)}
+    norm = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+    weights = {f"0.to_{name}_ip.weight": torch.randn(32, 32) for name in "kv"}
+    return {
+        "image_proj": proj | norm,
+        "ip_adapter": weights | {f"0.to_{name}_ip.bias": torch.randn(32) for name in "kv"},
+    }
+
+
+def test_an_adapter_that_is_loaded_while_accel_is_on_takes_our_place() -> None:
+    """Diffusers makes the processors of all other layers anew, from the class of those that are set: ours."""
+    loop = Loop("flux")
+    with accel.enabled(loop, "full", block=16):
+        loop.transformer._load_ip_adapter_weights(weights_of_an_adapter(), low_cpu_mem_usage=False)
+        kinds = {type(processor) for processor in processors(loop.transformer).values()}
+        assert kinds == {FluxAttnProcessor, FluxIPAdapterAttnProcessor}
+        with pytest.warns(
+            UserWarning, match="2 layers had their processors replaced after accel.enable; call it again"
+        ):
+            stock = loop(joint_attention_kwargs=IMAGE)
+    with accel.enabled(loop, "full", block=16) as handle:
+        assert difference(loop(joint_attention_kwargs=IMAGE), stock) < 1e-5
+        assert {record.layer for record in handle.stats()} == {0, 1}
+
+
+def test_an_adapter_is_not_unloaded_while_accel_is_on() -> None:
+    loop = adapted()
+    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, loop.transformer)
+    with accel.enabled(pipe, "full", block=16):
+        with pytest.raises(ValueError, match=r"accel is on; call accel.disable\(pipe\) before loading or unloading"):
+            pipe.unload_ip_adapter()
+    pipe.unload_ip_adapter()
+    assert {type(processor) for processor in processors(loop.transformer).values()} == {FluxAttnProcessor}

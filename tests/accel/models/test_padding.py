@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from accel.models.padding import rows_by_sample, valid_rows, without_padding
 
@@ -31,6 +34,35 @@ def test_rows_of_padding_may_look_at_valid_rows() -> None:
     pairs[..., 0] = True  # as some models do, so that no row is empty
     found = valid_rows(pairs, 2, 8)
     assert found is not None and torch.equal(found, VALID)
+
+
+def test_rounded_numbers_say_padding_too() -> None:
+    """LTX-2 adds -1e4 to logits, which is -9984 in bfloat16."""
+    found = valid_rows((1 - PAIRS.bfloat16()) * -1e4, 2, 8)
+    assert found is not None and torch.equal(found, VALID)
+
+
+class Largest(TorchFunctionMode):
+    """Keeps how many numbers the largest tensor has that is made."""
+
+    size = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function, and look at what it gives."""
+        out = func(*args, **(kwargs or {}))
+        self.size = max(self.size, out.numel() if isinstance(out, Tensor) else 0)
+        return out
+
+
+def test_heads_and_samples_are_read_one_after_the_other() -> None:
+    """All pairs of all heads are gigabytes, of a mask that the model has there in any case."""
+    padding, strengths = added(PAIRS).repeat(1, 3, 1, 1), torch.full((2, 3, 8, 8), -0.5)
+    with Largest() as largest:
+        assert valid_rows(strengths, 2, 8) is None
+    assert largest.size == 8 * 8, "one head of one sample"
+    with Largest() as largest:
+        assert valid_rows(padding, 2, 8) is not None
+    assert largest.size == 2 * 8 * 8, "one head at a time"
 
 
 CAUSAL = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()

@@ -17,16 +17,18 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from diffusers import ContextParallelConfig
+from diffusers.hooks import apply_context_parallel
 from torch import Tensor
 
 import accel
-from accel.attention.call import AttentionCall, LayerMemory
+from accel.attention.call import AttentionCall, Geometry, LayerMemory, Progress
 from accel.attention.heads import HeadShare
 from accel.attention.masks.pattern_table import PatternTable
 from accel.attention.plan import Sparse
 from accel.methods.method import Method
 from accel.methods.registry import METHODS, by_name
 from accel.models.parallel import reason_against_exchange
+from accel.models.session import Session
 from tests.accel.calls import GRID, as_call, make_call, visited
 from tests.accel.models.loops import Loop
 from tests.accel.wan_models import generate, pipeline
@@ -121,6 +123,42 @@ def test_ring_attention_is_left_to_diffusers() -> None:
         config.context_parallel_config = SimpleNamespace(ring_degree=degrees[0], ulysses_degree=degrees[1])
         said = reason_against_exchange(q, q[:, :, :heads], config)
         assert said is None if reason is None else said is not None and reason in said
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("flux", True), ("flux-2", True), ("qwen-image", True), ("minimax-h3", False), ("wan-2.1", False)],
+)
+def test_a_session_knows_whether_devices_hold_text_and_video_by_turns(name: str, split: bool) -> None:
+    loop = Loop(name)
+    with accel.enabled(loop, "full", block=16) as handle:
+        session = handle._attachments[0].hook.session
+        assert session.denoising.current.in_pieces, "nobody knows before a generation"
+        session.denoising.begin_call(None, Progress(1, 4, "cond"))
+        assert not session.denoising.current.in_pieces
+        config: Any = SimpleNamespace(_mesh=None)
+        apply_context_parallel(loop.transformer, config, loop.transformer._cp_plan)
+        session.denoising.begin_call(None, Progress(0, 4, "cond"))
+        assert session.denoising.current.in_pieces == split
+
+
+def test_text_and_video_by_turns_stay_dense() -> None:
+    session, share = Session(by_name("full", block=16), 1), HeadShare(0, lambda x: x)
+    calls = [  # rows, whether they are by turns, whether devices share them, and whether the call is dense
+        (34, True, share, True),
+        (34, False, share, False),
+        (34, True, None, False),
+        (24, True, share, False),
+    ]
+    for rows, in_pieces, shared, dense in calls:
+        session.denoising.begin_call(Geometry(1, 4, 6, rest="before"), Progress(0, 2, "cond"))
+        session.denoising.current.in_pieces = in_pieces
+        q, wanted = torch.randn(1, rows, 2, 16), torch.zeros(1, rows, 2, 16)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            out = session.attend(0, q, q, q, stock=lambda *given, wanted=wanted: wanted, share=shared)
+        assert (out is wanted) == dense == any("text and of video by turns" in str(each.message) for each in said)
+    assert sum(session.denoising.current.obstacles.values()) == 1
 
 
 @pytest.mark.parametrize("name", ["adaspa", "svg2", "svg-ear", "sparse-vdit"])

@@ -191,6 +191,36 @@ def test_own_weights_come_back_exactly_after_another_dtype(tmp_path: Path) -> No
     assert torch.equal(weight, own.float())
 
 
+@pytest.mark.parametrize(("broken", "at"), [("clone", 2), ("copy_", 2), ("clone", 4)])
+def test_an_error_while_tuned_weights_are_put_in_leaves_what_was_attached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, at: int
+) -> None:
+    """Two weights in each of two transformers: it comes at the second one of the first or of the second transformer."""
+    pipe = pipeline("wan-2.2")
+    names = NAME, "blocks.0.ffn.net.2.weight"
+    stock, own = generate(pipe), {name: pipe.transformer.get_parameter(name).clone() for name in names}
+    save_routers(wan_routers(), tmp_path, {name: 1.5 * weight for name, weight in own.items()})
+    policy, handle = accel.load_routers(pipe, tmp_path), accel.enable(pipe, None, cache="table:every=2:warmup=1")
+    before, calls, original = generate(pipe), [0], getattr(torch.Tensor, broken)
+
+    def breaking(tensor: torch.Tensor, *given: object, **options: object) -> torch.Tensor:
+        calls[0] += isinstance(tensor, torch.nn.Parameter)
+        if calls[0] == at:
+            calls[0] += 1
+            raise KeyboardInterrupt
+        return original(tensor, *given, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(torch.Tensor, broken, breaking)
+        accel.enable(pipe, None, cache=policy)
+    assert all(torch.equal(pipe.transformer.get_parameter(name), weight) for name, weight in own.items())
+    assert torch.equal(generate(pipe), before) and "reused" in {record.kind for record in handle.blocks()}
+    with accel.enabled(pipe, None, cache=policy):
+        assert not torch.equal(pipe.transformer.get_parameter(NAME), own[NAME])
+    accel.disable(pipe)
+    assert torch.equal(generate(pipe), stock)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 
 import accel
 from accel.attach import adapter_for
+from accel.attention.call import Progress
 from accel.caching.elastic import first_layer, kept_neurons, last_layer
-from accel.caching.policy import Compute, Narrow, Reuse, Skip
+from accel.caching.policy import BlockCall, Compute, Memory, Narrow, Reuse, Skip
 from accel.caching.registry import by_name
 from accel.caching.resting import Resting
 from accel.models.denoising import Denoising
+from accel.routing.folder import save_routers
 from accel.routing.policy import Routed
 from accel.routing.router import Router, Routers, RoutersConfig
 from tests.accel.caching.toys import Toy, make_loop, play
+from tests.accel.offloading import spoil_what_is_offloaded
 from tests.accel.routing.made import toy_routers, wan_routers
 from tests.accel.wan_models import generate, pipeline
 
@@ -191,8 +195,11 @@ def test_a_timestep_for_each_token_is_averaged() -> None:
 
 @pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("offload_first", [True, False])
-def test_group_offloading(offload_first: bool, offload_type: str) -> None:
+def test_group_offloading(offload_first: bool, offload_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, policy = pipeline("wan-2.1"), Routed(routers=saying(width=1))
+    # Of layers that are offloaded by themselves, slices are brought over from where they lie.
+    layers = [layer for block in pipe.transformer.blocks for layer in (block.ffn.net[0].proj, block.ffn.net[2])]
+    offloaded = spoil_what_is_offloaded(monkeypatch, layers if offload_type == "leaf_level" else ())
     with accel.enabled(pipe, None, cache=policy):
         expected = generate(pipe)
 
@@ -205,7 +212,8 @@ def test_group_offloading(offload_first: bool, offload_type: str) -> None:
     with accel.enabled(pipe, None, cache=policy) as handle:
         if not offload_first:
             offload()
-        assert torch.equal(generate(pipe), expected) and "narrow" in {record.kind for record in handle.blocks()}
+        assert offloaded and torch.equal(generate(pipe), expected)
+        assert "narrow" in {record.kind for record in handle.blocks()}
 
 
 class Lora(nn.Module):
@@ -320,6 +328,33 @@ def test_other_models_are_refused() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         by_name("routers", **{"routers": wan_routers(), **options})
+
+
+def test_a_policy_on_two_devices_moves_no_routers() -> None:
+    """Another thread may be using them; what is on no real device can be copied there, and not be read."""
+    policy, place = Routed(routers=toy_routers()), torch.device("meta")
+    x = torch.zeros(1, 5, 4, device=place, dtype=torch.float64)
+    call = BlockCall(x, x, range(1), Progress(0, 4, "cond"), x[:, 0])
+    with pytest.raises(RuntimeError, match="meta|unsupported"):  # there is no number to be read
+        policy.decide(call, Memory(lambda kind, key: kind(), call))
+    assert policy.routers is not None and policy.routers.device.type == "cpu"
+    with ThreadPoolExecutor(4) as pool:
+        copies = list(pool.map(policy._on, [place] * 8))
+    assert copies[0].device == place and all(each is copies[0] for each in copies)
+    assert policy._on(torch.device("cpu")) is policy.routers
+
+
+def test_a_digest_is_of_the_weights_and_no_folder(tmp_path: Path) -> None:
+    def digest(name: str, routers: Routers, backbone: dict[str, Tensor] | None = None) -> str | None:
+        save_routers(routers, tmp_path / name, backbone)
+        return Routed(path=str(tmp_path / name)).digest()
+
+    tuned = {"scale": torch.tensor(1.5), "weight": torch.ones(2, 2, dtype=torch.bfloat16)}
+    first = digest("a", wan_routers())
+    assert first is not None and len(first) == 12 and digest("b", wan_routers()) == first
+    others = [digest("a", wan_routers(varied=1)), digest("a", wan_routers(), tuned)]
+    others.append(digest("a", wan_routers(), tuned | {"weight": tuned["weight"] / 2}))
+    assert len({first, *others}) == 4
 
 
 def test_decisions_are_values() -> None:

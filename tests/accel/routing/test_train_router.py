@@ -98,7 +98,7 @@ def test_videos_are_encoded_once(tmp_path: Path, data: Path, monkeypatch: pytest
     loaded, file = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS), tmp_path / "latents.safetensors"
     said: list[str] = []
     first = samples_of(loaded, data, SIZE, file, said.append)
-    assert said == ["encoding bright.mp4, 1 of 2", "encoding dark.mp4, 2 of 2"]
+    assert said == ["looking at 2 videos", "encoding bright.mp4, 1 of 2", "encoding dark.mp4, 2 of 2"]
     assert first.latents.shape == (2, 12, 2, 4, 4) and first.text.shape[:2] == (2, 16) and first.empty.shape[0] == 1
     assert not torch.equal(first.latents[0], first.latents[1]) and not torch.equal(first.text[:1], first.empty)
     monkeypatch.setattr(captioned_videos, "read_video", None)
@@ -109,6 +109,24 @@ def test_videos_are_encoded_once(tmp_path: Path, data: Path, monkeypatch: pytest
     assert not torch.equal(samples_of(loaded, data, SIZE, file).text, first.text), "another caption is encoded"
     file.write_bytes(b"no")
     assert samples_of(loaded, data, SIZE, file).latents.isfinite().all()
+
+
+@pytest.mark.parametrize("frames", [0, 3])
+def test_all_videos_are_looked_at_before_one_is_encoded(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    last = data / "zebra.mp4"
+    (data / "zebra.txt").write_text("a red circle moves left")
+    if frames:
+        pictures: Any = list(np.zeros((frames, 32, 48, 3), dtype=np.uint8))
+        imageio.mimwrite(last, pictures, fps=8, macro_block_size=1)  # type: ignore[arg-type]
+    else:
+        last.write_bytes(b"no video")
+    monkeypatch.setattr(captioned_videos, "_latents", pytest.fail)
+    loaded = LoadedPipeline(tiny_pipeline(), "tiny", DEFAULTS)
+    said = "has 3 frames, and 5 are asked for; give --frames, or cut it" if frames else "cannot be read as a video"
+    with pytest.raises(InputError, match=f"zebra.mp4' {said}"):
+        samples_of(loaded, data, SIZE, tmp_path / "latents.safetensors")
 
 
 def test_a_video_is_scaled_and_cut(data: Path) -> None:
@@ -193,6 +211,11 @@ def test_what_is_there_is_not_lost(tmp_path: Path, data: Path, monkeypatch: pyte
     refused = invoke(*given, "--output", output, "--steps", 2, "--resume")
     assert refused.exit_code == 2 and "is of a training with videos 2, not 3; give that" in refused.stderr
     (data / "third.mp4").unlink()
+    caption = (data / "dark.txt").read_text()
+    (data / "dark.txt").write_text("a blue circle moves left")
+    refused = invoke(*given, "--output", output, "--steps", 2, "--resume")
+    assert refused.exit_code == 2 and "is of a training on other videos or captions; give those" in refused.stderr
+    (data / "dark.txt").write_text(caption)
     other = save_tiny(tmp_path / "other", **DEFAULTS)
     refused = invoke("--model", other, *given[2:], "--output", output, "--steps", 2, "--resume")
     assert refused.exit_code == 2 and "is of a training with model" in refused.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from accel.caching.table import BlockTable
 from accel.cli import app
 from accel.errors import InputError
 from accel.methods.adaspa import AdaSpa
@@ -17,6 +18,7 @@ from accel.workbench import bench
 from accel.workbench.bench import run_bench
 from accel.workbench.captioned_videos import read_video
 from accel.workbench.cases import Case, cases, method_of
+from accel.workbench.generation import CallOptions
 from accel.workbench.kept_videos import KeptVideos
 from accel.workbench.loading import LoadedPipeline
 from accel.workbench.pareto import draw_blocks, draw_pareto, frontier, way_of
@@ -179,6 +181,38 @@ def test_rows_from_before_caches_are_rows_without_one(tmp_path: Path):
     rows = Rows(tmp_path / "rows.json")
     assert rows.find(Case("adaspa", 0.5, 0.0), PROMPT, 0, {}) is not None
     assert rows.find(Case("adaspa", 0.5, 0.0, "easy"), PROMPT, 0, {}) is None
+
+
+def test_a_cache_whose_file_has_changed_is_measured_anew(
+    loaded: LoadedPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table, file = tmp_path / "table.json", tmp_path / "rows.json"
+    case = Case("dense", 1.0, 0.0, f"table:table={table}")
+    small: CallOptions = {"steps": 2, "frames": 5, "height": 32, "width": 32}
+
+    def blocks(*words: str) -> list[list[str]]:
+        BlockTable("", words).save(table)
+        return [row["blocks"] for row in run_bench(loaded, [case], [PROMPT], [0], Rows(file), small)]
+
+    assert blocks("cc", "rr") == [["cc", "rr"]]
+    assert blocks("cc", "cr") == [["cc", "cr"]], "and not what the table of before made"
+    monkeypatch.setattr(bench, "generate", pytest.fail)
+    assert blocks("cc", "rr") == [["cc", "rr"]], "which is still there"
+    assert [row["blocks"] for row in Rows(file).current({}, {})] == [["cc", "cr"]], "of a cache that is not asked for"
+    old = [{name: value for name, value in row.items() if name != "cache_digest"} for row in Rows(file).rows]
+    file.write_text(json.dumps(old))
+    assert blocks("cc", "cc") == [["cc", "rr"], ["cc", "cr"]], "rows that do not know what was read stay of use"
+
+
+def test_caches_that_do_not_fit_are_refused_before_anything_runs(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("generate", "warm_up"):
+        monkeypatch.setattr(bench, name, pytest.fail)
+    chosen = cases(["dense"], [1.0], [0.0], ["easy", "diffusers.MagCache", "dual-block:first=1:mask=10"])
+    with pytest.raises(InputError, match="mask is 10, and this generation has 3 steps: give as many"):
+        run_bench(loaded, chosen, [PROMPT], [0], Rows(None), {})
+    assert not loaded.pipeline.transformer._diffusers_hook.hooks
 
 
 def test_file_that_is_no_json(tmp_path: Path):

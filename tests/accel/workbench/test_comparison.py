@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from accel.caching.table import BlockTable, Table
 from accel.errors import InputError
 from accel.methods.registry import by_name
+from accel.routing.policy import Routed
+from accel.workbench import comparison as comparing
 from accel.workbench.comparison import Comparison, compare
 from accel.workbench.generation import generate
 from accel.workbench.loading import LoadedPipeline
+from accel.workbench.their_caches import Cache, TheirCache
 from demos.shapes_wan.train_vae import Z_DIM
+from tests.accel.routing.made import wan_routers
 from tests.tiny_wan import tiny_pipeline
 
 PROMPT = "a red circle moves left"
@@ -120,6 +125,26 @@ def test_exception_leaves_the_stock_pipeline(loaded: LoadedPipeline):
 def test_bad_input_is_refused_before_anything_runs(loaded: LoadedPipeline, options: dict, message: str):
     with pytest.raises(InputError, match=message):
         compare(loaded, by_name("sparse-vdit"), PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        (Table(BlockTable("", ("cc", "rr"))), "the table is of 2 steps, and this generation has 3: take table:every=2"),
+        (Table(BlockTable("", ("ccc", "rrr", "ccc"))), "a model with 3 blocks .*, and this one has 2"),
+        (Routed(routers=wan_routers()), "the routers are of .* of 64 channels, and this is .* of 32 channels"),
+        (TheirCache("SeaCache", {"magic": 1}), "diffusers.SeaCache cannot be used: .*magic"),
+    ],
+    ids=["steps", "blocks", "routers", "theirs"],
+)
+def test_a_cache_that_does_not_fit_is_refused_before_anything_runs(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch, cache: Cache, message: str
+):
+    for name in ("run", "generate_call"):
+        monkeypatch.setattr(comparing, name, pytest.fail)
+    with pytest.raises(InputError, match=message):
+        compare(loaded, None, PROMPT, cache=cache)
+    assert is_stock(loaded)
 
 
 def test_latents_that_overflow_are_an_error(loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -60,6 +61,22 @@ def test_folders_get_records_points_and_pictures_and_go_on(
     again = invoke(command, clouds, "--model", model, "--output", output)
     assert again.exit_code == 1 and "0 done, 2 done before, 1 failed" in again.stdout
     assert json.loads((output / "summary.json").read_text())["skipped"] == 2
+
+
+def test_scans_of_another_layout(tmp_path: Path) -> None:
+    random, file, model = np.random.default_rng(0), tmp_path / "a.bin", tmp_path / "model.safetensors"
+    rows = np.concatenate([random.normal(0, 10, (400, 3)), random.integers(0, 255, (400, 2))], 1)
+    rows.astype("<f4").tofile(file)
+    tiny_model("shapes").save(model)
+    options = (file, "--model", model, "--output", tmp_path / "out", "--no-pictures")
+    refused = invoke("classify", *options)
+    assert refused.exit_code == 1 and "may be those of nuscenes: say which by --layout" in refused.stderr
+    result = invoke("classify", *options, "--layout", "nuscenes")
+    assert result.exit_code == 0 and json.loads((tmp_path / "out" / "a.json").read_text())["points"] == 400
+    unknown = invoke("classify", *options, "--layout", "other")
+    assert (
+        unknown.exit_code == 2 and unknown.stderr == "error: unknown layout 'other'; accepted: kitti, nuscenes, waymo\n"
+    )
 
 
 def test_models_of_another_kind_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,17 @@ def test_training_refuses_another_network_classes_and_seed(tmp_path: Path) -> No
     batch = collate(samples("shapes", 2))
     with torch.no_grad():
         trainer.model.network.head.bias.fill_(torch.inf)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     with pytest.raises(ValueError, match="at step 1; start again at a lower learning rate"):
         trainer.step(batch, 1e-3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_training_without_open3d_ends_before_any_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(ImportError, match=r"^\.ply and \.pcd need open3d"):
+        train(tmp_path, tiny_config("shapes"), 1, 2, workers=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_few_steps_learn_a_batch() -> None:

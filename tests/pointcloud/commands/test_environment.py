@@ -50,7 +50,9 @@ def test_a_cuda_device_without_its_wheel_is_told_what_to_install(
 def test_the_cpu_without_a_compiler_or_spconv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "can_run", lambda x: "no C++ compiler was found")
     assert environment.cpu_convolution("CPU-only") == "slow reference: no C++ compiler was found"
-    assert "pip install spconv" in environment.cpu_convolution("not installed")
+    missing = 'none: pip install "visual-accel[points]" (wheels for Linux on x86-64, Python 3.11 to 3.13)'
+    assert environment.cpu_convolution("not installed") == missing
+    assert "pip install spconv" in environment.cpu_convolution("cannot be imported: libcumm")
 
 
 def test_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:

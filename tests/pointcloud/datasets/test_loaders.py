@@ -163,6 +163,19 @@ def test_kittis_test_split_has_no_labels(tmp_path: Path) -> None:
         KITTIObjects(tmp_path, "test")
 
 
+def test_vans_and_sitting_persons_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    folder = kitti(tmp_path)
+    car = CAR.format(turn=0)
+    (folder / "label_2" / "000003.txt").write_text(f"Van{car[3:]}\n{car}\nPerson_sitting{car[3:]}\nTruck{car[3:]}\n")
+    scene = KITTIObjects(tmp_path)[0]
+    assert scene.classes.tolist() == [0, 0, 1] and scene.points_per_box.tolist() == [2, 0, 0]
+    assert scene.cloud.attributes["label"].tolist() == scene.cloud.attributes["instance"].tolist() == [0, 0, -1]
+    assert not scene.visible[1:].any() and scene.boxes[1].equal(scene.boxes[0])
+    own = KITTIObjects(tmp_path, classes=("Car", "Van"))[0]
+    assert own.classes.tolist() == [1, 0] and own.points_per_box.tolist() == [2, 0]
+    assert len(KITTIObjects(tmp_path, classes=("Cyclist",))[0].boxes) == 0
+
+
 def test_kitti_whole_on_the_ground_and_of_other_classes(tmp_path: Path) -> None:
     kitti(tmp_path)
     scene = KITTIObjects(tmp_path, "train", ("Cyclist", "Car"), whole=True, ground=-1.75)[0]

@@ -115,6 +115,15 @@ def test_boxes_come_back_from_their_values() -> None:
     assert ((to_values(boxes, GRID)[:, :2] >= 0) & (to_values(boxes, GRID)[:, :2] < 1)).all()
 
 
+@pytest.mark.parametrize("axis", [False, True])
+def test_headings_come_back_within_half_a_turn(axis: bool) -> None:
+    boxes = make_boxes()[0][:1].repeat(49, 1)
+    boxes[:, 6] = torch.linspace(-math.pi, math.pi, 49)
+    headings = to_boxes(to_values(boxes, GRID, axis), cells_of(boxes, GRID), GRID)[:, 6]
+    assert angle_between(headings, boxes[:, 6]).abs().max() < 1e-5
+    assert (headings >= -math.pi).all() and (headings < math.pi).all()
+
+
 def test_the_axis_gives_the_line_and_the_heading_only_the_front() -> None:
     boxes, labels = make_boxes()
     head = HeadConfig(axis=True)

@@ -26,6 +26,7 @@ from pointcloud.detection import shipped
 from pointcloud.detection.detect import detect_files
 from pointcloud.detection.detector import Detector
 from pointcloud.detection.detector_config import DSVT_TINY
+from pointcloud.detection.inputs import Inputs
 from pointcloud.detection.pictures import COLORS
 from pointcloud.detection.scans import find_scans
 from pointcloud.detection.summary import Summary
@@ -201,6 +202,35 @@ def test_a_run_that_finds_all_done_keeps_the_sums(tmp_path: Path) -> None:
     assert first["scans_per_second"] > 0 and second["scans_per_second"] is None
 
 
+def test_a_run_that_mixes_units_of_intensity_says_so(tmp_path: Path, capsys) -> None:
+    files, output = [tmp_path / f"{name}.npy" for name in "abcde"], tmp_path / "out"
+    for file, full in zip(files, (255, 255, 1, 1000, 1), strict=True):
+        write_points(file, PointCloud(points().xyz, {"intensity": torch.linspace(0, full, 50)}))
+    run(files, output)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": its intensities ")[0] for line in lines] == [
+        f"warning: {files[row]}" for row in (0, 2, 3)
+    ]
+    assert "go up to 255: divided by it; --full-intensity sets it" in lines[0]
+    assert "were divided by 1, those of files before by 255: --full-intensity sets one for all" in lines[1]
+    assert "were divided by 1023, those of files before by 1 and 255: --full-intensity" in lines[2]
+    assert json.loads((output / "summary.json").read_text())["full_intensities"] == {"255": 2, "1": 2, "1023": 1}
+    run(files, output, inputs=Inputs(full_intensity=255.0))
+    assert not capsys.readouterr().err
+    assert json.loads((output / "summary.json").read_text())["full_intensities"] == {}
+
+
+def test_a_layout_is_that_of_bare_rows_alone(tmp_path: Path) -> None:
+    random, files = np.random.default_rng(0), [tmp_path / "a.bin", tmp_path / "b.npy"]
+    rows = np.concatenate([random.normal(0, 10, (400, 3)), random.integers(0, 255, (400, 2))], 1)
+    rows.astype("<f4").tofile(files[0])
+    write_points(files[1], points())
+    assert "may be those of nuscenes: say which by --layout" in run(files, tmp_path / "out").failed[str(files[0])]
+    summary = run(files, tmp_path / "out", inputs=Inputs(layout="nuscenes"))
+    assert summary.detected == 2 and not summary.failed
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["points"] == 400
+
+
 def test_a_name_that_rich_would_draw_is_said_as_it_is(tmp_path: Path, capsys) -> None:
     (tmp_path / ":warning:[bold].bin").write_bytes(b"cut short")
     run([tmp_path / ":warning:[bold].bin"], tmp_path / "out")
@@ -299,6 +329,7 @@ def test_command_refuses_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--model", "nothing"): "unknown model 'nothing'; shipped: dsvt-tiny; or give a file's path",
         ("--model", tmp_path / "model.safetensors"): "no safetensors file",
         ("--device", "toaster"): "device 'toaster' is not here; accepted: auto, cpu, cuda or cuda:N",
+        ("--layout", "other"): "unknown layout 'other'; accepted: kitti, nuscenes, waymo",
     }
     for options, message in cases.items():
         result = invoke(tmp_path / "a.bin", "--output", tmp_path / "out", *options)

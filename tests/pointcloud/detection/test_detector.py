@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,14 @@ def test_clouds_that_cannot_be_looked_at_are_refused() -> None:
     assert detector.training
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_points_whose_intensity_is_no_number_are_refused(value: float) -> None:
+    cloud = make_cloud()
+    cloud.attributes["intensity"][[3, 8]] = value
+    with pytest.raises(ValueError, match="intensity is NaN or infinite in 2 of 400 points; remove these points"):
+        make_detector().detect(cloud)
+
+
 def test_augmentation_moves_points_with_their_boxes() -> None:
     generator = torch.Generator().manual_seed(0)
     box = torch.tensor([[3.0, -2.0, 0.5, 4.0, 2.0, 1.5, 0.7], [-6.0, 1.0, 0.5, 3.0, 1.0, 2.0, -3.0]])
@@ -191,16 +200,23 @@ def test_losses_fall_on_two_scenes() -> None:
     assert trainer.done == 15 and losses[-1] < 0.5 * losses[0]
 
 
-def test_a_step_that_gives_nan_changes_no_weight() -> None:
+def test_a_step_that_is_refused_changes_nothing() -> None:
     torch.manual_seed(0)
     trainer = Trainer(SMALL)
-    before = {name: tensor.clone() for name, tensor in trainer.detector.named_parameters()}
-    points = make_cloud().values(["intensity"])
-    points[:, 3] = torch.nan
-    broken = Batch(points, torch.zeros(len(points), dtype=torch.int64), [torch.zeros(0, 7)], [torch.zeros(0).long()])
-    with pytest.raises(ValueError, match="the loss is nan at step 1"):
-        trainer.step(broken, 1e-3)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.detector.named_parameters())
+    before = {name: tensor.clone() for name, tensor in trainer.detector.state_dict().items()}
+    points, sample = make_cloud().values(["intensity"]), torch.zeros(400, dtype=torch.int64)
+    whole = Batch(points, sample, [torch.zeros(0, 7)], [torch.zeros(0).long()])
+    with pytest.raises(ValueError, match="the loss is nan at step 1; start again at a lower learning rate"):
+        trainer.step(whole._replace(points=points * torch.tensor([1, 1, 1, torch.nan])), 1e-3)
+    hook = next(trainer.detector.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(ValueError, match="the norm of the gradient is (inf|nan) at step 1; start again at a lower"):
+        trainer.step(whole, 1e-3)
+    state = trainer.detector.state_dict()
+    assert trainer.done == 0 and all(torch.equal(tensor, before[name]) for name, tensor in state.items())
+    hook.remove()
+    trainer.step(whole, 1e-3)
+    changed = {name for name, tensor in trainer.detector.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert trainer.done == 1 and {name.rpartition(".")[2] for name in changed} >= {"weight", "bias", "running_mean"}
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -235,6 +251,28 @@ def test_no_checkpoint_is_ahead_of_the_weights(tmp_path: Path) -> None:
 def same_weights(one: Detector, other: Detector) -> bool:
     state = other.state_dict()
     return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+PERMUTED = replace(SMALL, head=HeadConfig(("cyclist", "vehicle", "pedestrian"), 16))
+
+
+def test_classes_in_another_order_are_neither_learnt_nor_measured(tmp_path: Path) -> None:
+    said = "has the classes cyclist, vehicle, pedestrian; the data have vehicle, pedestrian, cyclist, in this order"
+    with pytest.raises(ValueError, match=f"the configuration {said}"):
+        train(tmp_path, 1, config=PERMUTED, workers=0)
+    assert not list(tmp_path.iterdir())
+    model = tmp_path / "permuted.safetensors"
+    Detector(PERMUTED).save(model)
+    result = CliRunner().invoke(app, ["evaluate", "detect", str(model), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2 and result.stderr == f"error: {model} {said}\n"
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_training_without_open3d_ends_before_any_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(ImportError, match=r"^\.ply and \.pcd need open3d, driving scenes too: pip install open3d$"):
+        train(tmp_path, 1, config=SMALL, workers=1)
+    assert not list(tmp_path.iterdir())
 
 
 class Oracle(Detector):

@@ -84,8 +84,13 @@ def test_another_ground_is_said_and_taken_off() -> None:
 def test_intensities_that_none_can_have_are_refused() -> None:
     with pytest.raises(ValueError, match=r"intensity must be in \[0, 1\], got 2.0"):
         Inputs(intensity=2.0)
-    with pytest.raises(ValueError, match="full_intensity must be above 0, got 0.0"):
-        Inputs(full_intensity=0.0)
+    for full in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"full_intensity must be above 0, got {full}; give a finite number"):
+            Inputs(full_intensity=full)
+    with pytest.raises(ValueError, match="ground must be a height in metres, got nan; give a finite number"):
+        Inputs(ground=float("nan"))
+    with pytest.raises(ValueError, match="unknown layout 'other'; accepted: kitti, nuscenes, waymo"):
+        Inputs(layout="other")
 
 
 def test_the_command_looks_at_scans_unlike_its_own(tmp_path: Path) -> None:

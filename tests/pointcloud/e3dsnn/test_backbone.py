@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-pytest.importorskip("spconv.pytorch")
+spconv = pytest.importorskip("spconv.pytorch")
 
 from pointcloud.cli import app  # noqa: E402
 from pointcloud.detection.backbones import SpikingConfig  # noqa: E402
@@ -22,6 +22,7 @@ from pointcloud.detection.detector_config import DSVT_TINY, E3DSNN_TINY, Detecto
 from pointcloud.detection.head import HeadConfig  # noqa: E402
 from pointcloud.detection.training import Batch, Trainer  # noqa: E402
 from pointcloud.e3dsnn import SpikingBackbone  # noqa: E402
+from pointcloud.e3dsnn.backbone import flatten  # noqa: E402
 from pointcloud.nn import SpikingLayer, unroll  # noqa: E402
 from pointcloud.points import PointCloud  # noqa: E402
 from pointcloud.voxels import VoxelGrid  # noqa: E402
@@ -87,6 +88,12 @@ def test_the_map_has_all_layers_of_a_column_behind_each_other() -> None:
     assert SPIKING.layers == 2 and found.shape == (len(cells), SPIKING.width)
     assert cells[:, 1].eq(0).all() and len(cells.unique(dim=0)) == len(cells)
     assert cells.amax(0).tolist() <= [1, 0, 7, 7] and SMALL.grid.shape == (8, 8, 1)
+
+
+def test_a_grid_without_voxels_is_a_map_without_cells() -> None:
+    empty = spconv.SparseConvTensor(torch.zeros(0, 12), torch.zeros(0, 4, dtype=torch.int32), [2, 8, 8], 1)
+    found, cells = flatten(empty)
+    assert found.shape == (0, 24) and cells.shape == (0, 4)
 
 
 def test_the_mean_of_a_voxel_goes_in() -> None:

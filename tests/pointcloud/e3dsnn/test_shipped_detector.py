@@ -19,6 +19,7 @@ from pointcloud.detection.evaluation import evaluate  # noqa: E402
 from pointcloud.detection.shipped import EMBEDDED, SAMPLE, load_detector  # noqa: E402
 from pointcloud.files import read_points  # noqa: E402
 from pointcloud.nn import SpikingLayer, unroll  # noqa: E402
+from pointcloud.points import PointCloud  # noqa: E402
 from pointcloud.scenes import DrivingScenes  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
@@ -35,6 +36,11 @@ def test_it_finds_what_is_in_scenes_that_it_never_saw(detector: Detector) -> Non
     results = evaluate(detector, DrivingScenes("evaluation", 4))
     assert results["vehicle"].truths > 25 and results["vehicle"].curve.average_precision > 0.75
     assert results["pedestrian"].truths > 10 and results["pedestrian"].curve.average_precision > 0.6
+
+
+def test_points_that_no_layer_of_its_map_holds_are_nothing(detector: Detector) -> None:
+    xyz = torch.rand(10, 3) * torch.tensor([20.0, 20.0, 0.0]) + torch.tensor([0.0, 0.0, 3.5])
+    assert len(detector.detect(PointCloud(xyz, {"intensity": torch.rand(10)}))) == 0
 
 
 def test_integers_and_binary_spikes_give_the_same() -> None:

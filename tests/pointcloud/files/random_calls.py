@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import warnings
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def call_files(number: int) -> str:
             layout = generator.choice((None, None, None, "kitti", "nuscenes", "other"))
             again = read_points(path, layout)
             if layout is None:
-                _check_same(cloud, again)
+                _check_same(cloud, again, path.suffix.lower())
             if generator.random() < 0.1:
                 read_labels(path, generator.choice((None, len(cloud))))
         except (ValueError, ImportError) as error:
@@ -67,15 +68,33 @@ def _column(generator: random.Random, count: int) -> Tensor:
     return column
 
 
-def _check_same(cloud: PointCloud, again: PointCloud) -> None:
-    """Assert that no point was lost or moved, and no attribute that came back has changed."""
+def _kept(attributes: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    """Return what a file of a kind has to bring back, by the names that it has there."""
+    if suffix != ".ply":
+        columns = ("intensity", "elongation", "no_label_zone") if suffix == ".npy" else ("intensity",)
+        return {name: attributes[name] for name in takewhile(attributes.__contains__, columns)}
+    kept: dict[str, Tensor] = {}
+    for name, values in attributes.items():
+        own, wide = "_".join(name.split()).removeprefix("scalar_"), values[:1].numel()
+        if wide == 1 or (name in ("color", "normal") and wide == 3):
+            kept[own] = values
+        else:
+            kept |= {f"{own}_{number}": column for number, column in enumerate(values.flatten(1).T)}
+    return kept
+
+
+def _check_same(cloud: PointCloud, again: PointCloud, suffix: str) -> None:
+    """Assert that no point was lost or moved, and that every attribute that the file can hold came back unchanged."""
     assert len(again) == len(cloud)
     if not cloud.xyz.isfinite().all():
         return
     before, after = (x.xyz.double() + torch.tensor(x.origin, dtype=torch.float64) for x in (cloud, again))
     assert (before - after).abs().max() <= 1e-3 + 1e-6 * before.abs().max(), "points have moved"
-    for name in cloud.attributes.keys() & again.attributes.keys():
-        old, new = cloud.attributes[name].double(), again.attributes[name].double()
-        if name == "color" and cloud.attributes[name].shape[1:] == (3,):  # bytes in a file
-            old = old / 255 if cloud.attributes[name].dtype == torch.uint8 else old.clamp(0, 1)
-        assert (old.flatten() - new.flatten()).abs().max() <= 1e-2 + 1e-6 * old.abs().max(), f"{name} has changed"
+    kept = _kept(cloud.attributes, suffix)
+    assert kept.keys() == again.attributes.keys(), f"{sorted(kept)} went in, {sorted(again.attributes)} came back"
+    for name, column in kept.items():
+        old = column.float().double() if suffix == ".bin" else column.double()
+        new, least = again.attributes[name].double(), 0.0
+        if name == "color" and column.shape[1:] == (3,):  # bytes in a file
+            old, least = (old / 255 if column.dtype == torch.uint8 else old.clamp(0, 1)), 0.5 / 255 + 1e-6
+        assert (old.flatten() - new.flatten()).abs().max() <= least, f"{name} has changed"

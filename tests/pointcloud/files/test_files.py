@@ -11,6 +11,7 @@ import torch
 
 from pointcloud.files import SUFFIXES, read_labels, read_points, write_points
 from pointcloud.points import PointCloud
+from tests.pointcloud.files.test_broken_files import whole_files
 
 MAP = np.array([500_123.4, 4_100_567.8, 12.5])  # a place in map coordinates
 
@@ -172,6 +173,7 @@ def test_las_keeps_millimetres(tmp_path: Path, suffix: str, colors: int | None) 
     assert cloud.origin[0] > 0 and cloud.origin[1] > 0 and cloud.origin[2] == 0
     assert np.abs(cloud.xyz.double().numpy() + cloud.origin - xyz).max() < 1e-4
     assert cloud.attributes["label"].tolist() == [row % 32 for row in range(50)]
+    assert all(column.dtype == torch.float32 for name, column in cloud.attributes.items() if name != "label")
     fractions = torch.linspace(0, 1, 50)
     assert (cloud.attributes["intensity"] - 65535 * fractions).abs().max() <= 1
     assert ("color" in cloud.attributes) == (colors is not None)
@@ -333,16 +335,28 @@ def test_missing_files_folders_and_layouts(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="there is no file"):
             read_points(path)
     draw(4).tofile(tmp_path / "a.bin")
-    with pytest.raises(ValueError, match="unknown layout 'waymo'; accepted: kitti, nuscenes"):
-        read_points(tmp_path / "a.bin", "waymo")
+    with pytest.raises(ValueError, match="unknown layout 'other'; accepted: kitti, nuscenes, waymo"):
+        read_points(tmp_path / "a.bin", "other")
 
 
-def test_every_suffix_is_found_by_the_end_of_a_name() -> None:
-    assert [name for name in ("a.pcd.bin", "b.laz", "c.txt", "d.ply") if name.endswith(SUFFIXES)] == [
-        "a.pcd.bin",
-        "b.laz",
-        "d.ply",
-    ]
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_has_a_reader_in_either_case(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".ply":
+        pytest.importorskip("open3d", exc_type=ImportError)
+    content = whole_files(tmp_path, suffix)[0]
+    for name in (f"scan{suffix}", f"SCAN{suffix.upper()}"):
+        (tmp_path / name).write_bytes(content)
+        assert len(read_points(tmp_path / name)) == 200
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".ply", "time"), (".npy", "intensity")])
+def test_seconds_of_this_century_keep_their_hundredths(tmp_path: Path, suffix: str, name: str) -> None:
+    if suffix == ".ply":
+        pytest.importorskip("open3d", exc_type=ImportError)
+    times = 1.7e9 + 0.01 * torch.arange(50, dtype=torch.float64)
+    write_points(tmp_path / f"a{suffix}", PointCloud(torch.rand(50, 3), {name: times}))
+    found = read_points(tmp_path / f"a{suffix}").attributes[name]
+    assert found.dtype == torch.float64 and torch.equal(found, times)
 
 
 def test_writing_is_refused_or_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,18 @@ def test_evt2_knows_times_beyond_its_34_bits(tmp_path: Path) -> None:
     assert (found.x.tolist(), found.y.tolist(), found.polarity.tolist()) == ([5, 6], [7, 8], [True, False])
 
 
+def test_dat_knows_times_beyond_its_32_bits(tmp_path: Path) -> None:
+    path, head = tmp_path / "late.dat", b"% Version 2\n% Height 10\n% Width 10\n% end\n\x0c\x08"
+    pixel = 1 << 28 | 7 << 14 | 5
+    path.write_bytes(head + struct.pack("<8I", 9, pixel, 0xFFFFFFFF, pixel, 3, pixel, 4, pixel))
+    found = read_events(path)
+    assert found.t.tolist() == [9, (1 << 32) - 1, (1 << 32) + 3, (1 << 32) + 4]
+    assert (set(found.x.tolist()), set(found.y.tolist()), found.polarity.all().item()) == ({5}, {7}, True)
+    path.write_bytes(head + struct.pack("<4I", 100, pixel, 99, pixel))
+    with pytest.raises(ValueError, match="time runs backwards at 1 of 2 events"):
+        read_events(path)
+
+
 def test_structured_arrays_and_signed_polarity(tmp_path: Path) -> None:
     table = np.array([(1, 2, 3, -1), (4, 5, 6, 1)], [("ts", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
     np.save(tmp_path / "table.npy", table)
