@@ -56,12 +56,15 @@ def enable(
 
 
 def _restore(transformers: list[Any], before: list[Attachment | None]) -> None:
-    """Put back what the transformers carried, in place of what they carry now."""
+    """Put back what the transformers carried, in place of what they carry now; warn where that fails too."""
     for transformer in transformers:
         detach(transformer)
     for transformer, attachment in zip(transformers, before, strict=True):
         if attachment is not None:
-            attach(transformer, attachment)
+            try:
+                attach(transformer, attachment)
+            except Exception as error:  # there is another one, which is raised
+                warnings.warn(f"what was attached before could not be put back: {error}", stacklevel=3)
 
 
 def disable(pipe_or_transformer: Any) -> None:

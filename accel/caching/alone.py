@@ -43,4 +43,6 @@ def check_alone(transformer: Any, modules: Iterable[nn.Module]) -> None:
 
 def looked_at(transformer: Any, blocks: list[nn.Module]) -> list[nn.Module]:
     """Return the few modules of which one has a hook under any of these caches, for a look in every call."""
-    return [transformer, *transformer.children(), *(part for block in blocks[:1] for part in block.modules())]
+    parts = list(transformer.children())
+    firsts = blocks[:1] or [part[0] for part in parts if isinstance(part, nn.ModuleList) and len(part)]
+    return [transformer, *parts, *(part for block in firsts for part in block.modules())]

@@ -232,6 +232,7 @@ class Resting:
         kind = KINDS[type(decision)]
         generation.blocks.append(BlockRecord(now.step, now.steps, now.branch, now.sample, blocks, kind))
 
+    @outside_graphs
     def _obstacle(self, module: Any) -> str | None:
         """Return why nothing can rest in this call, or None; InputError beside a cache of diffusers."""
         blocks = [] if self.adapter.blocks is None else self.adapter.blocks(module)

@@ -24,8 +24,8 @@ Width = Annotated[int | None, typer.Option(help="width in pixels")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 OUT_OF_MEMORY = (
-    "the GPU ran out of memory; give a smaller --frames, --height and --width, "
-    "or to accel generate --offload model (--offload group: least memory, slowest) and --quantize int8"
+    "make the video smaller (--frames, --height, --width); accel generate can also offload (--offload model or group) "
+    "and quantise (--quantize int8)"
 )
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")]
 
@@ -42,7 +42,7 @@ def one_line_errors() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here for its name
             raise
-        typer.echo(f"error: {OUT_OF_MEMORY}", err=True)
+        typer.echo(f"error: {str(error).splitlines()[0]} {OUT_OF_MEMORY}", err=True)
         raise typer.Exit(2) from error
 
 

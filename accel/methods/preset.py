@@ -90,7 +90,7 @@ def _reason_to_stay_dense(
 def _own_floor(call: AttentionCall, method_for: Callable[[int], SVGEAR], sparse_steps: int) -> tuple[float, str | None]:
     """Return from how many tokens on sparse attention is quicker here, or inf, and what stands against it.
 
-    It raises nothing: whoever shares the heads waits for an answer.
+    It raises nothing where others share the heads: they wait for an answer.
     """
     try:
         reason = _obstacle(call)
@@ -104,6 +104,8 @@ def _own_floor(call: AttentionCall, method_for: Callable[[int], SVGEAR], sparse_
     except torch.OutOfMemoryError:
         return math.inf, None
     except Exception as error:  # whatever a driver or a compiler may say
+        if call.share is None:
+            raise
         first = (str(error).strip() or "it said nothing").splitlines()[0]
         return math.inf, f"sparse attention could not be timed here: {type(error).__name__}: {first}"
 

@@ -21,13 +21,14 @@ def valid_rows(mask: Tensor, batch: int, tokens: int) -> Bool[Tensor, "b s"] | N
     """
     pairs = _as_pairs(mask, tokens)
     # One head of one sample before all others: all pairs of a long video are gigabytes to read.
-    if pairs is None or _valid(pairs[:1, 0]) is None:
+    of_one = None if pairs is None else _valid(pairs[:1, 0])
+    if pairs is None or of_one is None:
         return None
     first = pairs[:, 0]
     alike = [(pairs[:, head] == first).all() for head in range(1, pairs.shape[1])]  # one by one, for the same reason
     if alike and not bool(torch.stack(alike).all()):
         return None
-    valid = _valid(first)
+    valid = of_one if len(first) == 1 else _valid(first)
     return None if valid is None else valid.expand(batch, -1)
 
 

@@ -155,10 +155,10 @@ class _Intercepted(SparseAttentionProcessor):
 def wrap_processor(stock: Any, session: Session, layer: int, dispatched: bool = True) -> SparseAttentionProcessor:
     """Return a wrapper whose call has the stock processor's signature.
 
-    Diffusers' attention modules read that signature and drop arguments that it does not name. What is not of diffusers
-    need not ask its dispatcher.
+    Diffusers' attention modules read that signature and drop arguments that it does not name. A call that is not of
+    diffusers need not ask its dispatcher.
     """
-    dispatched = dispatched and type(stock).__module__.startswith("diffusers.")
+    dispatched = dispatched and type(stock).__call__.__module__.startswith("diffusers.")
     return _kind(type(stock), _Dispatched if dispatched else _Intercepted)(stock, session, layer)
 
 

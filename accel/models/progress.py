@@ -153,15 +153,21 @@ class ProgressHook(ModelHook):
         branch = context.name if context is not None else f"call {self._order.call[3]}"
         if step is None or schedule is None:
             return None, False
-        return Progress(step, len(schedule), branch, first=self._first(step, schedule)), False
+        return Progress(step, len(schedule), branch, first=self._first(step, schedule, before)), False
 
-    def _first(self, step: int, schedule: Tensor) -> int:
-        """Return the first step of a schedule that runs: the one that came first, here or in another transformer."""
+    def _first(self, step: int, schedule: Tensor, before: Any) -> int:
+        """Return the first step of a schedule that runs: the one that came first, here or in another transformer.
+
+        A schedule that goes on from the call `before` is that of another pipeline with the same transformer.
+        """
         order = self._order
         if getattr(order, "begun", None) is not schedule:
-            others = (other.current for other in self.others)
-            before = (each.progress.first for each in others if each.schedule is schedule and each.progress is not None)
-            order.begun, order.first = schedule, next(before, step)
+            goes_on = before is not None and before[2] in (step - 1, step) and len(before[0]) == len(schedule)
+            if not goes_on:
+                others = (other.current for other in self.others)
+                found = (each.progress.first for each in others if each.schedule is schedule and each.progress)
+                order.first = next(found, step)
+            order.begun = schedule
         order.first = min(order.first, step)
         return order.first
 

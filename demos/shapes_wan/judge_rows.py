@@ -78,7 +78,7 @@ def main(
         raise typer.Exit(2) from error
     rows.save()
     table = Table("way", "actors", *TARGETS)
-    for way, right in totals(rows.rows).items():
+    for way, right in totals(rows.current({}, {})).items():
         table.add_row(way, *(str(right[name]) for name in ("actors", *TARGETS)))
     Console().print(table)
     typer.echo(f"wrote {rows_file}")

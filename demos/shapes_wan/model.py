@@ -104,7 +104,7 @@ def recover(folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> Path:
-    folder = folder.absolute()  # "." has no name
+    folder = folder.absolute()
     return folder.with_name(folder.name + ".old")
 
 
@@ -126,6 +126,7 @@ def save_pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         transformer=transformer,
     ).to(torch.float16)
+    folder = folder.absolute()  # "." has no name
     temporary, old = folder.with_name(folder.name + ".tmp"), _set_aside(folder)
     recover(folder)
     for left in (temporary, old):

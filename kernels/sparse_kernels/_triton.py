@@ -65,14 +65,15 @@ def device_reason(index: int) -> str | None:
         return None
     if torch.version.hip is not None:
         return "the Triton kernels are for NVIDIA's GPUs"
-    found = torch.cuda.get_device_capability(index)
-    if found < LEAST_CAPABILITY:
-        return f"the Triton kernels need compute capability 8.0, this device has {found[0]}.{found[1]}"
     try:
+        found = torch.cuda.get_device_capability(index)
+        if found < LEAST_CAPABILITY:
+            return f"the Triton kernels need compute capability 8.0, this device has {found[0]}.{found[1]}"
         with torch.cuda.device(index):
             triton.runtime.driver.active.get_current_target()  # builds Triton's helper, with a C compiler
     except Exception as error:  # compiler, linker and loader each raise their own
-        return f"Triton cannot start: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"Triton cannot start, for which it needs a C compiler and Python's headers: {said}"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -30,7 +31,10 @@ def find_device(name: str, on_spconv: bool = False) -> str:
     from pointcloud.commands.environment import CUDA_WHEEL, spconv_wheel
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() and (not on_spconv or spconv_wheel() == "CUDA") else "cpu"
+        if on_spconv and torch.cuda.is_available() and spconv_wheel() != "CUDA":
+            print(f"on the CPU, for spconv has no CUDA kernels here: {CUDA_WHEEL}", file=sys.stderr)
+            return "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
             raise RuntimeError("torch knows more devices, on which nothing here runs")

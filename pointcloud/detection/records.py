@@ -32,7 +32,13 @@ def earlier_record(scan: Scan, asked: dict[str, Any], *suffixes: str) -> dict[st
             f"{scan.output('.json')} is about {record.get('file')}, not {scan.source}; give another output folder"
         )
     whole = all(scan.output(suffix).is_file() for suffix in suffixes)
-    return record if whole and record.items() >= asked.items() else None
+    return record if whole and _with_layout(record).items() >= asked.items() else None
+
+
+def _with_layout(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record as today's, which say how `.bin` files were read; those before name no layout."""
+    known = {"layout": None, **record}
+    return {**known, "inputs": {"layout": None, **record["inputs"]}} if "inputs" in record else known
 
 
 def say(console: Console, line: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import struct
+import sys
 import threading
 import warnings
 from itertools import takewhile
@@ -24,11 +26,28 @@ SIZES = {
 }
 # All threads share the stdout through which open3d says what is wrong with a file: one of them reads at a time.
 READING = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a process forked in the middle of a read would wait for it forever
+    os.register_at_fork(before=READING.acquire, after_in_parent=READING.release, after_in_child=READING.release)
+
+
+class _Log(io.TextIOBase):
+    """Keeps what the thread that made it prints, and hands on what others do."""
+
+    def __init__(self) -> None:
+        self.thread, self.others, self.kept = threading.get_ident(), sys.stdout, io.StringIO()
+
+    def write(self, text: str) -> int:
+        """Keep the text, or hand it on."""
+        return (self.kept if threading.get_ident() == self.thread else self.others).write(text)
+
+    def flush(self) -> None:
+        """Hand that on."""
+        self.others.flush()
 
 
 def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return xyz and all attributes; ValueError if the file is cut short or of another kind."""
-    open3d, log = import_open3d(), io.StringIO()
+    open3d = import_open3d()
     level = open3d.utility.VerbosityLevel.Warning
     broken = ValueError(f"{path} cannot be read as {path.suffix}: it is cut short or of another kind")
     if path.suffix.lower() == ".pcd" and not _is_whole(path):
@@ -39,13 +58,15 @@ def read_open3d(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         if not _has_all_vertices(path, header, start):
             raise broken
     try:
-        with READING, contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
-            cloud = open3d.t.io.read_point_cloud(str(path))
+        with READING:
+            log = _Log()
+            with contextlib.redirect_stdout(log), open3d.utility.VerbosityContextManager(level):
+                cloud = open3d.t.io.read_point_cloud(str(path))
         columns = {name: cloud.point[name].numpy() for name in cloud.point}
     except (RuntimeError, UnicodeDecodeError) as error:
         raise broken from error
     # Of a PLY that is broken, open3d returns rows of random numbers: only its log tells.
-    said = " ".join(re.sub("\x1b[^m]*m", "", log.getvalue()).split())
+    said = " ".join(re.sub("\x1b[^m]*m", "", log.kept.getvalue()).split())
     if "failed" in said or "positions" not in columns:
         raise broken
     if said:

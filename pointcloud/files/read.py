@@ -50,7 +50,7 @@ def read_points(path: str | Path, layout: str | None = None) -> PointCloud:
         bad = ~(np.abs(column) < INFINITE).reshape(len(xyz), -1).all(1)
         if bad.any():
             raise ValueError(f"{path} has NaN or infinity in {name} of {bad.sum()} of {len(xyz)} points; remove them")
-    tensors = {name: _tensor(column) for name, column in attributes.items()}
+    tensors = {name: _tensor(name, column) for name, column in attributes.items()}
     x, y, z = (_origin(column) for column in xyz.T)
     near = torch.from_numpy((xyz - np.array([x, y, z])).astype(np.float32))
     return PointCloud(near, tensors, (x, y, z))
@@ -73,7 +73,9 @@ def _read(path: Path, layout: str | None) -> tuple[np.ndarray, dict[str, np.ndar
     return READERS[suffix](path)
 
 
-def _tensor(column: np.ndarray) -> Tensor:
+def _tensor(name: str, column: np.ndarray) -> Tensor:
+    """Return a column in int64, float32 or, as seconds of this century need it, float64."""
     if column.dtype.kind != "f":
         return torch.from_numpy(column.astype(np.int64))
-    return torch.from_numpy(column.astype(np.float64 if column.dtype.itemsize > 4 else np.float32))
+    narrow = column.dtype.itemsize <= 4 or name in ("intensity", "elongation")
+    return torch.from_numpy(column.astype(np.float32 if narrow else np.float64))

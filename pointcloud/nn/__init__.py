@@ -1,5 +1,6 @@
 """Layers with the names, weights and tensors of spconv (extra `points`), and spiking neurons, which do without it."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pointcloud.nn.neurons import LIF, PLIF, IntegerLIF, Rectified
@@ -85,4 +86,6 @@ def __getattr__(name: str) -> Any:
         from pointcloud.nn import conversion, convolution, pooling
 
         return next(getattr(module, name) for module in (conversion, convolution, pooling) if hasattr(module, name))
+    if name in ("convolution", "pooling"):
+        return importlib.import_module(f"pointcloud.nn.{name}")
     raise AttributeError(f"module 'pointcloud.nn' has no attribute {name!r}")

@@ -76,7 +76,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     driver = Driver()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)  # there is none to go to
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(triton.runtime, "driver", driver)
     _triton.device_reason.cache_clear()
@@ -123,7 +123,8 @@ def test_rocm_is_refused(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_a_triton_that_cannot_start_is_named(driver: Driver, error: Exception, line: str) -> None:
     driver.error = error
-    assert reasons()["block scores"] == f"Triton cannot start: {line}"
+    wanted = "Triton cannot start, for which it needs a C compiler and Python's headers: "
+    assert reasons()["block scores"] == wanted + line
 
 
 def test_a_graph_does_not_break_where_triton_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ def _read_evt3(path: Path, content: bytes, size: tuple[int, int] | None) -> Colu
 def read_dat(path: Path) -> Columns:
     """Return the events of a `.dat` file; ValueError if it is cut short or holds other events.
 
-    A time that falls by more than half of its 32 bits means that these have begun again, as they do after 71.6 minutes.
+    A time that falls by more than half of its 32 bits means that these have begun again, as they do after 71.6 minutes;
+    one that rises by as much lies before that.
     """
     with path.open("rb") as file:
         lines = read_header(file, b"%", b"% end")
@@ -76,7 +77,8 @@ def read_dat(path: Path) -> Columns:
     if len(content) % 8:
         raise ValueError(f"{path} has {len(content)} bytes of events, no whole number of 8-byte events: cut short")
     t, words = np.frombuffer(content, "<u4").reshape(-1, 2).astype(np.int64).T
-    turns = np.cumsum(np.diff(t, prepend=t[:1]) < -(1 << 31))
+    change = np.diff(t, prepend=t[:1])
+    turns = np.cumsum((change < -(1 << 31)).astype(np.int64) - (change > 1 << 31))
     return Columns(t + (turns << 32), words & 0x3FFF, words >> 14 & 0x3FFF, words >> 28, size_in(lines))
 
 

@@ -79,6 +79,19 @@ def test_the_first_step_is_seen(parts: tuple[Any, Tensor, Tensor], told: bool) -
         assert list(seen) == list(range(first, STEPS)) and "".join(seen.values()) == expected
 
 
+def test_a_schedule_of_another_pipeline_begins_nothing(parts: tuple[Any, Tensor, Tensor]) -> None:
+    """The hook reads one scheduler; another pipeline with the same transformer may set its timesteps at any time."""
+    pipe, latents, text = parts
+    handle = accel.enable(pipe, None, cache="table:every=3:warmup=2")
+    pipe.scheduler.set_timesteps(STEPS)
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        if step == 20:
+            pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
+        pipe.transformer(latents, t.expand(1), text, return_dict=False)
+    kinds = {record.step: record.kind[0] for record in handle.blocks()}
+    assert "".join(kinds.values()) == "ccr" + "crr" * 15 + "cr"
+
+
 def test_an_expert_knows_where_the_loop_began() -> None:
     """It may run the last step alone; Wan's image to video tells a transformer no step, only its timestep."""
     pipe = WanImageToVideoPipeline(

@@ -14,7 +14,7 @@ from pointcloud.files import read_points, write_points
 from pointcloud.points import PointCloud
 
 
-def test_threads_read_whole_and_broken_files_apart(tmp_path: Path) -> None:
+def test_threads_read_whole_and_broken_files_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     whole, cut, faces = (tmp_path / f"{name}.ply" for name in ("whole", "cut", "faces"))
     write_points(whole, PointCloud(torch.rand(5000, 3)))
@@ -32,9 +32,11 @@ def test_threads_read_whole_and_broken_files_apart(tmp_path: Path) -> None:
             return None
 
     before = sys.stdout
-    with ThreadPoolExecutor(8) as threads:
+    with ThreadPoolExecutor(9) as threads:
+        printed = threads.submit(lambda: [print("upload failed") for _ in range(2000)])
         assert list(threads.map(points, 20 * [whole, cut, faces])) == 20 * [5000, None, None]
-    assert sys.stdout is before
+    assert sys.stdout is before and len(printed.result()) == 2000
+    assert capsys.readouterr().out == 2000 * "upload failed\n"
 
 
 def test_threads_leave_the_filters_of_warnings(tmp_path: Path) -> None:

@@ -50,13 +50,14 @@ def test_evt2_knows_times_beyond_its_34_bits(tmp_path: Path) -> None:
 def test_dat_knows_times_beyond_its_32_bits(tmp_path: Path) -> None:
     path, head = tmp_path / "late.dat", b"% Version 2\n% Height 10\n% Width 10\n% end\n\x0c\x08"
     pixel = 1 << 28 | 7 << 14 | 5
-    path.write_bytes(head + struct.pack("<8I", 9, pixel, 0xFFFFFFFF, pixel, 3, pixel, 4, pixel))
+    path.write_bytes(head + struct.pack("<10I", 9, pixel, 2**31, pixel, 0xFFFFFFFF, pixel, 3, pixel, 4, pixel))
     found = read_events(path)
-    assert found.t.tolist() == [9, (1 << 32) - 1, (1 << 32) + 3, (1 << 32) + 4]
+    assert found.t.tolist() == [9, 1 << 31, (1 << 32) - 1, (1 << 32) + 3, (1 << 32) + 4]
     assert (set(found.x.tolist()), set(found.y.tolist()), found.polarity.all().item()) == ({5}, {7}, True)
-    path.write_bytes(head + struct.pack("<4I", 100, pixel, 99, pixel))
-    with pytest.raises(ValueError, match="time runs backwards at 1 of 2 events"):
-        read_events(path)
+    for times in ((100, 99), (1000, 0xF0000000, 1002), (0xFFFFFFFF, 3, 0xFFFFFFFE, 4)):  # the second: a wrong bit
+        path.write_bytes(head + b"".join(struct.pack("<2I", time, pixel) for time in times))
+        with pytest.raises(ValueError, match=f"time runs backwards at 1 of {len(times)} events"):
+            read_events(path)
 
 
 def test_structured_arrays_and_signed_polarity(tmp_path: Path) -> None:
