@@ -349,14 +349,20 @@ def test_every_suffix_has_a_reader_in_either_case(tmp_path: Path, suffix: str) -
         assert len(read_points(tmp_path / name)) == 200
 
 
-@pytest.mark.parametrize(("suffix", "name"), [(".ply", "time"), (".npy", "intensity")])
-def test_seconds_of_this_century_keep_their_hundredths(tmp_path: Path, suffix: str, name: str) -> None:
-    if suffix == ".ply":
-        pytest.importorskip("open3d", exc_type=ImportError)
+def test_seconds_of_this_century_keep_their_hundredths(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
     times = 1.7e9 + 0.01 * torch.arange(50, dtype=torch.float64)
-    write_points(tmp_path / f"a{suffix}", PointCloud(torch.rand(50, 3), {name: times}))
-    found = read_points(tmp_path / f"a{suffix}").attributes[name]
+    write_points(tmp_path / "a.ply", PointCloud(torch.rand(50, 3), {"time": times}))
+    found = read_points(tmp_path / "a.ply").attributes["time"]
     assert found.dtype == torch.float64 and torch.equal(found, times)
+
+
+def test_intensities_are_in_single_precision(tmp_path: Path) -> None:
+    """As coordinates are, beside which networks take them."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((50, 4)))
+    (tmp_path / "a.xyz").write_text("1 2 3 0.5\n" * 50)
+    for name in ("a.npy", "a.xyz"):
+        assert read_points(tmp_path / name).attributes["intensity"].dtype == torch.float32
 
 
 def test_writing_is_refused_or_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
