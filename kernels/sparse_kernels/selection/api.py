@@ -52,6 +52,8 @@ def fill_budget(
         raise ValueError(f"areas must not be negative, got {int(areas.min())}")
     if not isinstance(budget, int):
         _check_fits("budget", budget, scores, (*scores.shape[:-1], 1))
+    # Below nothing there is nothing to keep, and differences from far below are beyond 64 bits.
+    budget = max(budget, -1) if isinstance(budget, int) else budget.long().clamp(min=-1)
     return _module(backend, scores).fill_budget(scores, areas, budget, crossing)
 
 

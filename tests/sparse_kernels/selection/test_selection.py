@@ -68,6 +68,16 @@ def test_a_budget_without_a_limit_keeps_all(backend: str, crossing: bool) -> Non
         assert kept.all()
 
 
+@pytest.mark.parametrize("crossing", [False, True])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_a_budget_below_nothing_keeps_none(unchecked_shapes: None, backend: str, crossing: bool) -> None:
+    scores, areas = torch.rand(2, 3), torch.tensor([[2, 1, 3]])
+    for budget in (-1, 1 - 2**63, torch.tensor([[-5], [1 - 2**63]])):
+        assert not fill_budget(scores, areas, budget, crossing=crossing, backend=backend).any()
+    one = fill_budget(scores, areas, torch.tensor([[True], [False]]), crossing=True, backend=backend)
+    assert one.sum(-1).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_nan_of_either_sign_comes_first(backend: str) -> None:
     scores = torch.tensor([[3.0, 0.0, torch.inf, 0.0, 7.0]])
