@@ -60,11 +60,12 @@ class Detector(nn.Module):
         Works in evaluation mode and on the device of the weights. ValueError if the cloud lacks an attribute that the
         network takes or has one that is not finite, or no point lies in its grid.
         """
-        points = cloud.values(self.config.attributes).to(next(self.parameters()).device)
-        for name, column in zip(self.config.attributes, points[:, 3:].T, strict=False):
-            bad = int((~column.isfinite()).sum())
-            if bad:  # it would spread over the whole map, in which nothing is found then
-                raise ValueError(f"{name} is NaN or infinite in {bad} of {len(points)} points; remove these points")
+        points = cloud.values(self.config.attributes)
+        bad = (~points[:, 3:].isfinite()).sum(0).tolist()
+        for name, count in zip(self.config.attributes, bad, strict=False):
+            if count:  # it would spread over the whole map, in which nothing is found then
+                raise ValueError(f"{name} is NaN or infinite in {count} of {len(points)} points; remove these points")
+        points = points.to(next(self.parameters()).device)
         training = self.training
         try:
             outputs = self.eval()(points, torch.zeros(len(points), dtype=torch.int64, device=points.device), 1)

@@ -47,7 +47,7 @@ class Summary:
         self.detected, self.skipped = self.detected + new, self.skipped + (not new)
         said = [note for kind, note in record["notes"].items() if kind not in self.notes]
         self.notes.update(record["notes"].keys())
-        full = record["full_intensity"]
+        full = record.get("full_intensity")  # records of earlier versions do not say
         if full is not None:
             if self.full_intensities and full not in self.full_intensities:
                 before = " and ".join(map(str, sorted(self.full_intensities)))

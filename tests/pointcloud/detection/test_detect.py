@@ -177,6 +177,18 @@ def test_only_what_is_new_is_done_again(tmp_path: Path) -> None:
     assert pictures.detected == 3 and pictures.objects == {"vehicle": 3}
 
 
+def test_records_of_earlier_versions_are_gone_on_from(tmp_path: Path) -> None:
+    """They say neither how `.bin` files were read nor which full intensity was guessed."""
+    write_points(tmp_path / "a.ply", points())
+    assert run([tmp_path / "a.ply"], tmp_path / "out").detected == 1
+    file = tmp_path / "out" / "a.json"
+    record = json.loads(file.read_text())
+    del record["full_intensity"], record["inputs"]["layout"]
+    file.write_text(json.dumps(record))
+    again = run([tmp_path / "a.ply"], tmp_path / "out")
+    assert (again.skipped, again.failed) == (1, {})
+
+
 def test_a_model_that_changes_under_its_name_is_asked_again(tmp_path: Path) -> None:
     write_points(tmp_path / "a.ply", points())
     detector = FakeDetector()
