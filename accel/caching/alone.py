@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from accel.errors import InputError
+from accel.models.hooks import hooks_of
 
 # How the names of the hooks begin that diffusers' caches leave on modules, also where a function applies them.
 THEIRS = {
@@ -30,15 +31,13 @@ def check_alone(transformer: Any, modules: Iterable[nn.Module]) -> None:
             f"diffusers' {theirs} is enabled on this {name}, and one cache at a time is accepted: "
             "call transformer.disable_cache(), or give accel no cache"
         )
-    for module in modules:
-        registry = vars(module).get("_diffusers_hook")
-        for hook in () if registry is None else registry.hooks:
-            for start, theirs in THEIRS.items():
-                if hook.startswith(start):
-                    raise InputError(
-                        f"diffusers' {theirs} is applied to this {name}, as the hook {hook} shows, and one cache at a "
-                        "time is accepted: load the transformer anew, or give accel no cache"
-                    )
+    for hook, _ in hooks_of(modules):
+        for start, theirs in THEIRS.items():
+            if hook.startswith(start):
+                raise InputError(
+                    f"diffusers' {theirs} is applied to this {name}, as the hook {hook} shows, and one cache at a "
+                    "time is accepted: load the transformer anew, or give accel no cache"
+                )
 
 
 def looked_at(transformer: Any, blocks: list[nn.Module]) -> list[nn.Module]:

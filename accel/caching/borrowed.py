@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import InputError
+from accel.models.hooks import hooks_of
 
 
 class BorrowedWeights:
@@ -81,7 +82,5 @@ class BorrowedWeights:
 
 def on_disk(transformer: nn.Module) -> bool:
     """Whether diffusers' group offloading keeps weights in files: what is written to the parameters is lost there."""
-    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
-    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
-    groups = (getattr(hook, "group", None) for hook in hooks)
+    groups = (getattr(hook, "group", None) for _, hook in hooks_of(transformer.modules()))
     return any(getattr(group, "offload_to_disk_path", None) is not None for group in groups)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from accel.attention.heads import HeadShare
+from accel.models.hooks import hooks_of
 
 # (q, k, v, mask, arguments, heads) -> out
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any], HeadShare], Tensor]
@@ -35,10 +36,9 @@ def text_is_split(transformer: nn.Module) -> bool:
 
     A layer that joins the two has text and video by turns then, where all rows are together.
     """
-    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
-    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
     return any(
-        isinstance(hook, ContextParallelSplitHook) and "encoder_hidden_states" in hook.metadata for hook in hooks
+        isinstance(hook, ContextParallelSplitHook) and "encoder_hidden_states" in hook.metadata
+        for _, hook in hooks_of(transformer.modules())
     )
 
 
