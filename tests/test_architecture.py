@@ -45,7 +45,14 @@ ARROWS = {
 }  # fmt: skip
 # Heavy packages, and the only places that may import them.
 HEAVY = {
-    "diffusers": ("accel.caching.hook", "accel.models", "accel.workbench", "demos", "benchmarks"),
+    "diffusers": (
+        "accel.caching.blocks",
+        "accel.caching.hook",
+        "accel.models",
+        "accel.workbench",
+        "demos",
+        "benchmarks",
+    ),
     "PIL": ("accel.workbench", "demos"),
     "imageio": ("accel.workbench", "pointcloud.events", "demos"),
     "imageio_ffmpeg": ("accel.workbench", "pointcloud.events", "demos"),

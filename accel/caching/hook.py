@@ -1,4 +1,4 @@
-"""How a policy sits on a transformer: a hook of diffusers' on its root, and on what it decides about or looks at."""
+"""How a policy sits on a transformer: a hook of diffusers' on its root and on what it looks at, and in its blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
+from accel.caching.blocks import let_rest, never_rest, refuse_copies
 from accel.caching.elastic import Narrowed, first_layer, last_layer
 from accel.caching.resting import Resting
 from accel.models.compiling import between_graphs
@@ -19,11 +20,7 @@ class _CacheHook(ModelHook):
 
     wrapper: Any = None
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse copies: what diffusers wraps around `forward` would run the transformer that it was made for."""
-        raise TypeError(
-            "a transformer with a cache attached can be neither copied nor pickled; call accel.disable first"
-        )
+    __reduce_ex__ = refuse_copies
 
 
 class ForwardHook(_CacheHook):
@@ -38,25 +35,6 @@ class ForwardHook(_CacheHook):
         """Run the transformer, or let it rest."""
         stock: Any = self.fn_ref.original_forward
         return self.resting.forward(module, stock, args, kwargs)
-
-
-class BlockHook(_CacheHook):
-    """On one block."""
-
-    def __init__(self, resting: Resting, index: int):
-        super().__init__()
-        self.resting, self.index = resting, index
-
-    @between_graphs
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Run the block, or let it rest."""
-        stock: Any = self.fn_ref.original_forward
-        rested = self.resting.enter(self.index, args, kwargs)
-        if rested is not None:
-            return rested
-        output = stock(*args, **kwargs)
-        self.resting.leave(self.index, output)
-        return output
 
 
 class TimeHook(_CacheHook):
@@ -92,7 +70,7 @@ def install_cache(transformer: nn.Module, resting: Resting) -> None:
     hooks: list[tuple[nn.Module, _CacheHook]] = [(transformer, ForwardHook(resting))]
     if resting.units is not None and adapter.blocks is not None:
         for index, block in enumerate(adapter.blocks(transformer)):
-            hooks.append((block, BlockHook(resting, index)))
+            let_rest(block, resting, index)
             if resting.policy.narrows and adapter.mlp is not None:
                 for layer, narrow in zip(adapter.mlp(block), (first_layer, last_layer), strict=True):
                     hooks.append((layer, LinearHook(resting, narrow)))
@@ -118,6 +96,7 @@ def remove_cache(transformer: nn.Module) -> None:
         resting.weights.give_back()
     for module in transformer.modules():
         _unregister(module)
+        never_rest(module)
     registry: Any = getattr(transformer, "_diffusers_hook", None)
     if registry is not None:
         registry.invalidate_child_registries_cache()

@@ -218,6 +218,18 @@ def test_group_offloading(policy: Any, offload_first: bool, monkeypatch: pytest.
     generate(pipe)
 
 
+def test_a_block_runs_whose_group_was_to_be_loaded_by_one_that_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusers loads several blocks at once, when the first of them is called."""
+    pipe, offloaded, cpu = pipeline("wan-2.1"), spoil_what_is_offloaded(monkeypatch), torch.device("cpu")
+    first_rests = Table(table=BlockTable("", tuple("cc" if step == 0 else "rc" for step in range(STEPS))))
+    with accel.enabled(pipe, None, cache=first_rests):
+        expected = generate(pipe)
+    apply_group_offloading(pipe.transformer, cpu, cpu, offload_type="block_level", num_blocks_per_group=2)
+    with accel.enabled(pipe, None, cache=first_rests) as handle:
+        assert offloaded and torch.equal(generate(pipe), expected)
+        assert {record.kind for record in handle.blocks()} == {"computed", "reused"}
+
+
 def test_both_experts_rest_and_know_only_their_own_past() -> None:
     pipe = pipeline("wan-2.2")
     pipe.register_to_config(boundary_ratio=0.9)
