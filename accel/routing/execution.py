@@ -9,7 +9,7 @@ what they added at an earlier step. Inference is `accel.routing.policy`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,6 +53,10 @@ class Pass:
     gate: Tensor | None = None
     mask: Tensor | None = None
     said: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+class _Entered(Exception):
+    """The first block has been reached."""
 
 
 class RoutedTransformer(nn.Module):
@@ -109,6 +113,34 @@ class RoutedTransformer(nn.Module):
                 handle.remove()
         first, last = seen
         return last - first
+
+    def probabilities(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        timestep: Float[Tensor, " b"],
+        text: Float[Tensor, "b tokens channels"],
+    ) -> Float[Tensor, "1 b"]:
+        """Return what the router before all blocks says, and run none of them."""
+        now = Pass()
+
+        def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            now.entry = _entering(args, kwargs)
+            raise _Entered
+
+        assert self.adapter.time_embedding is not None
+        embedding = self.adapter.time_embedding(self.transformer)
+        handles = [
+            embedding.register_forward_hook(partial(_note_time, now)),
+            self.stack[0].register_forward_pre_hook(stop, with_kwargs=True),
+        ]
+        try:
+            with suppress(_Entered), torch.no_grad():
+                self.transformer(latents, timestep, text, return_dict=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert now.entry is not None and now.time is not None
+        return self.routers(0, now.entry, now.time)[0].sigmoid()[None]
 
     @contextmanager
     def _hooks(self, now: Pass) -> Iterator[None]:

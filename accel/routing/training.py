@@ -28,6 +28,8 @@ from accel.routing.router import WIDTHS, Routers, RoutersConfig
 
 FIGURES = ("loss", "error", "gates", "widths")
 MOST_GRADIENT = 1.0
+RATE_DRAWS = 8  # at least so many samples and timesteps of which a rate is asked that is no block's own
+RATES = 3  # the stream of random numbers that they come from
 GAPS = (1 / 30, 1 / 3)  # shares of denoising that lie between a block and what it reuses: from 1 of 30 steps to 4 of 12
 
 
@@ -118,7 +120,7 @@ class RouterTrainer:
         return self.recipe.shift * uniform / (1 + (self.recipe.shift - 1) * uniform)
 
     def random(self, stream: int = 0) -> torch.Generator:
-        """Return random numbers of the next step: those of noise and timesteps, or another of two streams."""
+        """Return random numbers of the next step: those of noise and timesteps, or another stream's."""
         number = hashlib.sha256(f"{self.recipe.seed} {self.done} {stream}".encode()).digest()[:4]
         return torch.Generator().manual_seed(int.from_bytes(number, "little"))  # torch reads no more than 32 bits of it
 
@@ -140,17 +142,37 @@ class RouterTrainer:
                 )
         velocity, said = self.module(noisy, timestep, text, earlier)
         error = velocity_loss(velocity, self._wanted(toward, noisy, timestep, text), weights)
-        low = recipe.rate if recipe.low_rate is None else recipe.low_rate
-        target = target_rate(timestep, recipe.rate, low)
         if recipe.rest == "reuse":
-            rates = step_rate_loss(said.probabilities, target)
+            rates = self._step_rate_loss(latents, text, said.probabilities, timestep)
         else:
-            rates = gate_rate_loss(said.probabilities, said.gates, target)
+            rates = gate_rate_loss(said.probabilities, said.gates, self._target(timestep))
         if recipe.width_rate is not None:
             rates = rates + width_rate_loss(said.expected, said.widths, said.gates, recipe.width_rate)
         runs = said.gates.detach()
         widths = (runs * said.widths.detach()).sum() / runs.sum().clamp(min=1)
         return {"loss": error + recipe.weight * rates, "error": error, "gates": runs.mean(), "widths": widths}
+
+    def _target(self, timestep: Tensor) -> Tensor:
+        recipe = self.recipe
+        return target_rate(timestep, recipe.rate, recipe.rate if recipe.low_rate is None else recipe.low_rate)
+
+    def _step_rate_loss(self, latents: Tensor, text: Tensor, said: Tensor, timestep: Tensor) -> Tensor:
+        """Return the loss of the rate over this step's timesteps and others, at which the router alone is asked.
+
+        So that few samples are enough for it to learn that one timestep runs oftener than another.
+        """
+        random, times = self.random(RATES), -(-RATE_DRAWS // len(latents)) - 1
+        latents, text = (x.repeat(times, *[1] * (x.ndim - 1)) for x in (latents, text))
+        probabilities, timesteps = [said], [timestep]
+        if times:
+            others = 1000 * self._shifted(torch.sigmoid(torch.randn(len(latents), generator=random)))
+            noise = torch.randn(latents.shape, generator=random)
+            others, noise = others.to(latents.device), noise.to(latents.device)
+            noisy = torch.lerp(latents, noise, _level(others))
+            with self.accelerator.autocast():
+                asked = self.accelerator.unwrap_model(self.module).probabilities(noisy, others, text)
+            probabilities, timesteps = [said, asked], [timestep, others]
+        return step_rate_loss(torch.cat(probabilities, 1), self._target(torch.cat(timesteps)))
 
     @torch.no_grad()
     def _wanted(self, toward: Tensor, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,39 @@ def one_router(bias: float) -> RoutedTransformer:
 
 
 @torch.no_grad()
+def test_a_router_is_asked_without_the_blocks() -> None:
+    timestep, module = torch.tensor([300.0, 700.0]), one_router(0.4)
+    vary(module.routers, 1, 0.1)
+    _, said = module(LATENTS, timestep, TEXT, module.added(LATENTS, timestep, TEXT))
+    module.stack[1].register_forward_pre_hook(lambda *_: pytest.fail("a block runs"))
+    assert torch.equal(module.probabilities(LATENTS, timestep, TEXT), said.probabilities)
+    assert said.probabilities.std() > 1e-3 and not module.stack[0]._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_one_sample_at_a_time_may_run_oftener_at_one_timestep() -> None:
+    """The loss of a rate that all timesteps have in the mean is small, however far it is at each of them."""
+    made, latents, text = trainer(rest="reuse"), LATENTS[:1], TEXT[:1]
+    gate = vary(made.routers, 1, 1.0).get_submodule("blocks.0.gate")
+    assert isinstance(gate, torch.nn.Linear)
+    draws = []
+    for made.done in range(100):
+        noise, timestep, _ = made.draw(latents)
+        draws.append((torch.lerp(latents, noise, timestep / 1000), timestep, text))
+    gate.bias -= torch.cat([made.module.probabilities(*draw).logit() for draw in draws]).mean()
+    said, losses = [made.module.probabilities(*draw) for draw in draws], []
+    mean, variance = torch.cat(said).mean().item(), torch.cat(said).var().item()
+    made.recipe = dataclasses.replace(made.recipe, rate=mean)
+    for made.done in range(100):
+        losses.append(made._step_rate_loss(latents, text, said[made.done], draws[made.done][1]).item())
+    assert variance > 1e-3 and sum(losses) / 100 < variance / 4, "an eighth, but for chance"
+    # Samples enough need no others.
+    many = torch.full((1, 8), 0.25)
+    alone = made._step_rate_loss(LATENTS.repeat(4, 1, 1, 1, 1), TEXT.repeat(4, 1, 1), many, torch.full((8,), 500.0))
+    assert alone.item() == pytest.approx((0.25 - mean) ** 2)
+
+
+@torch.no_grad()
 def test_all_blocks_rest_together_by_as_much_as_the_router_says() -> None:
     """Against the blocks by hand; what was added at the very same step changes nothing."""
     timestep, before = torch.tensor([300.0, 700.0]), torch.tensor([500.0, 900.0])
@@ -257,9 +291,9 @@ def test_widths_learn_and_so_does_the_backbone() -> None:
 JOINT = {"width_rate": 0.5, "backbone_rate": 1e-3, "frozen": ("attn2",)}
 
 
-@pytest.mark.parametrize("options", [{}, JOINT])
+@pytest.mark.parametrize("options", [{}, JOINT, {"rest": "reuse"}])
 def test_resuming_reproduces_the_next_loss(tmp_path: Path, options: dict[str, Any]) -> None:
-    made = trainer(**options)
+    made, joint = trainer(**options), options == JOINT
     run(made, 2)
     made.save(tmp_path)
     expected = run(made, 2)
@@ -269,12 +303,12 @@ def test_resuming_reproduces_the_next_loss(tmp_path: Path, options: dict[str, An
     said = again.progress()
     assert said.startswith("step 4 loss ") and " gates " in said and " widths " in said
     routers, backbone = read_routers(tmp_path)
-    assert len(routers.config.widths) == (4 if options else 1)
-    frozen = {name for name in dict(made.transformer.named_parameters()) if "attn2" in name} if options else set()
-    assert backbone.keys() == (dict(made.transformer.named_parameters()).keys() - frozen if options else set())
+    assert len(routers.config.widths) == (4 if joint else 1)
+    frozen = {name for name in dict(made.transformer.named_parameters()) if "attn2" in name} if joint else set()
+    assert backbone.keys() == (dict(made.transformer.named_parameters()).keys() - frozen if joint else set())
     start = tiny().state_dict()
     for name, weight in made.transformer.state_dict().items():
-        assert torch.equal(weight, start[name]) == (not options or name in frozen), name
+        assert torch.equal(weight, start[name]) == (not joint or name in frozen), name
 
 
 def test_a_seed_is_one_of_all_random_numbers() -> None:
