@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def outside_graphs(function: Function) -> Function:
     """Return the function or method such that a compiled graph ends before its calls, and another begins after them.
 
-    Planning branches on tensors and keeps what it saw: traced, it would be compiled anew for every layer and step.
+    For what branches on tensors or keeps what it saw: traced, it would be compiled anew for every layer and step.
     """
     return cast(Function, torch.compiler.disable(function))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,27 +11,29 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-# (q, k, v, mask, arguments) -> out, all (b h s d)
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], Tensor]
+# (q, k, v, mask, arguments, number of the call) -> out, all (b h s d)
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any], int], Tensor]
 
 
 class SDPAInterception(TorchFunctionMode):
     """Sends the calls of torch's scaled_dot_product_attention inside a `with` block, on this thread, to `attend`.
 
-    Calls that `attend` makes itself go to torch.
+    Calls that `attend` makes itself go to torch. The others have a number each, which comes from `numbers`.
     """
 
-    def __init__(self, attend: Attend):
+    def __init__(self, attend: Attend, numbers: Iterator[int]):
         super().__init__()
-        self.attend = attend
+        self.attend, self.numbers = attend, numbers
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Answer one call of a function of torch's."""
+        if func is Tensor.unflatten:  # which torch.compile cannot follow from here, as it is written in Python
+            func = torch.unflatten
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        return self.attend(*_bound(*args, **(kwargs or {})))
+        return self.attend(*_bound(*args, **(kwargs or {})), next(self.numbers))
 
 
 def _bound(

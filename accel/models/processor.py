@@ -19,6 +19,7 @@ from accel.attention.heads import HeadShare
 from accel.models.compiling import outside_graphs
 from accel.models.dispatch import Route, backend_is_chosen, private_backend
 from accel.models.interception import SDPAInterception, sdpa
+from accel.models.operator import attend_in_graph, may_be_in_graph, number_of
 from accel.models.parallel import attend_over_heads, reason_against_exchange
 from accel.models.session import Session
 
@@ -30,6 +31,7 @@ class SparseAttentionProcessor:
 
     def __init__(self, stock: Any, session: Session, layer: int):
         self.stock, self.session, self.layer = stock, session, layer
+        self._number = number_of(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the class, which is made at run time."""
@@ -102,11 +104,21 @@ class _Dispatched(SparseAttentionProcessor):
         """Run the stock processor with our backend."""
         return self._inner(*args, **kwargs)
 
-    @outside_graphs
     def _attend_dispatched(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]
     ) -> Tensor:
-        config, reason = arguments["parallel_config"], None
+        is_plain = isinstance(mask, Tensor | None) and arguments["parallel_config"] is None
+        if not (is_plain and torch.compiler.is_compiling() and may_be_in_graph(q, k, v)):
+            return self.attend_eagerly(q, k, v, mask, arguments)
+        said = {name: value for name, value in arguments.items() if name != "parallel_config"}
+        return attend_in_graph(q, k, v, mask, self._number, 0, **said)
+
+    @outside_graphs
+    def attend_eagerly(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any], call: int = 0
+    ) -> Tensor:
+        """Return the attention of one call, planned, run and noted by the session, all tensors (b s h d)."""
+        config, reason = arguments.get("parallel_config"), None
         if config is not None:
             reason = _obstacle(arguments) or reason_against_exchange(q, k, config)
             if reason is None and torch.is_grad_enabled() and q.requires_grad:
@@ -130,26 +142,48 @@ class _Dispatched(SparseAttentionProcessor):
 class _Intercepted(SparseAttentionProcessor):
     """Of any other processor: torch's attention is caught while it runs."""
 
-    @outside_graphs
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock processor, its attention calls answered by the session."""
-        numbers, name = itertools.count(), type(self.stock).__name__
-        unknown = f"accel cannot follow context parallelism through {name}" if self._parallel_config else None
+        if torch.compiler.is_compiling() and may_be_in_graph(*args, *kwargs.values()):
+            return self._run(self._ask_operator, args, kwargs)
+        return self._run_eagerly(args, kwargs)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> Tensor:
-            def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-                return sdpa(q, k, v, mask, arguments).transpose(1, 2)
+    @outside_graphs
+    def _run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._run(self._ask_session, args, kwargs)
 
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            out = self._attend(stock, next(numbers), q, k, v, mask, arguments, obstacle=unknown)
-            return out.transpose(1, 2)
-
-        with SDPAInterception(attend):
+    def _run(self, answer: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        numbers = itertools.count()
+        with SDPAInterception(answer, numbers):
             out = self.stock(*args, **kwargs)
         if next(numbers) == 0:
             self.session.note_dense(UNCAUGHT)
         return out
+
+    def _ask_operator(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any], call: int
+    ) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return attend_in_graph(q, k, v, mask, self._number, call, **arguments).transpose(1, 2)
+
+    def _ask_session(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any], call: int
+    ) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return self.attend_eagerly(q, k, v, mask, arguments, call).transpose(1, 2)
+
+    def attend_eagerly(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any], call: int = 0
+    ) -> Tensor:
+        """Return the attention of one call, planned, run and noted by the session, all tensors (b s h d)."""
+
+        def stock(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return sdpa(q, k, v, mask, arguments).transpose(1, 2)
+
+        name = type(self.stock).__name__
+        unknown = f"accel cannot follow context parallelism through {name}" if self._parallel_config else None
+        return self._attend(stock, call, q, k, v, mask, arguments, obstacle=unknown)
 
 
 def wrap_processor(stock: Any, session: Session, layer: int, dispatched: bool = True) -> SparseAttentionProcessor:

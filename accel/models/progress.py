@@ -19,12 +19,13 @@ from diffusers.hooks.hooks import (
 )
 from torch import Tensor, nn
 
-from accel.attention.call import Progress
+from accel.attention.call import Geometry, Progress
 from accel.models.adapters import adapter_of
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument
 from accel.models.compiling import outside_graphs
 from accel.models.denoising import Denoising
+from accel.models.operator import note_in_graph, number_of
 from accel.models.session import Session
 
 HOOK = "accel_progress"
@@ -71,6 +72,7 @@ class ProgressHook(ModelHook):
         self.session, self.adapter = session, adapter
         self._pipeline = _weakly(pipeline)
         self._latest_scheduler = _weakly(getattr(pipeline, "scheduler", None))
+        self._number = number_of(self)
         self.others: list[Denoising] = []  # of the pipeline's other transformers
         # Diffusers hands the cache context to state managers only.
         self.context = _ThreadContext()
@@ -83,11 +85,13 @@ class ProgressHook(ModelHook):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without threads and pipeline, and with the adapter's class: it holds functions without a name."""
-        left_out = {"_pipeline": None, "_latest_scheduler": None, "_order": None, "adapter": self.adapter.classes[0]}
+        left_out = {"_pipeline": None, "_latest_scheduler": None, "_order": None, "_number": None}
+        left_out |= {"adapter": self.adapter.classes[0]}
         return {**self.__dict__, **left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_order": threading.local(), "adapter": adapter_of(state["adapter"])}
+        self._number = number_of(self)
         self._pipeline = self._latest_scheduler = _weakly(None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgressHook:
@@ -98,13 +102,30 @@ class ProgressHook(ModelHook):
         copied._pipeline = _weakly(pipeline)
         return copied
 
+    def note(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Read grid and progress from the arguments of a call that is about to start; return others to start with."""
+        name = self.adapter.timestep
+        if not (torch.compiler.is_compiling() and isinstance(kwargs.get(name), Tensor)):
+            self._read(module, args, kwargs)
+            return None
+        geometry = self.adapter.geometry(module, args, kwargs)
+        if geometry is None or torch.is_grad_enabled():
+            self._read(module, args, kwargs)
+            return None
+        grid = [*geometry.grid, geometry.before, geometry.after]
+        return args, {**kwargs, name: note_in_graph(kwargs[name], self._number, grid, geometry.rest)}
+
     @outside_graphs
-    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read grid and progress from the arguments of a call that is about to start."""
+    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timestep = argument(module, args, kwargs, self.adapter.timestep)
+        self.note_eagerly(timestep, self.adapter.geometry(module, args, kwargs))
+
+    def note_eagerly(self, timestep: Any, geometry: Geometry | None) -> None:
+        """Tell the session where the call that starts is."""
         schedule: Tensor | None = getattr(self._scheduler, "timesteps", None)  # a new tensor in every generation
         progress, is_index = self._progress(timestep, schedule)
-        geometry = self.adapter.geometry(module, args, kwargs)
         untouched = getattr(self._scheduler, "step_index", 0) is None  # since its timesteps were set
         begins = untouched and progress is not None and progress.step == self._first_step
         self.session.denoising.begin_call(geometry, progress, schedule, repeats=is_index, begins=begins)

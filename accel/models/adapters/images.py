@@ -11,10 +11,12 @@ from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument, denoised, from_latents, stacks
 from accel.models.adapters.streams import ALONE, TEXT_FIRST
+from accel.models.compiling import outside_graphs
 
 BOTH_STREAMS = r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn"
 
 
+@outside_graphs
 def flux(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
     """Return the grid that the positions of a picture span; reference pictures behind it are other rows.
 

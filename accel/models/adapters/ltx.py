@@ -11,8 +11,10 @@ from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter
 from accel.models.adapters.readers import argument, denoised, from_sizes, stacks
 from accel.models.adapters.sizes import Factors
+from accel.models.compiling import outside_graphs
 
 BLOCKS = r"transformer_blocks\.\d+\.attn1"
+sized, sized_before_others = from_sizes(), from_sizes(rest="after")
 
 
 def ltx(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
@@ -23,8 +25,12 @@ def ltx(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geom
     """
     coordinates = argument(transformer, args, kwargs, "video_coords")
     if not isinstance(coordinates, Tensor):
-        return from_sizes()(transformer, args, kwargs)
-    places = coordinates[0].cpu()
+        return sized(transformer, args, kwargs)
+    return _among_key_frames(coordinates[0].cpu())
+
+
+@outside_graphs
+def _among_key_frames(places: Float[Tensor, "3 n"]) -> Geometry | None:
     height, width = (len(axis.unique()) for axis in places[1:])
     corners = (places == places.amin(1, keepdim=True)).all(0).nonzero().flatten().tolist()
     before = corners[-1] if corners else places.shape[1]
@@ -37,14 +43,15 @@ def ltx_2(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ge
 
     Waits for the device where coordinates tell.
     """
-    sized = from_sizes(rest="after")(transformer, args, kwargs)
+    told = sized_before_others(transformer, args, kwargs)
     coordinates = argument(transformer, args, kwargs, "video_coords")
-    if sized is not None or not isinstance(coordinates, Tensor) or coordinates.ndim != 4:
-        return sized
+    if told is not None or not isinstance(coordinates, Tensor) or coordinates.ndim != 4:
+        return told
     grid = leading_grid(coordinates[0].cpu())
     return None if grid is None else Geometry(*grid, rest="after")
 
 
+@outside_graphs
 def leading_grid(places: Float[Tensor, "3 n 2"]) -> tuple[int, int, int] | None:
     """Return frames, rows and columns of the first tokens that stand row by row, in frames that follow on each other.
 

@@ -10,8 +10,10 @@ from accel.attention.call import Geometry
 from accel.models.adapters.adapter import Adapter, Size
 from accel.models.adapters.readers import argument
 from accel.models.adapters.sizes import MOST
+from accel.models.compiling import outside_graphs
 
 
+@outside_graphs
 def geometry(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
     """Return the grid that the video's positions span, None where it does not stand together, frame by frame.
 

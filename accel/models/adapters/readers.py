@@ -17,6 +17,8 @@ def argument(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], na
     """Return an argument of a forward call, by position or by name; None where it is not given."""
     if name in kwargs:
         return kwargs[name]
+    if not args:
+        return None
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
     place = names.index(name) if name in names else len(args)
     return args[place] if place < len(args) else None
