@@ -53,7 +53,7 @@ class Routed(Policy):
     Without either it follows those of the embedded model, which fit no other. Below `threshold` a block is skipped;
     from there to `margin` above it, it adds what it added when it last ran, at most `most_reuses` times in a row
     (published: margin 0.1 and 5; the release has 0.015 and 10); above, it runs, with `widths` as much of its MLP as
-    the router finds enough. In the first share `reuse_after` of the steps (the release: half of them) nothing is
+    the router finds enough. In the first share `reuse_after` of the steps that run (the release: half) nothing is
     reused. A margin of 0 is no reuse.
 
     A router that has learnt when to reuse (`RoutersConfig.rest`) decides for all blocks at once: its probability is the
@@ -176,7 +176,7 @@ class Routed(Policy):
         return Compute()
 
     def _may_reuse(self, call: BlockCall, memory: Memory) -> bool:
-        early = call.step < step_count(self.reuse_after, call.progress.steps)
+        early = call.progress.number < step_count(self.reuse_after, call.progress.runs)
         return not early and bool(memory.history().steps) and memory.own(Reuses).used < self.most_reuses
 
 

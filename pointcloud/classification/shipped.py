@@ -24,9 +24,3 @@ def load_model(model: str, task: Literal["shapes", "segments"]) -> CloudModel:
     if loaded.config.task != task:
         raise ValueError(f"{model} is a model of {loaded.config.task}; give one of {task}, as {DEFAULTS[task]}")
     return loaded
-
-
-def check_classes(model: CloudModel, classes: tuple[str, ...], name: str) -> None:
-    """Raise ValueError if a model has other classes than the data that it is to be measured on."""
-    if model.config.classes != classes:
-        raise ValueError(f"{name} knows {', '.join(model.config.classes)}; the data have {', '.join(classes)}")

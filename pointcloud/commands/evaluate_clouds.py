@@ -54,15 +54,16 @@ def _evaluate(
     with one_line_errors():
         from rich.progress import Progress
 
+        from pointcloud.classes import check_classes
         from pointcloud.classification.evaluation import evaluate, write_results
-        from pointcloud.classification.shipped import check_classes, load_model
+        from pointcloud.classification.shipped import load_model
         from pointcloud.nn import unroll
         from pointcloud.shapes import ShapeClouds
 
         set_threads(threads)
         place = find_device(device, on_spconv=True)
         network, samples = load_model(model, task).to(place), ShapeClouds(task, "evaluation", clouds, first)
-        check_classes(network, samples.classes, model)
+        check_classes(network.config.classes, samples.classes, model)
         if spikes:
             unroll(network)
         with Progress(transient=True) as progress:

@@ -33,7 +33,7 @@ def evaluate_detect(
     """Print the average precision of each class; write it as JSON with the precision-recall curves as PNG."""
     with one_line_errors():
         check_finite(iou=iou)
-        from pointcloud.detection.detector_config import check_classes
+        from pointcloud.classes import check_classes
         from pointcloud.detection.evaluation import evaluate, write_results
         from pointcloud.detection.shipped import load_detector
         from pointcloud.scenes import DrivingScenes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -95,9 +94,3 @@ def config_of(model: str) -> DetectorConfig:
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}; accepted: {', '.join(MODELS)}")
     return MODELS[model]
-
-
-def check_classes(known: Sequence[str], shown: Sequence[str], name: str) -> None:
-    """Raise ValueError if a detector's classes, or their order, are not those of data to learn or be measured on."""
-    if tuple(known) != tuple(shown):
-        raise ValueError(f"{name} has the classes {', '.join(known)}; the data have {', '.join(shown)}, in this order")

@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pointcloud.classes import check_classes
 from pointcloud.descent import descend, whole_step
 from pointcloud.detection.augmentation import augment
 from pointcloud.detection.detector import Detector
-from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig, check_classes
+from pointcloud.detection.detector_config import DSVT_TINY, DetectorConfig
 from pointcloud.import_open3d import import_open3d
 from pointcloud.scenes import DrivingScenes, Lidar, Scene
 from pointcloud.weights import read_checkpoint, write_checkpoint

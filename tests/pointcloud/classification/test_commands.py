@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 pytest.importorskip("spconv.pytorch", exc_type=ImportError)
 pytest.importorskip("open3d", exc_type=ImportError)
 
+from pointcloud.classes import check_classes
 from pointcloud.classification import config as configs
-from pointcloud.classification.shipped import check_classes, load_model
+from pointcloud.classification.shipped import load_model
 from pointcloud.cli import app
 from pointcloud.files import read_points, write_points
 from pointcloud.shapes import PARTS, SHAPES, make_segments, make_shape
@@ -102,8 +103,8 @@ def test_evaluation_refuses_a_model_of_other_classes(tmp_path: Path) -> None:
     model.config = configs.ModelConfig(tuple("abcdefghij"), model.config.network)
     model.save(tmp_path / "letters.safetensors")
     result = invoke("evaluate", "shapes", tmp_path / "letters.safetensors", "--output", tmp_path / "out")
-    assert result.exit_code == 2 and "knows a, b, c" in result.stderr and not (tmp_path / "out").exists()
-    check_classes(tiny_model("shapes"), SHAPES, "tiny")
+    assert result.exit_code == 2 and "has the classes a, b, c" in result.stderr and not (tmp_path / "out").exists()
+    check_classes(tiny_model("shapes").config.classes, SHAPES, "tiny")
 
 
 @pytest.mark.parametrize("task", ["shapes", "segments"])
