@@ -20,7 +20,8 @@ OFFLOADING = "group_offloading"  # diffusers' name of its hook
 def let_rest(block: nn.Module, resting: Resting, index: int) -> None:
     """Have the calls of a block decided about from now on, by what is asked about all blocks."""
     vars(block)[PLACE] = resting, index
-    block.__class__ = _kind(type(block))
+    if not any(STOCK in vars(kind) for kind in type(block).__mro__):  # FSDP may have made a class of ours its own
+        block.__class__ = _kind(type(block))
 
 
 def never_rest(module: nn.Module) -> None:
@@ -50,6 +51,7 @@ def _kind(stock: type[nn.Module]) -> type[nn.Module]:
         resting, index = vars(self)[PLACE]
         rested = resting.enter(index, args, kwargs)
         if rested is not None:
+            _offload(self)
             return rested
         _onload(self)
         output = stock.__call__(self, *args, **kwargs)
@@ -73,9 +75,27 @@ def _onload(block: Any) -> None:
 
     As within a group of several blocks.
     """
+    group = _group(block)
+    if group is None or group.onload_leader in (None, block):
+        return
+    if any(part.device == group.offload_device for part in block.parameters()):
+        group.onload_()
+
+
+@outside_graphs
+def _offload(block: Any) -> None:
+    """Take weights off the device again where diffusers leaves that to a block which rests.
+
+    As to the last of a group of several blocks, or to one whose weights are fetched ahead.
+    """
+    group = _group(block)
+    if group is None or group.offload_leader is not block:
+        return
+    if any(part.device.type == group.onload_device.type for part in block.parameters()):
+        group.offload_()
+
+
+def _group(block: Any) -> Any:
     registry = vars(block).get("_diffusers_hook")
     hook = None if registry is None else registry.get_hook(OFFLOADING)
-    if hook is None or hook.group.onload_leader in (None, block):
-        return
-    if any(part.device == hook.group.offload_device for part in block.parameters()):
-        hook.group.onload_()
+    return None if hook is None else hook.group

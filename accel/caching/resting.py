@@ -245,12 +245,18 @@ class Resting:
             return "gradients are enabled; run the model under torch.no_grad()"
         if getattr(module, "_parallel_config", None) is not None:
             return "the sequence is shared among devices (context parallelism)"
+        if self.policy.by_content and any(_shares_weights(part) for part in [module, *blocks[:1]]):
+            return "devices share the weights (FSDP), and each might let other blocks rest; take table:every=2"
         return None
 
     def _warn_once(self, reason: str | None) -> None:
         if reason is not None and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(f"accel's cache computes everything: {reason}", stacklevel=2)
+
+
+def _shares_weights(module: nn.Module) -> bool:
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
 
 
 def _plus(x: Tensor, added: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from accel.attention.call import Geometry
+from accel.models.interception import scores_are_skipped
 
 # Graphs hold tensors and no objects, so processors and hooks go into them as numbers. They are kept in tensors: a
 # plain number would be part of the graph, and each layer have its own.
@@ -25,7 +26,7 @@ def number_of(asked: Any) -> Int[Tensor, ""]:
     """Return what stands in graphs, as long as it lives, for whose `attend_eagerly` or `note_eagerly` they ask."""
     number = next(_numbers)
     _asked[number] = asked
-    return torch.tensor(number)
+    return torch.tensor(number, device="cpu")  # whatever the default device: to read it there waits for nothing
 
 
 def _find(number: Tensor) -> Any:
@@ -65,7 +66,7 @@ def _(q: Float[Tensor, "b s h d"], k: Tensor, v: Float[Tensor, "b s2 h2 d2"], *r
 @torch.library.custom_op(
     "accel::note",
     mutates_args=(),
-    schema="(Tensor timestep, Tensor hook, int[] grid, str? rest) -> Tensor",
+    schema="(Tensor timestep, Tensor hook, SymInt[] grid, str? rest) -> Tensor",
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def note_in_graph(timestep: Tensor, hook: Tensor, grid: list[int], rest: str | None) -> Tensor:
@@ -85,8 +86,10 @@ def _(timestep: Tensor, *rest: Any) -> Tensor:
 def may_be_in_graph(*inputs: Any) -> bool:
     """Whether the calls of these inputs, which are being compiled, can be the operator.
 
-    Not where autocast chooses types, or gradients are asked for.
+    Not where autocast chooses types, gradients are asked for, or scores are skipped, which nothing tells an operator.
     """
+    if scores_are_skipped():
+        return False
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return False

@@ -23,6 +23,8 @@ from accel.models.operator import attend_in_graph, may_be_in_graph, number_of
 from accel.models.parallel import attend_over_heads, reason_against_exchange
 from accel.models.session import Session
 
+# Dynamo compiles all that torch does anew where the graph of a processor breaks in which attention is to be caught.
+BREAKS_GRAPHS = ("MochiAttnProcessor2_0",)
 UNCAUGHT = "no attention came through torch's scaled_dot_product_attention (a chosen attention backend?)"
 
 
@@ -144,9 +146,16 @@ class _Intercepted(SparseAttentionProcessor):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock processor, its attention calls answered by the session."""
-        if torch.compiler.is_compiling() and may_be_in_graph(*args, *kwargs.values()):
+        if torch.compiler.is_compiling() and self._is_traced and may_be_in_graph(*args, *kwargs.values()):
             return self._run(self._ask_operator, args, kwargs)
         return self._run_eagerly(args, kwargs)
+
+    @property
+    def _is_traced(self) -> bool:
+        """Whether graphs go through the stock processor, which may have weights that learn."""
+        kind = type(self.stock)
+        is_whole = kind.__module__.startswith("diffusers.") and kind.__name__ not in BREAKS_GRAPHS
+        return is_whole and self._parallel_config is None and not torch.is_grad_enabled()
 
     @outside_graphs
     def _run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

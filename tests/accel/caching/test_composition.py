@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +228,58 @@ def test_a_block_runs_whose_group_was_to_be_loaded_by_one_that_rests(monkeypatch
     with accel.enabled(pipe, None, cache=first_rests) as handle:
         assert offloaded and torch.equal(generate(pipe), expected)
         assert {record.kind for record in handle.blocks()} == {"computed", "reused"}
+
+
+@pytest.mark.parametrize("offload_first", [True, False])
+def test_a_block_that_rests_is_offloaded(offload_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, offloaded, cpu = pipeline("wan-2.1"), spoil_what_is_offloaded(monkeypatch), torch.device("cpu")
+    last_rests = Table(table=BlockTable("", tuple("cc" if step == 0 else "cr" for step in range(STEPS))))
+
+    def offload() -> None:
+        apply_group_offloading(pipe.transformer, cpu, cpu, offload_type="block_level", num_blocks_per_group=2)
+
+    if offload_first:
+        offload()
+    accel.enable(pipe, None, cache=last_rests)
+    if not offload_first:
+        offload()
+    count = len(offloaded)
+    generate(pipe)
+    assert len(offloaded) == count > 0, "all of them are again"
+
+
+def test_a_class_made_of_ours_decides_once() -> None:
+    """As FSDP makes one of each block's class."""
+    pipe = pipeline("wan-2.1")
+    stock = generate(pipe)
+    handle = accel.enable(pipe, None, cache=RESTS)
+    first, decided = generate(pipe), len(handle.blocks())
+    for block in pipe.transformer.blocks:
+        block.__class__ = type(f"FSDP{type(block).__name__}", (type(block),), {})
+    assert torch.equal(generate(pipe), first)
+    handle.disable()
+    assert torch.equal(generate(pipe), stock)
+    handle = accel.enable(pipe, None, cache=RESTS)
+    assert torch.equal(generate(pipe), first) and len(handle.blocks()) == decided
+
+
+class FSDPModule:
+    """Torch's, by its name."""
+
+
+@pytest.mark.parametrize("cache", ["easy:threshold=9:warmup=1", "prune:threshold=1:warmup=1", "table:every=2:warmup=1"])
+def test_devices_that_share_weights_run_the_same_blocks(cache: str) -> None:
+    pipe, by_content = pipeline("wan-2.1"), not cache.startswith("table")
+    for part in (pipe.transformer, *pipe.transformer.blocks):
+        part.__class__ = type(type(part).__name__, (FSDPModule, type(part)), {})
+    said = (
+        pytest.warns(UserWarning, match=r"everything: devices share the weights \(FSDP\)")
+        if by_content
+        else nullcontext()
+    )
+    with accel.enabled(pipe, None, cache=cache) as handle, said:
+        generate(pipe)
+        assert ("reused" in {record.kind for record in handle.blocks()}) != by_content
 
 
 def test_both_experts_rest_and_know_only_their_own_past() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from diffusers.hooks import LayerSkipConfig
+from diffusers.hooks.layer_skip import _apply_layer_skip_hook
 from torch import Tensor, nn
 
 import accel
@@ -44,7 +46,9 @@ def test_the_output_is_a_tensor_of_its_own_without_gaps() -> None:
     says.out = torch.randn(1, 2, 6, 4).transpose(1, 2)
     out = attend_in_graph(q, q, v, None, number_of(says), 0, **NOTHING)
     assert torch.equal(out, says.out) and out.is_contiguous()
-    number = number_of(says)
+    with torch.device("meta"):
+        number = number_of(says)
+    assert number.device.type == "cpu"
     checks = "test_schema", "test_faketensor"
     torch.library.opcheck(attend_in_graph, (q, q, v, None, number, 0), NOTHING, test_utils=checks)
     del says
@@ -83,3 +87,59 @@ def test_what_no_operator_can_do_breaks_the_graph_and_is_right() -> None:
         output.square().sum().backward()
         weight = loop.transformer.get_parameter("blocks.0.attn1.to_q.weight")
         assert isinstance(weight, nn.Parameter) and weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_scores_that_are_skipped_are_skipped_in_graphs() -> None:
+    """Perturbed attention guidance: nothing tells an operator of it."""
+    skipped = LayerSkipConfig([0], fqn="auto", skip_attention=False, skip_attention_scores=True, skip_ff=False)
+    loop, graphs = Loop("qwen-image"), Graphs()
+    with accel.enabled(loop, "adaspa", **SPARSE):
+        plain = loop()
+        _apply_layer_skip_hook(loop.transformer, skipped)
+        eager = loop()
+        loop.transformer.compile_repeated_blocks(backend=graphs)
+        assert difference(loop(), eager) < 1e-6 < 1e-2 < difference(eager, plain)
+
+
+@pytest.mark.slow
+def test_weights_learn_where_attention_is_caught_in_compiled_blocks() -> None:
+    loop = Loop("cogvideox-5b")
+    loop.transformer.requires_grad_(False)
+    weight = loop.transformer.get_parameter("transformer_blocks.0.attn1.to_q.weight").requires_grad_()
+
+    def gradient() -> Tensor:
+        weight.grad = None
+        loop.transformer(**loop.inputs, return_dict=False)[0].square().sum().backward()
+        assert isinstance(weight.grad, Tensor)
+        return weight.grad
+
+    with accel.enabled(loop, "adaspa", **SPARSE), pytest.warns(UserWarning, match="gradients are asked for"):
+        loop()
+        eager = gradient()
+        loop.transformer.transformer_blocks[0].compile(backend=Graphs())
+        assert torch.allclose(gradient(), eager) and eager.abs().sum() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+def test_a_processor_that_breaks_graphs_stays_outside() -> None:
+    """Else torch's functions are compiled one by one, as attention is caught among them."""
+    loop, graphs = Loop("mochi"), Graphs()
+    with accel.enabled(loop, "adaspa", **SPARSE), torch._dynamo.config.patch(recompile_limit=4):
+        eager = loop()
+        for block in loop.transformer.transformer_blocks:
+            block.compile(backend=graphs)
+        assert difference(loop(), eager) < 1e-6 and 1 < graphs.count < 7
+
+
+@pytest.mark.slow
+def test_another_size_is_the_same_graph() -> None:
+    loop, graphs = Loop("wan-2.1"), Graphs()
+    latents = loop.inputs["hidden_states"]
+    with accel.enabled(loop, "adaspa", **SPARSE) as handle, torch._dynamo.config.patch(recompile_limit=4):
+        loop.transformer.compile(backend=graphs, dynamic=True, fullgraph=True)
+        for width in range(8, 8 + 4 * 7, 4):
+            loop(hidden_states=torch.randn(*latents.shape[:-1], width))
+            geometry = handle.geometry
+            assert geometry is not None and geometry.width == width // 2
