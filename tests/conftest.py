@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import random
 
 import numpy as np
@@ -11,6 +13,15 @@ import torch
 from tests.checked_signatures import install
 
 install("accel", "pointcloud", "sparse_kernels")
+gc.disable()  # until all tests are imported: half a million objects that stay would be looked at again and again
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Look for garbage among what the tests make, and not among all that was imported."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # nanobind says of what is never freed that it leaks
 
 
 @pytest.fixture(autouse=True)

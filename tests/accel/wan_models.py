@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -63,6 +64,12 @@ def pipeline(kind: str) -> Any:
 def embeddings(seed: int, count: int = 1) -> Tensor:
     """Return prompt embeddings (count 16 32)."""
     return torch.randn(count, 16, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def stock_of(kind: str) -> Tensor:
+    """Return what a pipeline of this kind generates with nothing attached."""
+    return generate(pipeline(kind))
 
 
 def generate(

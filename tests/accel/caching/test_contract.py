@@ -24,7 +24,7 @@ from accel.models.denoising import Denoising
 from accel.routing.folder import save_routers
 from tests.accel.caching.toys import TOKENS, TOY, Toy, make_loop, play
 from tests.accel.routing.made import toy_routers, wan_routers
-from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, transformer
+from tests.accel.wan_models import STEPS, embeddings, generate, pipeline, stock_of, transformer
 
 # Where a policy has such options, most of what may rest does.
 EAGER = {"threshold": 0.99, "first": 1, "last": 0}
@@ -79,8 +79,7 @@ def test_a_policy_is_a_value_with_a_name(name: str, tmp_path: Path) -> None:
 @every_policy
 @pytest.mark.parametrize("kind", ["wan-2.1", "wan-2.1-i2v", "wan-2.2"])
 def test_what_always_computes_is_the_stock_pipeline(name: str, kind: str) -> None:
-    pipe = pipeline(kind)
-    stock = generate(pipe)
+    pipe, stock = pipeline(kind), stock_of(kind)
     with accel.enabled(pipe, None, cache=eager(name, warmup=STEPS)) as handle:
         assert torch.equal(generate(pipe), stock)
         assert {record.kind for record in handle.blocks()} == {"computed"}
@@ -90,8 +89,7 @@ def test_what_always_computes_is_the_stock_pipeline(name: str, kind: str) -> Non
 @pytest.mark.parametrize("kind", ["wan-2.1", "wan-2.1-i2v", "wan-2.2"])
 @pytest.mark.parametrize("order", [0, 1])
 def test_generations_of_a_real_pipeline(name: str, kind: str, order: int) -> None:
-    pipe = pipeline(kind)
-    stock = generate(pipe)
+    pipe, stock = pipeline(kind), stock_of(kind)
     with accel.enabled(pipe, None, cache=eager(name, order=order)) as handle:
         first, records = generate(pipe), handle.blocks()
         layers = 2 * STEPS * 2
@@ -137,8 +135,7 @@ def test_branches_do_not_mix(name: str, order: tuple[str, str]) -> None:
 @every_policy
 @pytest.mark.parametrize("end", [stop, interrupt])
 def test_a_generation_that_ends_early_leaves_nothing_behind(name: str, end: Any) -> None:
-    pipe = pipeline("wan-2.1")
-    stock = generate(pipe)
+    pipe, stock = pipeline("wan-2.1"), stock_of("wan-2.1")
 
     def broken() -> None:
         if end is stop:

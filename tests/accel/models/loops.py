@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,17 @@ class Loop:
                 output = self.transformer(**inputs, return_dict=False)[0]
                 outputs.append(output[0] if isinstance(output, (list, tuple)) else output)
         return outputs
+
+
+@functools.cache
+def stock_of(name: str, still: bool = False) -> list[Tensor]:
+    """Return what a loop says with nothing attached."""
+    return _stock_loop(name)(still)
+
+
+@functools.lru_cache(maxsize=1)
+def _stock_loop(name: str) -> Loop:
+    return Loop(name)
 
 
 def processors(transformer: nn.Module) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def hunyuan_video(folder: Path) -> None:
         pad_token_id=0,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLHunyuanVideo(
-        latent_channels=sizes["in_channels"], block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1
+        latent_channels=sizes["in_channels"], block_out_channels=(2, 2, 4, 4), norm_num_groups=2, layers_per_block=1
     )
     diffusers.HunyuanVideoPipeline(
         transformers.LlamaModel(llama), tokenizer(512), TINY["hunyuan-video"].build(), vae,

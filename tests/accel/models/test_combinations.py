@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch import Tensor
 
 import accel
 from tests.accel.models.combinations import COMBINATIONS
-from tests.accel.wan_models import generate, pipeline
+from tests.accel.wan_models import generate, pipeline, stock_of
 
 SPARSE = dict(density=0.3, block=16)
 # Scales that are found anew for each input multiply a difference of rounding.
@@ -24,13 +27,20 @@ QUIET = pytest.mark.filterwarnings(
 )
 
 
+@functools.cache
+def stock_with(name: str) -> Tensor:
+    """Return what a pipeline with a combination makes without us."""
+    pipe = pipeline("wan-2.1")
+    with tempfile.TemporaryDirectory() as folder:
+        COMBINATIONS[name](pipe, Path(folder))
+        return generate(pipe)
+
+
 @QUIET
 @pytest.mark.parametrize("attached_first", [True, False], ids=["attached first", "attached last"])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_full_attention_equals_the_same_pipeline_without_us(name: str, attached_first: bool, tmp_path: Path) -> None:
-    stock_pipe, pipe = pipeline("wan-2.1"), pipeline("wan-2.1")
-    COMBINATIONS[name](stock_pipe, tmp_path / "stock")
-    stock = generate(stock_pipe)
+    pipe, stock = pipeline("wan-2.1"), stock_with(name)
     if not attached_first:
         COMBINATIONS[name](pipe, tmp_path / "ours")
     with accel.enabled(pipe, "full", block=16) as handle:
@@ -78,8 +88,7 @@ def test_adapters_change_while_attached() -> None:
 
 @QUIET
 def test_projections_are_taken_apart_again_while_attached() -> None:
-    pipe = pipeline("wan-2.1")
-    stock = generate(pipe)
+    pipe, stock = pipeline("wan-2.1"), stock_of("wan-2.1")
     with accel.enabled(pipe, "full", block=16) as handle:
         pipe.transformer.fuse_qkv_projections()
         generate(pipe)
@@ -109,8 +118,7 @@ def _by_folder(transformer: Any, folder: Path) -> Any:
 @pytest.mark.parametrize("make", [copy.deepcopy, _by_pickle, _by_torch, _by_folder])
 def test_copies_of_an_attached_transformer(make: Any, tmp_path: Path) -> None:
     """A copy has its own session: disabling the one leaves the other as it is, and what it computes is the same."""
-    pipe, other = pipeline("wan-2.1"), pipeline("wan-2.1")
-    stock = generate(pipe)
+    pipe, other, stock = pipeline("wan-2.1"), pipeline("wan-2.1"), stock_of("wan-2.1")
     handle = accel.enable(pipe, "adaspa", **SPARSE)
     sparse = generate(pipe)
     other.transformer = make(pipe.transformer) if make is copy.deepcopy else make(pipe.transformer, tmp_path)
@@ -126,8 +134,7 @@ def test_copies_of_an_attached_transformer(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [copy.deepcopy, pickle.dumps])
 def test_copies_of_an_attached_pipeline(make: Any) -> None:
-    pipe = pipeline("wan-2.1")
-    stock = generate(pipe)
+    pipe, stock = pipeline("wan-2.1"), stock_of("wan-2.1")
     accel.enable(pipe, "adaspa", **SPARSE)
     sparse = generate(pipe)
     other = make(pipe) if make is copy.deepcopy else pickle.loads(make(pipe))

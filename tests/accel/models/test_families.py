@@ -15,7 +15,7 @@ from accel.caching.table import BlockTable, Table
 from accel.methods.registry import METHODS
 from accel.models.adapters import ADAPTERS, adapter_for, supported_classes
 from accel.models.adapters.left_dense import REASONS
-from tests.accel.models.loops import STEPS, Loop, difference, processors, without_torchvision
+from tests.accel.models.loops import STEPS, Loop, difference, processors, stock_of, without_torchvision
 from tests.accel.models.tiny_models import TINY, self_attention
 
 FULL = dict(block=16)
@@ -79,8 +79,7 @@ def test_full_attention_equals_stock(name: str, monkeypatch: pytest.MonkeyPatch)
 
 @every_family
 def test_sparse_generations_repeat(name: str) -> None:
-    loop = Loop(name)
-    stock = loop()
+    loop, stock = Loop(name), stock_of(name)
     with accel.enabled(loop, "svg-ear", **SPARSE) as handle:
         first = loop()
         records = handle.stats()
@@ -94,8 +93,7 @@ def test_sparse_generations_repeat(name: str) -> None:
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", "svg-ear")])
 @pytest.mark.parametrize("name", ["hunyuan-video", "cogvideox-5b", "ltx-2", "minimax-h3", "mochi"])
 def test_every_method_runs_around_other_rows(name: str, method: str) -> None:
-    loop = Loop(name)
-    stock = loop()
+    loop, stock = Loop(name), stock_of(name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a window of density")
         with accel.enabled(loop, method, density=0.4, dense_steps=0.25) as handle:
@@ -180,8 +178,7 @@ CACHED = [name for name in FAMILIES if has_latents(name)]
 
 @pytest.mark.parametrize("name", CACHED)
 def test_whole_calls_rest_in_every_family_with_one_output(name: str) -> None:
-    loop = Loop(name)
-    stock = loop()
+    loop, stock = Loop(name), stock_of(name)
     with accel.enabled(loop, None, cache="easy:threshold=0:warmup=1"):
         assert difference(loop(), stock) == 0
     with accel.enabled(loop, None, cache="easy:threshold=9:warmup=1") as handle:
@@ -210,8 +207,8 @@ def blocks_of(loop: Loop) -> int:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_rest_with_all_that_they_hand_on(name: str) -> None:
     """Where nothing changes from step to step, what is reused is what would have been computed, text included."""
-    loop = Loop(name)
-    stock, still, depth = loop(), loop(still=True), blocks_of(loop)
+    loop, stock, still = Loop(name), stock_of(name), stock_of(name, still=True)
+    depth = blocks_of(loop)
     with accel.enabled(loop, None, cache="table:every=1"):
         assert difference(loop(), stock) == 0
     for letters, same in (("r" * depth, True), ("r" + "c" * (depth - 1), True), ("s" + "c" * (depth - 1), False)):
@@ -227,8 +224,8 @@ def test_blocks_rest_with_all_that_they_hand_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_policies_of_blocks_run_in_every_family_with_a_stack(name: str) -> None:
-    loop = Loop(name)
-    stock, depth = loop(), blocks_of(loop)
+    loop, stock = Loop(name), stock_of(name)
+    depth = blocks_of(loop)
     caches = ["table:every=2:order=1", *(["dual-block:threshold=1", "prune:threshold=9"] if depth > 1 else [])]
     for cache in caches:
         with accel.enabled(loop, None, cache=f"{cache}:warmup=1") as handle:
@@ -241,8 +238,7 @@ def test_policies_of_blocks_run_in_every_family_with_a_stack(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(CACHED) - set(BLOCKS)))
 def test_schedules_let_whole_calls_rest_where_no_stack_is_known(name: str) -> None:
-    loop = Loop(name)
-    stock = loop()
+    loop, stock = Loop(name), stock_of(name)
     with accel.enabled(loop, None, cache="table:every=2:order=1:warmup=1") as handle:
         ours = loop()
         kinds = [record.kind for record in handle.blocks()]

@@ -103,7 +103,9 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    # Both are forks of one process, which has imported this module: that takes longer than what they do.
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         said = json.loads((tmp_path / f"{rank}.json").read_text())
         assert said.keys() == MODELS.keys()

@@ -59,7 +59,7 @@ class Tiny:
         # Zero-initialised tables and gates would hide an attention that is wrong.
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.is_floating_point() and (not parameter.isfinite().all() or parameter.abs().max() == 0):
+                if parameter.is_floating_point() and not 0 < float(parameter.abs().max()) < float("inf"):
                     parameter.copy_(0.2 * torch.randn(parameter.shape))
         return model
 
