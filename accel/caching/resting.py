@@ -256,6 +256,7 @@ class Resting:
 
 
 def _shares_weights(module: nn.Module) -> bool:
+    # By its name: torch is built without torch.distributed as well.
     return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
 
 

@@ -100,17 +100,12 @@ class RoutedTransformer(nn.Module):
     ) -> Float[Tensor, "b _ _"]:
         """Return what all blocks together add to their tokens."""
         seen: list[Any] = []
-        handles = [
-            self.stack[0].register_forward_pre_hook(
-                lambda block, args, kwargs: seen.append(_entering(args, kwargs)), with_kwargs=True
-            ),
-            self.stack[-1].register_forward_hook(lambda block, inputs, output: seen.append(output)),
-        ]
-        try:
+        entering = self.stack[0].register_forward_pre_hook(
+            lambda block, args, kwargs: seen.append(_entering(args, kwargs)), with_kwargs=True
+        )
+        leaving = self.stack[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))
+        with entering, leaving:
             self.transformer(latents, timestep, text, return_dict=False)
-        finally:
-            for handle in handles:
-                handle.remove()
         first, last = seen
         return last - first
 
@@ -129,16 +124,10 @@ class RoutedTransformer(nn.Module):
 
         assert self.adapter.time_embedding is not None
         embedding = self.adapter.time_embedding(self.transformer)
-        handles = [
-            embedding.register_forward_hook(partial(_note_time, now)),
-            self.stack[0].register_forward_pre_hook(stop, with_kwargs=True),
-        ]
-        try:
-            with suppress(_Entered), torch.no_grad():
-                self.transformer(latents, timestep, text, return_dict=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+        noting = embedding.register_forward_hook(partial(_note_time, now))
+        stopping = self.stack[0].register_forward_pre_hook(stop, with_kwargs=True)
+        with noting, stopping, suppress(_Entered), torch.no_grad():
+            self.transformer(latents, timestep, text, return_dict=False)
         assert now.entry is not None and now.time is not None
         return self.routers(0, now.entry, now.time)[0].sigmoid()[None]
 

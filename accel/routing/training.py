@@ -162,17 +162,16 @@ class RouterTrainer:
         So that few samples are enough for it to learn that one timestep runs oftener than another.
         """
         random, times = self.random(RATES), -(-RATE_DRAWS // len(latents)) - 1
+        if times == 0:
+            return step_rate_loss(said, self._target(timestep))
         latents, text = (x.repeat(times, *[1] * (x.ndim - 1)) for x in (latents, text))
-        probabilities, timesteps = [said], [timestep]
-        if times:
-            others = 1000 * self._shifted(torch.sigmoid(torch.randn(len(latents), generator=random)))
-            noise = torch.randn(latents.shape, generator=random)
-            others, noise = others.to(latents.device), noise.to(latents.device)
-            noisy = torch.lerp(latents, noise, _level(others))
-            with self.accelerator.autocast():
-                asked = self.accelerator.unwrap_model(self.module).probabilities(noisy, others, text)
-            probabilities, timesteps = [said, asked], [timestep, others]
-        return step_rate_loss(torch.cat(probabilities, 1), self._target(torch.cat(timesteps)))
+        others = 1000 * self._shifted(torch.sigmoid(torch.randn(len(latents), generator=random)))
+        noise = torch.randn(latents.shape, generator=random)
+        others, noise = others.to(latents.device), noise.to(latents.device)
+        noisy = torch.lerp(latents, noise, _level(others))
+        with self.accelerator.autocast():
+            asked = self.accelerator.unwrap_model(self.module).probabilities(noisy, others, text)
+        return step_rate_loss(torch.cat([said, asked], 1), self._target(torch.cat([timestep, others])))
 
     @torch.no_grad()
     def _wanted(self, toward: Tensor, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
