@@ -228,7 +228,7 @@ std::vector<Tile> plan_tiles(const Call& call) {
         if (rows == 0) continue;
         const int64_t count = count_panels(key_offsets, indices + i * call.indices.stride(2), counts[i],
                                            call.kernel.panel, call.blocks_share_panels);
-        const int32_t parts = (rows + TILE_ROWS - 1) / TILE_ROWS, step = (rows + parts - 1) / parts;
+        const int32_t most = call.kernel.tile_rows, parts = (rows + most - 1) / most, step = (rows + parts - 1) / parts;
         for (int32_t row = 0; row < rows; row += step) {
           const int32_t height = std::min(step, rows - row);
           const int64_t cost = height * (count + call.summaries.panels);

@@ -15,19 +15,20 @@ typedef uint16_t Part;
 #endif
 
 static constexpr int32_t PANEL = 32;  // keys: the depth of one tile in the product with the values
-static constexpr int32_t CHUNK = 128;
-static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
 static constexpr int32_t DEPTH = 64 / sizeof(Part);  // channels in one tile of queries or keys
 static constexpr int32_t LANE = 4 / sizeof(Part);    // neighbouring channels that are multiplied in one 32-bit lane
 
 static inline int32_t padded(int32_t head_dim) { return (head_dim + 31) / 32 * 32; }
 static inline int32_t padded_keys(int32_t head_dim) { return (head_dim + DEPTH - 1) / DEPTH * DEPTH; }
 
+// These say how many queries a tile has (TILE_ROWS), how many of them are scored, weighed and multiplied with values at a
+// time (GROUP_ROWS), and with how many keys (CHUNK); and whether score_panels scales its scores (SCALES_SCORES).
 #ifdef ROWS
 #include "attention/narrow_rows.h"
 #else
 #include "attention/narrow_tiles.h"
 #endif
+static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
 
 static inline void row_to_bfloat16(const float* from, uint16_t* to, int32_t count) {
 #ifdef __AVX512BF16__
@@ -37,6 +38,15 @@ static inline void row_to_bfloat16(const float* from, uint16_t* to, int32_t coun
   }
 #else
   for (int32_t j = 0; j < count; j++) to[j] = to_bfloat16(from[j]);
+#endif
+}
+
+static inline void store_bfloat16(vf left, vf right, uint16_t* to) {
+#ifdef __AVX512BF16__
+  const __m512bh narrow = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+  memcpy(to, &narrow, sizeof narrow);
+#else
+  for (int32_t j = 0; j < LANES; j++) to[j] = to_bfloat16(left[j]), to[LANES + j] = to_bfloat16(right[j]);
 #endif
 }
 
@@ -129,7 +139,7 @@ static size_t panel_bytes(int32_t head_dim) { return static_cast<size_t>(padded(
 
 static size_t scratch_bytes(int32_t head_dim) {
   const size_t width = padded(head_dim);
-  return TILE_ROWS * (padded_keys(head_dim) * sizeof(Part) + width * 4 + CHUNK * 4 + CHUNK * 2 + LANES * 4 + 8) + 64 * 8;
+  return TILE_ROWS * (padded_keys(head_dim) * sizeof(Part) + width * 4 + LANES * 4 + 8) + GROUP_ROWS * CHUNK * 6 + 64 * 8;
 }
 
 // What a score of this panel is multiplied with.
@@ -149,67 +159,135 @@ static inline float mean_score(const TileJob& job, const float* query) {
   return sum * job.scale;
 }
 
-static void attend(const TileJob& job) {
-  const int32_t width = padded(job.head_dim), depth = padded_keys(job.head_dim), rows = padded_rows(job.rows);
+// As softmax_row, but the weights are rounded to bf16, and the scores are still to be multiplied with `factor`.
+static inline void weigh_row(
+    const float* scores, float factor, int32_t columns, float& m, float* sums, float* out, int32_t width, uint16_t* weights) {
+  vf best = load(scores) * factor, total = load(sums);
+  for (int32_t j = LANES; j < columns; j += LANES) best = larger(load(scores + j) * factor, best);
+  raise_maximum(best, m, total, out, width);
+  const vf maximum = broadcast(m);
+  for (int32_t j = 0; j < columns; j += 2 * LANES) {
+    const vf left = exp2_vector(load(scores + j) * factor - maximum);
+    const vf right = exp2_vector(load(scores + j + LANES) * factor - maximum);
+    total += left + right;
+    store_bfloat16(left, right, weights + j);
+  }
+  store(sums, total);
+}
+
+// Where a tile's rows lie while they are attended.
+struct Buffers {
+  int32_t width, depth, rows;
+  Part* q;
+  float *out, *scores, *m, *sums, *shift;  // LANES partial sums a row; what the keys' mean takes off the LSE
+  uint16_t* weights;
+};
+
+static Buffers lay_out(const TileJob& job) {
+  Buffers at;
+  at.width = padded(job.head_dim), at.depth = padded_keys(job.head_dim), at.rows = padded_rows(job.rows);
   char* free = job.scratch;
   auto take = [&](size_t bytes) {
     char* start = free;
     free += (bytes + 63) / 64 * 64;
     return start;
   };
-  Part* q = reinterpret_cast<Part*>(take(static_cast<size_t>(TILE_ROWS) * depth * sizeof(Part)));
-  float* out = reinterpret_cast<float*>(take(static_cast<size_t>(TILE_ROWS) * width * 4));
-  float* scores = reinterpret_cast<float*>(take(TILE_ROWS * CHUNK * 4));
-  uint16_t* weights = reinterpret_cast<uint16_t*>(take(TILE_ROWS * CHUNK * 2));
-  float* m = reinterpret_cast<float*>(take(TILE_ROWS * 4));
-  float* sums = reinterpret_cast<float*>(take(TILE_ROWS * LANES * 4));  // LANES partial sums a row
+  at.q = reinterpret_cast<Part*>(take(static_cast<size_t>(TILE_ROWS) * at.depth * sizeof(Part)));
+  at.out = reinterpret_cast<float*>(take(static_cast<size_t>(TILE_ROWS) * at.width * 4));
+  at.scores = reinterpret_cast<float*>(take(GROUP_ROWS * CHUNK * 4));
+  at.weights = reinterpret_cast<uint16_t*>(take(GROUP_ROWS * CHUNK * 2));
+  at.m = reinterpret_cast<float*>(take(TILE_ROWS * 4));
+  at.sums = reinterpret_cast<float*>(take(TILE_ROWS * LANES * 4));
+  at.shift = reinterpret_cast<float*>(take(TILE_ROWS * 4));
+  return at;
+}
+
+static void begin_rows(const TileJob& job, const Buffers& at) {
   alignas(64) float wide[512];
   alignas(64) Part parts[512];
-  float* shift = reinterpret_cast<float*>(take(TILE_ROWS * 4));  // what the keys' mean takes off the LSE
-  for (int32_t r = 0; r < rows; r++) {
-    memset(parts, 0, depth * sizeof(Part));  // rows that only fill up a tile are zeros
+  for (int32_t r = 0; r < at.rows; r++) {
+    Part* row = query_row(at.q, r, at.depth, parts);
     if (r < job.rows)
-      read_parts(job.queries, job.first_row + r, job.head_dim, depth, nullptr, job.query_largest, wide, parts);
-    store_query(parts, r, depth, q);
-    shift[r] = r < job.rows ? mean_score(job, wide) : 0;
-    m[r] = -__builtin_inff();
+      read_parts(job.queries, job.first_row + r, job.head_dim, at.depth, nullptr, job.query_largest, wide, row);
+    else
+      memset(row, 0, at.depth * sizeof(Part));  // rows that only fill up a tile
+    store_query(row, r, at.depth, at.q);
+    at.shift[r] = r < job.rows ? mean_score(job, wide) : 0;
+    at.m[r] = -__builtin_inff();
   }
-  memset(out, 0, static_cast<size_t>(rows) * width * sizeof(float));
-  memset(weights, 0, TILE_ROWS * CHUNK * 2);
-  memset(sums, 0, TILE_ROWS * LANES * 4);
+  memset(at.out, 0, static_cast<size_t>(at.rows) * at.width * sizeof(float));
+  memset(at.sums, 0, static_cast<size_t>(at.rows) * LANES * sizeof(float));
+}
+
+// The panels that are taken together, by one group of rows after another.
+struct Chunk {
+  int32_t panels;
+  const char *keys[CHUNK_PANELS], *values[CHUNK_PANELS];
+  float factors[CHUNK_PANELS];  // what a score of each is multiplied with
+  const uint32_t* visible;      // of each, or null for summaries
+  const float* summaries;       // what is added to the scores, or null for keys
+  bool plain;                   // nothing is hidden, nothing added
+};
+
+static Chunk take_panels(const TileJob& job, int32_t begin) {
   const int64_t bytes = static_cast<int64_t>(panel_bytes(job.head_dim));
   const int32_t keys_end = job.panel_count - job.summary_count;
-  for (int32_t begin = 0, panels; begin < job.panel_count; begin += panels) {
-    panels = next_panels(job, begin, CHUNK_PANELS);
-    const float* of_summaries = begin < keys_end ? nullptr : job.weights + (begin - keys_end) * PANEL;
-    if (begin == keys_end && job.lse_of_visited) write_lse(job, keys_end == 0, m, sums);
-    const char* values[CHUNK_PANELS];
-    for (int32_t i = 0; i < panels; i++) {
-      const int32_t panel = job.panels[begin + i];
-      values[i] = job.packed_values + panel * bytes;
-      // The scale is applied to the scores and not to the queries, which would be rounded once more.
-      score_panel(q, rows, depth, job.packed_keys + panel * bytes, score_factor(job, panel), scores + i * PANEL);
-    }
-    for (int32_t r = 0; r < job.rows; r++) {
-      float* row = scores + r * CHUNK;
-      if (of_summaries) {
-        weigh_summaries(row, of_summaries, panels * PANEL);
-      } else {
-        for (int32_t i = 0; i < panels; i++)
-          if (job.visible[begin + i] != every_key(PANEL)) hide_keys(row + i * PANEL, job.visible[begin + i], PANEL);
-      }
-      softmax_row(row, panels * PANEL, m[r], sums + r * LANES, out + static_cast<int64_t>(r) * width, width);
-      row_to_bfloat16(row, weights + r * CHUNK, panels * PANEL);
-    }
-    value_chunk(weights, rows, values, panels, width, out);
+  Chunk chunk;
+  chunk.panels = next_panels(job, begin, CHUNK_PANELS);
+  chunk.visible = begin < keys_end ? job.visible + begin : nullptr;
+  chunk.summaries = begin < keys_end ? nullptr : job.weights + static_cast<int64_t>(begin - keys_end) * PANEL;
+  chunk.plain = !chunk.summaries;
+  for (int32_t i = 0; i < chunk.panels; i++) {
+    const int32_t panel = job.panels[begin + i];
+    chunk.keys[i] = job.packed_keys + panel * bytes;
+    chunk.values[i] = job.packed_values + panel * bytes;
+    // The scale is applied to the scores and not to the queries, which would be rounded once more.
+    chunk.factors[i] = score_factor(job, panel);
+    chunk.plain = chunk.plain && chunk.visible[i] == every_key(PANEL);
   }
-  for (int32_t r = 0; r < job.rows; r++) m[r] += shift[r];
-  finish_rows(job, out, width, m, sums);
+  return chunk;
+}
+
+// The scores of one row as weigh_row takes them where it is not to multiply them with a factor.
+static void finish_scores(const Chunk& chunk, float* row) {
+  for (int32_t i = 0; i < chunk.panels; i++) scale_scores(row + i * PANEL, chunk.factors[i]);
+  if (chunk.summaries) weigh_summaries(row, chunk.summaries, chunk.panels * PANEL);
+  for (int32_t i = 0; !chunk.plain && chunk.visible && i < chunk.panels; i++)
+    if (chunk.visible[i] != every_key(PANEL)) hide_keys(row + i * PANEL, chunk.visible[i], PANEL);
+}
+
+static void attend_group(const TileJob& job, const Buffers& at, const Chunk& chunk, int32_t first) {
+  const int32_t rows = at.rows - first < GROUP_ROWS ? at.rows - first : GROUP_ROWS;
+  const int32_t valid = job.rows - first < rows ? job.rows - first : rows, columns = chunk.panels * PANEL;
+  const bool finished = SCALES_SCORES || !chunk.plain;
+  const float factor = finished ? 1.0f : job.scale;
+  float* out = at.out + static_cast<int64_t>(first) * at.width;
+  score_panels(query_at(at.q, first, at.depth), rows, at.depth, chunk.keys, chunk.factors, chunk.panels, at.scores);
+  for (int32_t r = 0; r < valid; r++) {
+    if (finished) finish_scores(chunk, at.scores + r * CHUNK);
+    weigh_row(at.scores + r * CHUNK, factor, columns, at.m[first + r], at.sums + (first + r) * LANES, out + r * at.width,
+              at.width, at.weights + r * CHUNK);
+  }
+  value_chunk(at.weights, rows, chunk.values, chunk.panels, at.width, out);
+}
+
+static void attend(const TileJob& job) {
+  const Buffers at = lay_out(job);
+  const int32_t keys_end = job.panel_count - job.summary_count;
+  begin_rows(job, at);
+  for (int32_t begin = 0; begin < job.panel_count;) {
+    if (begin == keys_end && job.lse_of_visited) write_lse(job, keys_end == 0, at.m, at.sums);
+    const Chunk chunk = take_panels(job, begin);
+    for (int32_t first = 0; first < job.rows; first += GROUP_ROWS) attend_group(job, at, chunk, first);
+    begin += chunk.panels;
+  }
+  for (int32_t r = 0; r < job.rows; r++) at.m[r] += at.shift[r];
+  finish_rows(job, at.out, at.width, at.m, at.sums);
 }
 
 #ifndef INT8
 static constexpr decltype(Kernel::largest) largest = nullptr;
 #endif
 extern "C" const Kernel KERNEL = {
-    NAME, PANEL, can_run, panel_bytes, scratch_bytes, begin_thread, end_thread, pack, attend, largest,
+    NAME, PANEL, TILE_ROWS, can_run, panel_bytes, scratch_bytes, begin_thread, end_thread, pack, attend, largest,
 };

@@ -5,6 +5,7 @@
 #include "common/transpose.h"
 
 static constexpr int32_t CHUNK = 128;  // keys between two softmax passes: scores stay in the second-level cache
+static constexpr int32_t TILE_ROWS = 96;
 static constexpr int32_t CHUNK_PANELS = CHUNK / PANEL;
 
 static inline int32_t padded(int32_t head_dim) { return (head_dim + PANEL - 1) / PANEL * PANEL; }
@@ -99,5 +100,5 @@ static bool can_run() { return CAN_RUN; }
 static void nothing() {}
 
 extern "C" const Kernel KERNEL = {
-    NAME, PANEL, can_run, panel_bytes, scratch_bytes, nothing, nothing, pack, attend, nullptr,
+    NAME, PANEL, TILE_ROWS, can_run, panel_bytes, scratch_bytes, nothing, nothing, pack, attend, nullptr,
 };

@@ -18,7 +18,7 @@ struct PanelJob {
 struct TileJob {
   Rows queries;  // `order` is also that of the outputs
   int64_t first_row;
-  int32_t rows;  // at most TILE_ROWS
+  int32_t rows;  // at most the kernel's tile_rows
   int32_t head_dim;
   float scale;  // already times log2(e)
   const int32_t* panels;  // the panels to visit, in order: those of keys, then those of summaries
@@ -39,12 +39,12 @@ struct TileJob {
   const float* key_mean;
 };
 
-constexpr int32_t TILE_ROWS = 96;
 constexpr float SILENT = -3e38f;  // the score of a key that gets no weight
 
 struct Kernel {
   const char* name;
   int32_t panel;                               // keys in a panel, at most 32
+  int32_t tile_rows;                           // queries in a tile, at most
   bool (*can_run)();                           // does this processor have the instructions?
   size_t (*panel_bytes)(int32_t head_dim);     // of the keys, and again of the values
   size_t (*scratch_bytes)(int32_t head_dim);

@@ -6,7 +6,11 @@
 
 #include "common/micro_rows.h"
 
+static constexpr int32_t CHUNK = 128, TILE_ROWS = 96, GROUP_ROWS = TILE_ROWS;
+static constexpr bool SCALES_SCORES = true;
 static inline int32_t padded_rows(int32_t rows) { return rows; }
+static inline const Part* query_at(const Part* q, int32_t r, int32_t) { return q + r * LANE; }
+static inline Part* query_row(Part*, int32_t, int32_t, Part* row) { return row; }
 static void begin_thread() {}
 static void end_thread() {}
 static bool can_run() { return CAN_RUN; }
@@ -98,11 +102,14 @@ static __attribute__((noinline)) void score_rows(const Part* q, int32_t depth, c
   }
 }
 
-// scores (rows x 32, stride CHUNK) = factor * queries times one panel of keys
-static void score_panel(const Part* q, int32_t rows, int32_t depth, const char* keys, float factor, float* scores) {
-  for_rows<ROWS>(rows, 0, [&]<int R>(int32_t r) {
-    score_rows<R>(q + r * LANE, depth, keys, factor, scores + r * CHUNK);
-  });
+// scores (rows x panels * 32, stride CHUNK) = factors * queries times panels of keys
+static void score_panels(
+    const Part* q, int32_t rows, int32_t depth, const char* const* keys, const float* factors, int32_t panels, float* scores) {
+  for (int32_t i = 0; i < panels; i++) {
+    for_rows<ROWS>(rows, 0, [&]<int R>(int32_t r) {
+      score_rows<R>(q + r * LANE, depth, keys[i], factors[i], scores + r * CHUNK + i * PANEL);
+    });
+  }
 }
 
 template <int R>
@@ -137,3 +144,6 @@ static void value_chunk(
     value_rows<R>(weights + r * CHUNK, values, panels, width, out + static_cast<int64_t>(r) * width);
   });
 }
+
+// In registers scores are scaled before they are stored.
+static inline void scale_scores(float*, float) {}

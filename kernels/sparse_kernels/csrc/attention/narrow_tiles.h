@@ -1,13 +1,16 @@
-// The two products of attention_narrow.cpp in AMX tiles, 32 rows by 32 columns at a time.
+// The two products of attention_narrow.cpp in AMX tiles, 16 rows by 32 columns at a time.
 #pragma once
 #include "common/amx_tiles.h"
 
 static constexpr size_t SPARE_BYTES = 0;
-static inline int32_t padded_rows(int32_t rows) { return (rows + 31) / 32 * 32; }
+// What 16 rows need for 64 keys of 64 channels lies in 48 KB, with the keys, their values and the output of 64 rows.
+static constexpr int32_t CHUNK = 64, GROUP_ROWS = 16;
+static constexpr int32_t TILE_ROWS = 128;  // keys and values that lie further off than L2 are read once for so many
+static inline int32_t padded_rows(int32_t rows) { return (rows + 15) / 16 * 16; }
+static inline const Part* query_at(const Part* q, int32_t r, int32_t depth) { return q + static_cast<int64_t>(r) * depth; }
+static inline Part* query_row(Part* q, int32_t r, int32_t depth, Part*) { return q + static_cast<int64_t>(r) * depth; }
+static inline void store_query(const Part*, int32_t, int32_t, Part*) {}
 static inline void finish_panel(Part*, int32_t) {}
-static inline void store_query(const Part* row, int32_t r, int32_t depth, Part* q) {
-  memcpy(q + static_cast<int64_t>(r) * depth, row, depth * sizeof(Part));
-}
 
 template <int C, int A, int B>
 static inline __attribute__((always_inline)) void multiply_parts() {
@@ -18,60 +21,114 @@ static inline __attribute__((always_inline)) void multiply_parts() {
 #endif
 }
 
-// scores (32 x 32, stride CHUNK) = queries (32 x depth) times one panel of keys; int8 leaves integers there
-static void score_tiles(const Part* q, int32_t depth, const char* keys, float* scores) {
-  tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
-  const int64_t bytes = depth * static_cast<int64_t>(sizeof(Part));
-  for (int32_t x = 0; x < depth; x += DEPTH) {
-    tile_load<4>(q + x, bytes);
-    tile_load<5>(q + 16 * depth + x, bytes);
-    tile_load<6>(keys + x / DEPTH * TILE_BYTES, 64);
-    tile_load<7>(keys + 16 * bytes + x / DEPTH * TILE_BYTES, 64);
-    multiply_parts<0, 4, 6>(), multiply_parts<1, 4, 7>(), multiply_parts<2, 5, 6>(), multiply_parts<3, 5, 7>();
+// A store waits for its sums, and the next sums in its tile for the store: what can, goes to another pair of tiles first.
+template <int C>
+static inline __attribute__((always_inline)) void store_pair(float* to, int64_t stride) {
+  tile_store<C>(to, stride), tile_store<C + 1>(to + 16, stride);
+}
+
+// tiles 6 - D to 5 = 16 queries
+template <int D>
+static inline __attribute__((always_inline)) void load_queries(const char* q, int64_t bytes) {
+  tile_load<6 - D>(q, bytes);
+  if constexpr (D > 1) load_queries<D - 1>(q + 64, bytes);
+}
+
+// tiles C and C + 1 += those queries times 16 keys each
+template <int C, int D>
+static inline __attribute__((always_inline)) void add_scores(const char* left, const char* right) {
+  tile_load<6>(left, 64);
+  multiply_parts<C, 6 - D, 6>();
+  tile_load<7>(right, 64);
+  multiply_parts<C + 1, 6 - D, 7>();
+  if constexpr (D > 1) add_scores<C, D - 1>(left + TILE_BYTES, right + TILE_BYTES);
+}
+
+// scores (16 x panels * 32, stride CHUNK) = queries (D tiles, which stay where they are) times panels of keys
+template <int D>
+static void score_tiles(const char* q, const char* const* keys, int32_t panels, float* scores) {
+  constexpr int OTHER = D > 2 ? 0 : 2;  // two pairs take turns where there is room for them
+  constexpr int64_t bytes = 64 * D, stride = CHUNK * 4;
+  load_queries<D>(q, bytes);
+  for (int32_t i = 0; i < panels; i += 2) {
+    float* to = scores + i * PANEL;
+    tile_zero<0>(), tile_zero<1>();
+    add_scores<0, D>(keys[i], keys[i] + 16 * bytes);
+    if (OTHER && i) store_pair<OTHER>(to - PANEL, stride);
+    if (!OTHER || i + 1 == panels) store_pair<0>(to, stride);
+    if (i + 1 == panels) return;
+    tile_zero<OTHER>(), tile_zero<OTHER + 1>();
+    add_scores<OTHER, D>(keys[i + 1], keys[i + 1] + 16 * bytes);
+    if (OTHER) store_pair<0>(to, stride);
+    if (!OTHER || i + 2 == panels) store_pair<OTHER>(to + PANEL, stride);
   }
-  tile_store<0>(scores, CHUNK * 4), tile_store<1>(scores + 16, CHUNK * 4);
-  tile_store<2>(scores + 16 * CHUNK, CHUNK * 4), tile_store<3>(scores + 16 * CHUNK + 16, CHUNK * 4);
 }
 
-static inline vf read_scores(const float* from) {
-#ifdef INT8
-  vi integers;
-  memcpy(&integers, from, sizeof integers);
-  return __builtin_convertvector(integers, vf);
-#else
-  return load(from);
-#endif
-}
-
-// scores (rows x 32, stride CHUNK) = factor * queries (rows x depth) times one panel of keys
-static void score_panel(const Part* q, int32_t rows, int32_t depth, const char* keys, float factor, float* scores) {
-  for (int32_t r = 0; r < rows; r += 32) score_tiles(q + r * depth, depth, keys, scores + r * CHUNK);
-  for (int32_t r = 0; r < rows; r++)
-    for (int32_t j = 0; j < PANEL; j += LANES)
-      store(scores + r * CHUNK + j, read_scores(scores + r * CHUNK + j) * factor);
-}
-
-// out (32 x width) += weights (32 x panels * 32, stride CHUNK) times the chunk's values
-static void value_tiles(const uint16_t* weights, const char* const* values, int32_t panels, int32_t width, float* out) {
-  for (int32_t x = 0; x < width; x += 32) {
-    float* to = out + x;
-    tile_load<0>(to, width * 4), tile_load<1>(to + 16, width * 4);
-    tile_load<2>(to + 16 * width, width * 4), tile_load<3>(to + 16 * width + 16, width * 4);
-    for (int32_t i = 0; i < panels; i++) {
-      tile_load<4>(weights + i * PANEL, CHUNK * 2);
-      tile_load<5>(weights + 16 * CHUNK + i * PANEL, CHUNK * 2);
-      tile_load<6>(values[i] + x / 16 * TILE_BYTES, 64);
-      tile_load<7>(values[i] + x / 16 * TILE_BYTES + TILE_BYTES, 64);
-      tile_multiply_bfloat16<0, 4, 6>(), tile_multiply_bfloat16<1, 4, 7>();
-      tile_multiply_bfloat16<2, 5, 6>(), tile_multiply_bfloat16<3, 5, 7>();
+// The same for more channels than there are tiles for.
+static void score_wide_tiles(const char* q, int64_t bytes, const char* const* keys, int32_t panels, float* scores) {
+  for (int32_t i = 0; i < panels; i++) {
+    tile_zero<0>(), tile_zero<1>();
+    for (int64_t x = 0; x < bytes; x += 64) {
+      tile_load<5>(q + x, bytes);
+      add_scores<0, 1>(keys[i] + x * 16, keys[i] + (x + bytes) * 16);
     }
-    tile_store<0>(to, width * 4), tile_store<1>(to + 16, width * 4);
-    tile_store<2>(to + 16 * width, width * 4), tile_store<3>(to + 16 * width + 16, width * 4);
+    store_pair<0>(scores + i * PANEL, CHUNK * 4);
   }
 }
 
-// out (rows x width) += weights (rows x panels * 32, stride CHUNK) times the chunk's values
+// scores (16 x panels * 32, stride CHUNK) = queries times panels of keys; int8 leaves integers there
+static void score_panels(
+    const Part* queries, int32_t, int32_t depth, const char* const* keys, const float*, int32_t panels, float* scores) {
+  const char* q = reinterpret_cast<const char*>(queries);
+  const int32_t tiles = depth / DEPTH;
+  if (tiles == 1) score_tiles<1>(q, keys, panels, scores);
+  else if (tiles == 2) score_tiles<2>(q, keys, panels, scores);
+  else if (tiles == 3) score_tiles<3>(q, keys, panels, scores);
+  else if (tiles == 4) score_tiles<4>(q, keys, panels, scores);
+  else score_wide_tiles(q, tiles * 64, keys, panels, scores);
+}
+
+#ifdef INT8
+static constexpr bool SCALES_SCORES = true;
+#else
+static constexpr bool SCALES_SCORES = false;  // that is left to the weighing, where it costs nothing
+#endif
+
+// What score_panels left of 32 scores becomes them, times `factor`.
+static inline void scale_scores(float* row, float factor) {
+  for (int32_t j = 0; j < PANEL; j += LANES) {
+#ifdef INT8
+    vi integers;
+    memcpy(&integers, row + j, sizeof integers);
+    store(row + j, __builtin_convertvector(integers, vf) * factor);
+#else
+    store(row + j, load(row + j) * factor);
+#endif
+  }
+}
+
+// tiles C and C + 1 = out (16 x 32) + weights (16 x panels * 32, stride CHUNK) times values of 32 channels
+template <int C>
+static inline __attribute__((always_inline)) void add_values(
+    const uint16_t* weights, const char* const* values, int32_t panels, int64_t column, const float* out, int64_t stride) {
+  tile_load<C>(out, stride), tile_load<C + 1>(out + 16, stride);
+  for (int32_t i = 0; i < panels; i++) {
+    tile_load<4>(weights + i * PANEL, CHUNK * 2);
+    tile_load<6>(values[i] + column, 64), tile_load<7>(values[i] + column + TILE_BYTES, 64);
+    tile_multiply_bfloat16<C, 4, 6>(), tile_multiply_bfloat16<C + 1, 4, 7>();
+  }
+}
+
+// out (16 x width) += weights (16 x panels * 32, stride CHUNK) times the chunk's values
 static void value_chunk(
-    const uint16_t* weights, int32_t rows, const char* const* values, int32_t panels, int32_t width, float* out) {
-  for (int32_t r = 0; r < rows; r += 32) value_tiles(weights + r * CHUNK, values, panels, width, out + r * width);
+    const uint16_t* weights, int32_t, const char* const* values, int32_t panels, int32_t width, float* out) {
+  const int64_t stride = width * 4;
+  for (int32_t x = 0; x < width; x += 64) {
+    const bool last = x + 32 == width;
+    add_values<0>(weights, values, panels, x / 16 * TILE_BYTES, out + x, stride);
+    if (x) store_pair<2>(out + x - 32, stride);
+    if (!last) add_values<2>(weights, values, panels, (x / 16 + 2) * TILE_BYTES, out + x + 32, stride);
+    store_pair<0>(out + x, stride);
+    if (x + 64 == width) store_pair<2>(out + x + 32, stride);
+  }
 }

@@ -3,15 +3,8 @@
 #include "attention/kernel.h"
 #include "common/vector.h"
 
-// Online softmax over one row of `columns` new scores (in units of log2), a multiple of LANES: the scores become
-// weights relative to the running maximum `m`, the sums (one a lane) and the output row grow accordingly. The maximum
-// is raised only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
-static inline void softmax_row(float* scores, int32_t columns, float& m, float* sums, float* out, int32_t width) {
-  vf best = load(scores), total = load(sums);
-  for (int32_t j = LANES; j < columns; j += LANES) {
-    vf x = load(scores + j);
-    best = x > best ? x : best;
-  }
+// Raise the running maximum `m` of a row whose new scores are at most `best`, if they would let a weight pass 2^8.
+static inline void raise_maximum(vf best, float& m, vf& total, float* out, int32_t width) {
   if (any_above(best, broadcast(m + 8.0f))) {
     const float top = horizontal_max(best);
     const float shrink = exp2_scalar(m - top);  // 0 in effect for the first block, where m is -infinity
@@ -19,6 +12,18 @@ static inline void softmax_row(float* scores, int32_t columns, float& m, float* 
     for (int32_t x = 0; x < width; x += LANES) store(out + x, load(out + x) * shrink);
     m = top;
   }
+}
+
+// Online softmax over one row of `columns` new scores (in units of log2), a multiple of LANES: the scores become
+// weights relative to the running maximum `m`, the sums (one a lane) and the output row grow accordingly. The maximum
+// is raised only when it would let a weight pass 2^8: the final division uses the same m, so this is exact.
+static inline void softmax_row(float* scores, int32_t columns, float& m, float* sums, float* out, int32_t width) {
+  vf best = load(scores), total = load(sums);
+  for (int32_t j = LANES; j < columns; j += LANES) {
+    vf x = load(scores + j);
+    best = larger(x, best);
+  }
+  raise_maximum(best, m, total, out, width);
   const vf maximum = broadcast(m);
   for (int32_t j = 0; j < columns; j += LANES) {
     vf p = exp2_vector(load(scores + j) - maximum);

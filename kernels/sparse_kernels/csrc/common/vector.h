@@ -41,17 +41,44 @@ static inline bool any_above(vf x, vf limit) {
 #endif
 }
 static inline float horizontal_sum(vf x) {
+#if LANES == 16 && defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float sum = x[0];
   for (int i = 1; i < LANES; i++) sum += x[i];
   return sum;
+#endif
 }
 
-// 2^x to 8e-8 relative; below -126 it gives 2^-126, from 127.5 to 128 infinity, NaN stays NaN.
+// a > b ? a : b, and b where either is NaN: one instruction, which compilers do not see in the comparison.
+static inline vf larger(vf a, vf b) {
+#if LANES == 16 && defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8 && defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// 2^x to 9e-8 relative; below -126 it gives 2^-126 or less, from 127.5 on infinity or NaN, and NaN stays NaN.
+#if LANES == 16 && defined(__AVX512DQ__)
+static inline vf exp2_vector(vf x) {
+  const vf f = (vf)_mm512_reduce_ps((__m512)x, 1);  // x less the integer below, which scalef takes as the exponent
+  vf p = broadcast(1.8671301e-3f);
+  p = p * f + 9.0170303e-3f;
+  p = p * f + 5.5799913e-2f;
+  p = p * f + 2.4016445e-1f;
+  p = p * f + 6.9315131e-1f;
+  p = p * f + 1.0f;
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+#else
 static inline vf exp2_vector(vf x) {
   // 1.5 * 2^23 rounds to an integer, 127 more and it is the exponent of a float. That one is multiplied: an addition to
   // the bits of p costs as much, and makes a number of a NaN whose lowest bits are set.
   const vf low = broadcast(-126.0f), magic = broadcast(12583039.0f);
-  x = x < low ? low : x;
+  x = larger(low, x);
   vf shifted = x + magic;
   vf f = x - (shifted - magic);
   vf p = broadcast(1.3276471e-3f);
@@ -62,6 +89,7 @@ static inline vf exp2_vector(vf x) {
   p = p * f + 1.0f;
   return p * (vf)((vi)shifted << 23);
 }
+#endif
 
 static inline float exp2_scalar(float x) { return exp2_vector(broadcast(x))[0]; }
 

@@ -154,10 +154,7 @@ static void read_tokens(const ErrorJob& job, int32_t first, int32_t rows, float*
 static inline void add_errors(const float* scores, const Terms& terms, int32_t vectors, float& held, vf& total) {
   const float high = static_cast<float>(30 * LOG2E);
   vf top = load(scores);
-  for (int32_t v = 1; v < vectors; v++) {
-    const vf score = load(scores + v * LANES);
-    top = score > top ? score : top;
-  }
+  for (int32_t v = 1; v < vectors; v++) top = larger(load(scores + v * LANES), top);
   if (held == 0 && !any_above(top, broadcast(high))) {
     for (int32_t v = 0; v < vectors; v++) {
       const vf growth = exp2_vector(load(scores + v * LANES)) - 1.0f;

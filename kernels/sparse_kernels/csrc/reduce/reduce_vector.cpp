@@ -191,7 +191,7 @@ static void add_errors(const float* rest, const Terms* terms, int32_t depth, con
   const vf high = broadcast(static_cast<float>(30 * LOG2E));
   for (int v = 0; v < VECTORS; v++) {
     vf total = sums.total[v], top = sums.held[v];
-    for (int r = 0; r < R; r++) top = acc[r][v] > top ? acc[r][v] : top;
+    for (int r = 0; r < R; r++) top = larger(acc[r][v], top);
     if (!any_above(top, high)) {
       for (int r = 0; r < R; r++) {
         const vf growth = exp2_vector(acc[r][v]) - 1.0f;
@@ -283,7 +283,7 @@ static float weigh_row(float* scores, int32_t columns, float exact) {
   vf best = load(scores);
   for (int32_t j = LANES; j < columns; j += LANES) {
     const vf x = load(scores + j);
-    best = x > best ? x : best;
+    best = larger(x, best);
   }
   float top = horizontal_max(best);
   top = top > exact ? top : exact;
