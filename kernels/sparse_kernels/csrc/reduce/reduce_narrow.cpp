@@ -3,6 +3,7 @@
 // and weights need no step across lanes.
 #define LANES 16
 #include "common/amx_tiles.h"
+#include "common/transpose.h"
 #include "reduce/reduce.h"
 
 static constexpr int32_t PANEL = 16;  // centroids or queries in a tile
@@ -28,40 +29,45 @@ static void pack(const ColumnJob& job) {
   }
 }
 
-// Channel pair k of token r goes to tokens[k * TOKENS + r].
-static inline void store_token(const uint16_t* channels, int32_t depth, int32_t r, uint32_t* tokens) {
-  for (int32_t k = 0; k < depth / 2; k++) memcpy(tokens + k * TOKENS + r, channels + 2 * k, sizeof(uint32_t));
-}
-
-// scores (16 x TOKENS) = one packed panel times the tokens
-static void score_panel(const float* packed, int32_t depth, const uint32_t* tokens, float* scores) {
+// scores (16 x TOKENS) = one packed panel times the tokens of the first `tiles` tiles
+static void score_panel(const float* packed, int32_t depth, const uint32_t* tokens, int32_t tiles, float* scores) {
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>();
   for (int32_t x = 0; x < depth; x += 32) {
     const uint32_t* pairs = tokens + x / 2 * TOKENS;
-    tile_load<3>(pairs, TOKENS * 4), tile_load<4>(pairs + 16, TOKENS * 4), tile_load<5>(pairs + 32, TOKENS * 4);
     tile_load<6>(reinterpret_cast<const char*>(packed) + x / 32 * TILE_BYTES, 64);
-    tile_multiply_bfloat16<0, 6, 3>(), tile_multiply_bfloat16<1, 6, 4>(), tile_multiply_bfloat16<2, 6, 5>();
+    tile_load<3>(pairs, TOKENS * 4), tile_multiply_bfloat16<0, 6, 3>();
+    if (tiles > 1) tile_load<4>(pairs + 16, TOKENS * 4), tile_multiply_bfloat16<1, 6, 4>();
+    if (tiles > 2) tile_load<5>(pairs + 32, TOKENS * 4), tile_multiply_bfloat16<2, 6, 5>();
   }
-  tile_store<0>(scores, TOKENS * 4), tile_store<1>(scores + 16, TOKENS * 4), tile_store<2>(scores + 32, TOKENS * 4);
+  tile_store<0>(scores, TOKENS * 4);
+  if (tiles > 1) tile_store<1>(scores + 16, TOKENS * 4);
+  if (tiles > 2) tile_store<2>(scores + 32, TOKENS * 4);
 }
 
-// Scores, tokens and one row of channels, each on a cache line of its own.
+// Scores, tokens and some rows of channels, each on a cache line of its own.
 static size_t tile_bytes(int32_t head_dim) {
-  return PANEL * TOKENS * sizeof(float) + static_cast<size_t>(padded(head_dim)) * (TOKENS * 2 + 2);
+  return PANEL * TOKENS * sizeof(float) + static_cast<size_t>(padded(head_dim)) * (TOKENS + LANES) * sizeof(uint16_t);
 }
 namespace {
 struct Buffers {
   float* scores;
-  uint32_t* tokens;
-  uint16_t* channels;
+  uint32_t* tokens;    // channel pair k of token r is tokens[k * TOKENS + r]
+  uint16_t* channels;  // of LANES tokens, before they go there
   char* rest;
 
   Buffers(char* scratch, int32_t depth)
       : scores(reinterpret_cast<float*>(scratch)),
         tokens(reinterpret_cast<uint32_t*>(scores + PANEL * TOKENS)),
         channels(reinterpret_cast<uint16_t*>(tokens + depth / 2 * TOKENS)),
-        rest(reinterpret_cast<char*>(channels + depth)) {
-    memset(tokens, 0, static_cast<size_t>(depth) * (TOKENS * 2 + 2));
+        rest(reinterpret_cast<char*>(channels + depth * LANES)) {
+    memset(channels, 0, static_cast<size_t>(depth) * LANES * sizeof(uint16_t));
+  }
+
+  uint16_t* row(int32_t depth, int32_t r) const { return channels + r % LANES * depth; }
+  // The rows of channels stand for tokens r / LANES * LANES and on. Those behind `r` are of others, which nobody asks for.
+  void turn(int32_t depth, int32_t r) const {
+    transpose_rows(reinterpret_cast<const float*>(channels), depth / 2, depth / 2,
+                   reinterpret_cast<float*>(tokens + r / LANES * LANES), TOKENS);
   }
 };
 }  // namespace
@@ -72,16 +78,16 @@ static void nearest(const NearestJob& job) {
   const int32_t depth = padded(job.head_dim);
   const Buffers buffers(job.scratch, depth);
   for (int32_t r = 0; r < job.count; r++) {
-    memcpy(buffers.channels, static_cast<const uint16_t*>(job.rows.data) + row_offset(job.rows, job.first_row + r),
+    memcpy(buffers.row(depth, r), static_cast<const uint16_t*>(job.rows.data) + row_offset(job.rows, job.first_row + r),
            job.head_dim * sizeof(uint16_t));
-    store_token(buffers.channels, depth, r, buffers.tokens);
+    if (r % LANES == LANES - 1 || r + 1 == job.count) buffers.turn(depth, r);
   }
   vf best[VECTORS];
   vi label[VECTORS] = {};
   for (int v = 0; v < VECTORS; v++) best[v] = broadcast(__builtin_inff());
   begin_thread();
   for (int32_t panel = 0; panel < job.panels; panel++) {
-    score_panel(job.packed + static_cast<int64_t>(panel) * PANEL * depth / 2, depth, buffers.tokens, buffers.scores);
+    score_panel(job.packed + static_cast<int64_t>(panel) * PANEL * depth / 2, depth, buffers.tokens, VECTORS, buffers.scores);
     for (int32_t j = 0; j < PANEL; j++) {
       const vf norm = broadcast(job.norms[panel * PANEL + j]);
       for (int v = 0; v < VECTORS; v++) {
@@ -130,7 +136,6 @@ static void read_tokens(const ErrorJob& job, int32_t first, int32_t rows, float*
   const int32_t depth = padded(job.head_dim);
   float *key = wide + 2 * depth, *value = key + depth;
   memset(&terms, 0, sizeof terms);
-  memset(buffers.tokens, 0, static_cast<size_t>(depth) * TOKENS * 2);
   for (int32_t r = 0; r < rows; r++) {
     read_row(job.keys, job.first_row + first + r, job.head_dim, depth, 1.0f, key);
     read_row(job.values, job.first_row + first + r, job.head_dim, depth, 1.0f, value);
@@ -145,8 +150,8 @@ static void read_tokens(const ErrorJob& job, int32_t first, int32_t rows, float*
     terms.squared[r] = tree_sum(squared);
     terms.cross[r] = 2 * tree_sum(cross);
     terms.constant[r] = tree_sum(constant);
-    to_channels(key, depth, buffers.channels);
-    store_token(buffers.channels, depth, r, buffers.tokens);
+    to_channels(key, depth, buffers.row(depth, r));
+    if (r % LANES == LANES - 1 || r + 1 == rows) buffers.turn(depth, r);
   }
 }
 
@@ -186,14 +191,14 @@ static void error(const ErrorJob& job) {
   memset(job.held, 0, static_cast<size_t>(columns) * sizeof(float));
   begin_thread();
   for (int32_t first = 0; first < job.count; first += TOKENS) {
-    const int32_t rows = job.count - first < TOKENS ? job.count - first : TOKENS;
+    const int32_t rows = job.count - first < TOKENS ? job.count - first : TOKENS, tiles = (rows + LANES - 1) / LANES;
     read_tokens(job, first, rows, wide, buffers, terms);
     for (int32_t panel = 0; panel < job.panels; panel++) {
-      score_panel(job.packed + static_cast<int64_t>(panel) * PANEL * depth / 2, depth, buffers.tokens, buffers.scores);
+      score_panel(job.packed + static_cast<int64_t>(panel) * PANEL * depth / 2, depth, buffers.tokens, tiles, buffers.scores);
       for (int32_t j = 0; j < PANEL && panel * PANEL + j < job.columns; j++) {
         const int32_t column = panel * PANEL + j;
         vf total = load(totals + column * LANES);
-        add_errors(buffers.scores + j * TOKENS, terms, (rows + LANES - 1) / LANES, job.held[column], total);
+        add_errors(buffers.scores + j * TOKENS, terms, tiles, job.held[column], total);
         store(totals + column * LANES, total);
       }
     }
