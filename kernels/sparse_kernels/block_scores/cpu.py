@@ -1,4 +1,4 @@
-"""The C++ kernel of block mass: float32 arithmetic on AVX-512, AVX2 or SSE, and products of bf16 on AVX512_BF16."""
+"""The C++ kernel of block mass: float32 arithmetic on AVX-512, AVX2 or SSE; products of bf16 on AMX or AVX512_BF16."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def block_mass(
     instructions: str = "",
 ) -> Float[Tensor, "b h nq nk"]:
     """Return exp(q k scale - lse) summed over blocks; `instructions` forces an instruction set, for tests."""
-    if _multiplies_bfloat16(q):  # two exact products at a time, added up in float32
-        instructions = instructions or "avx512_bf16"
+    if _multiplies_bfloat16(q):  # exact products, added up in float32
+        instructions = instructions or _extension.instruction_set(torch.bfloat16) or ""
     return torch.ops.sparse_kernels.block_mass_cpu(
         rows(q),
         rows(k),

@@ -13,6 +13,7 @@ from tests.sparse_kernels.cases import random_offsets
 from tests.sparse_kernels.processors import available
 
 INSTRUCTIONS = ["portable", "avx2", "avx512"]
+NARROW = ["avx512_bf16", "amx", "amx_emulated"]  # of inputs in bf16 they lose nothing
 EVERY_BACKEND = ["reference", "cpu"]
 
 
@@ -90,10 +91,10 @@ def test_mass_equals_brute_force(backend: str, dtype: torch.dtype, orders: bool)
     assert torch.allclose(mass.sum(-1), case.q_offsets.diff().float().expand(2, 4, -1), atol=1e-4)
 
 
-@pytest.mark.parametrize("instructions", [*INSTRUCTIONS, "avx512_bf16"])
+@pytest.mark.parametrize("instructions", [*INSTRUCTIONS, *NARROW])
 @pytest.mark.parametrize(("lengths", "head_dim"), [((1, 1), 1), ((97, 33), 16), ((300, 700), 80), ((64, 1500), 128)])
 def test_every_instruction_set_and_odd_size(instructions: str, lengths: tuple[int, int], head_dim: int) -> None:
-    case = make_case(1, lengths, head_dim, torch.bfloat16 if instructions == "avx512_bf16" else torch.float32)
+    case = make_case(1, lengths, head_dim, torch.bfloat16 if instructions in NARROW else torch.float32)
     tensors = (case.q, case.k, case.lse, case.q_offsets, case.kv_offsets, case.q_order, case.kv_order)
     with available(instructions):
         mass = cpu.block_mass(*tensors, head_dim**-0.5, instructions)

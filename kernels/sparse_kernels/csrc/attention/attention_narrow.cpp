@@ -249,11 +249,10 @@ static Chunk take_panels(const TileJob& job, int32_t begin) {
 }
 
 // The scores of one row as weigh_row takes them where it is not to multiply them with a factor.
-static void finish_scores(const Chunk& chunk, float* row) {
-  for (int32_t i = 0; i < chunk.panels; i++) scale_scores(row + i * PANEL, chunk.factors[i]);
+static void scale_and_hide(const Chunk& chunk, float* row) {
+  for (int32_t i = 0; i < chunk.panels; i++)
+    finish_scores(row + i * PANEL, chunk.factors[i], chunk.visible ? chunk.visible[i] : every_key(PANEL));
   if (chunk.summaries) weigh_summaries(row, chunk.summaries, chunk.panels * PANEL);
-  for (int32_t i = 0; !chunk.plain && chunk.visible && i < chunk.panels; i++)
-    if (chunk.visible[i] != every_key(PANEL)) hide_keys(row + i * PANEL, chunk.visible[i], PANEL);
 }
 
 static void attend_group(const TileJob& job, const Buffers& at, const Chunk& chunk, int32_t first) {
@@ -264,7 +263,7 @@ static void attend_group(const TileJob& job, const Buffers& at, const Chunk& chu
   float* out = at.out + static_cast<int64_t>(first) * at.width;
   score_panels(query_at(at.q, first, at.depth), rows, at.depth, chunk.keys, chunk.factors, chunk.panels, at.scores);
   for (int32_t r = 0; r < valid; r++) {
-    if (finished) finish_scores(chunk, at.scores + r * CHUNK);
+    if (finished) scale_and_hide(chunk, at.scores + r * CHUNK);
     weigh_row(at.scores + r * CHUNK, factor, columns, at.m[first + r], at.sums + (first + r) * LANES, out + r * at.width,
               at.width, at.weights + r * CHUNK);
   }

@@ -145,5 +145,7 @@ static void value_chunk(
   });
 }
 
-// In registers scores are scaled before they are stored.
-static inline void scale_scores(float*, float) {}
+// In registers scores are scaled before they are stored: all that is left is to hide keys.
+static inline void finish_scores(float* row, float, uint32_t visible) {
+  if (visible != every_key(PANEL)) hide_keys(row, visible, PANEL);
+}

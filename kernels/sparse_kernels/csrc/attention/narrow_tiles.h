@@ -94,16 +94,17 @@ static constexpr bool SCALES_SCORES = true;
 static constexpr bool SCALES_SCORES = false;  // that is left to the weighing, where it costs nothing
 #endif
 
-// What score_panels left of 32 scores becomes them, times `factor`.
-static inline void scale_scores(float* row, float factor) {
+// What score_panels left of 32 scores becomes them, times `factor`; keys that are not `visible` get no weight.
+static inline void finish_scores(float* row, float factor, uint32_t visible) {
   for (int32_t j = 0; j < PANEL; j += LANES) {
 #ifdef INT8
     vi integers;
     memcpy(&integers, row + j, sizeof integers);
-    store(row + j, __builtin_convertvector(integers, vf) * factor);
+    const vf scores = __builtin_convertvector(integers, vf) * factor;
 #else
-    store(row + j, load(row + j) * factor);
+    const vf scores = load(row + j) * factor;
 #endif
+    store(row + j, visible == every_key(PANEL) ? scores : seen(scores, visible >> j));
   }
 }
 

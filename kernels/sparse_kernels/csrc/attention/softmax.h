@@ -35,15 +35,15 @@ static inline void softmax_row(float* scores, int32_t columns, float& m, float* 
 
 static constexpr uint32_t every_key(int32_t panel) { return panel < 32 ? (1u << panel) - 1 : ~0u; }
 
-// Keys that are not visited, or only fill up a panel, get no weight: bit n is set where key n has one.
-static inline void hide_keys(float* scores, uint32_t visible, int32_t panel) {
+// Scores of LANES keys; those that are not visited, or only fill up a panel, get no weight: bit n is set where key n has one.
+static inline vf seen(vf scores, uint32_t visible) {
   vi lane_bits;
   for (int i = 0; i < LANES; i++) lane_bits[i] = 1 << i;
-  const vf silent = broadcast(SILENT);
-  for (int32_t j = 0; j < panel; j += LANES) {
-    const vi bits = lane_bits & static_cast<int32_t>(visible >> j);
-    store(scores + j, bits != 0 ? load(scores + j) : silent);
-  }
+  return (lane_bits & static_cast<int32_t>(visible)) != 0 ? scores : broadcast(SILENT);
+}
+
+static inline void hide_keys(float* scores, uint32_t visible, int32_t panel) {
+  for (int32_t j = 0; j < panel; j += LANES) store(scores + j, seen(load(scores + j), visible >> j));
 }
 
 // The scores of some summaries: each stands for several keys, or is silent.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "reduce/choose_reducer.h"
+#include "common/floats.h"
 #include "common/tensors.h"
 #include "common/work.h"
 
@@ -25,7 +26,8 @@ struct Side {
 };
 
 void pack_keys(const Side& keys, const Panels& panels, const Reducer& reducer, int32_t head_dim, float* packed) {
-  const int64_t bytes = head_dim * static_cast<int64_t>(sizeof(float)), panel_floats = reducer.panel * head_dim;
+  const int64_t bytes = head_dim * static_cast<int64_t>(sizeof(float));
+  const int64_t panel_floats = reducer.panel * reducer.column_floats(head_dim);
   share_out(static_cast<int64_t>(panels.row.size()), bytes, [&](int64_t i, char* scratch) {
     reducer.pack({keys.rows, panels.row[i], panels.valid[i], head_dim, 1.0f, packed + i * panel_floats, nullptr,
                   reinterpret_cast<float*>(scratch)});
@@ -45,7 +47,7 @@ std::vector<int32_t> cut_chunks(const Panels& panels, int64_t panel_bytes) {
 // One item is a query block against one chunk of keys; its sums are nobody else's.
 void sum_head(const Side& queries, const Panels& panels, const Reducer& reducer, int32_t head_dim, float scale,
               const float* lse, const float* packed, float* mass) {
-  const int64_t panel_bytes = reducer.panel * head_dim * static_cast<int64_t>(sizeof(float));
+  const int64_t panel_bytes = reducer.panel * reducer.column_floats(head_dim) * static_cast<int64_t>(sizeof(float));
   const std::vector<int32_t> cuts = cut_chunks(panels, panel_bytes);
   const int64_t blocks = static_cast<int64_t>(panels.first.size()) - 1, items = (cuts.size() - 1) * queries.blocks;
   share_out(items, reducer.mass_bytes(head_dim), [&](int64_t item, char* scratch) {
@@ -67,13 +69,13 @@ Tensor block_mass(Tensor q, Tensor k, Tensor lse, Tensor q_offsets, Tensor kv_of
   const int32_t nq = static_cast<int32_t>(q_offsets.size(2)) - 1, nk = static_cast<int32_t>(kv_offsets.size(2)) - 1;
   Tensor mass = torch::stable::new_zeros(q, {q.size(0), q.size(1), nq, nk}, ScalarType::Float);
   const float scale_log2 = static_cast<float>(scale * LOG2E);
-  std::vector<float> packed;
+  Floats packed;
   for (int64_t b = 0; b < q.size(0); b++) {
     for (int64_t h = 0; h < q.size(1); h++) {
       const Side queries{head_rows(q, q_order, b, h, h), integers<int32_t>(q_offsets, b, h), nq};
       const Side keys{head_rows(k, kv_order, b, h * k.size(1) / q.size(1), h), integers<int32_t>(kv_offsets, b, h), nk};
       const Panels panels = cut_panels(keys.offsets, nk, reducer.panel);
-      packed.resize(panels.row.size() * static_cast<size_t>(reducer.panel * head_dim));
+      packed.resize(panels.row.size() * static_cast<size_t>(reducer.panel * reducer.column_floats(head_dim)));
       pack_keys(keys, panels, reducer, head_dim, packed.data());
       const int64_t head = b * q.size(1) + h;
       sum_head(queries, panels, reducer, head_dim, scale_log2, static_cast<const float*>(lse.data_ptr()) + head * q.size(2),

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "reduce/choose_reducer.h"
+#include "common/floats.h"
 #include "common/tensors.h"
 #include "common/work.h"
 
@@ -28,7 +29,7 @@ const Reducer& reducer_with(F Reducer::* function, const std::string& instructio
 struct Packed {
   int32_t panels;
   int64_t depth, floats;  // of one column, and of one head
-  std::vector<float> data;
+  Floats data;
 
   Packed(const Tensor& x, float scale, const Reducer& reducer)
       : panels(static_cast<int32_t>((x.size(2) + reducer.panel - 1) / reducer.panel)),

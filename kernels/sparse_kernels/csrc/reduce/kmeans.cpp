@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "reduce/choose_reducer.h"
+#include "common/floats.h"
 #include "common/tensors.h"
 #include "common/work.h"
 
@@ -26,7 +27,7 @@ struct Clustering {
   float* centroids;
   int32_t *labels, *sizes, *offsets;
   int64_t* order;
-  std::vector<float> packed, norms;
+  Floats packed, norms;
   std::vector<double> moved;    // squared, of every centroid
   std::vector<int64_t> active;  // heads that still move
 

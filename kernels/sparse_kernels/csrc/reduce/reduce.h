@@ -101,11 +101,11 @@ struct Reducer {
   bool (*can_run)();
   int32_t (*column_floats)(int32_t head_dim);  // of a packed column
   size_t (*nearest_bytes)(int32_t head_dim);   // scratch
-  size_t (*mass_bytes)(int32_t head_dim);      // scratch; null, as all that is marked so, in tiles
+  size_t (*mass_bytes)(int32_t head_dim);      // scratch
   void (*pack)(const ColumnJob&);
   void (*nearest)(const NearestJob&);
   double (*mean)(const MeanJob&);  // returns how far the centroid moved, squared; null in tiles
-  void (*mass)(const MassJob&);    // null in tiles
+  void (*mass)(const MassJob&);
   size_t (*error_bytes)(int32_t head_dim, int32_t panels);  // null, as all that follows, in the kernel of bfloat16
   void (*error)(const ErrorJob&);
   size_t (*merge_bytes)(int32_t head_dim, int32_t panels);  // null in tiles, as what follows

@@ -1,6 +1,6 @@
-// The nearest centroid and the error of centroids with bf16 products in AMX tiles; with -DEMULATE their instructions are
-// plain loops. Centroids or queries are the rows of a tile and tokens its columns, so that a lane holds a token: minima
-// and weights need no step across lanes.
+// The nearest centroid, the mass of blocks and the error of centroids with bf16 products in AMX tiles; with -DEMULATE
+// their instructions are plain loops. What is packed in panels (centroids, keys) is the rows of a tile and tokens are its
+// columns, so that a lane holds a token: minima and weights need no step across lanes.
 #define LANES 16
 #include "common/amx_tiles.h"
 #include "common/transpose.h"
@@ -113,12 +113,47 @@ static inline void to_channels(const float* from, int32_t depth, uint16_t* to) {
 #endif
 }
 
-static inline float tree_sum(vf x) {
-#ifdef __AVX512F__
-  return _mm512_reduce_add_ps((__m512)x);
-#else
-  return horizontal_sum(x);
-#endif
+static size_t mass_bytes(int32_t head_dim) {
+  return tile_bytes(head_dim) + (TOKENS + static_cast<size_t>(padded(head_dim))) * sizeof(float);
+}
+
+// Some queries as tokens, and their LSE in units of log2; missing ones have no weight.
+static void read_queries(const MassJob& job, int32_t first, int32_t rows, float* lse, float* wide, const Buffers& buffers) {
+  const int32_t depth = padded(job.head_dim);
+  for (int32_t r = 0; r < TOKENS; r++) lse[r] = __builtin_inff();
+  for (int32_t r = 0; r < rows; r++) {
+    const int64_t row = job.first_row + first + r;
+    lse[r] = job.lse[place_of(job.queries, row)] * static_cast<float>(LOG2E);
+    read_row(job.queries, row, job.head_dim, depth, 1.0f, wide);
+    to_channels(wide, depth, buffers.row(depth, r));
+    if (r % LANES == LANES - 1 || r + 1 == rows) buffers.turn(depth, r);
+  }
+}
+
+static void mass(const MassJob& job) {
+  const int32_t depth = padded(job.head_dim);
+  const Buffers buffers(job.scratch, depth);
+  float *lse = reinterpret_cast<float*>(buffers.rest), *wide = lse + TOKENS;
+  const vf high = broadcast(128.0f);  // as in reduce_vector.cpp
+  begin_thread();
+  for (int32_t first = 0; first < job.count; first += TOKENS) {
+    const int32_t rows = job.count - first < TOKENS ? job.count - first : TOKENS, tiles = (rows + LANES - 1) / LANES;
+    read_queries(job, first, rows, lse, wide, buffers);
+    for (int32_t block = job.begin; block < job.end; block++) {
+      vf total = {};
+      for (int32_t panel = job.first_panel[block]; panel < job.first_panel[block + 1]; panel++) {
+        score_panel(job.packed + static_cast<int64_t>(panel) * PANEL * depth / 2, depth, buffers.tokens, tiles, buffers.scores);
+        for (int32_t j = 0; j < job.valid[panel]; j++) {
+          for (int32_t v = 0; v < tiles; v++) {
+            const vf x = load(buffers.scores + j * TOKENS + v * LANES) * job.scale - load(lse + v * LANES);
+            total += exp2_vector(x > high ? high : x);
+          }
+        }
+      }
+      job.mass[block] += horizontal_sum(total);
+    }
+  }
+  end_thread();
 }
 
 // |g v + v - mean|^2 = squared g^2 + cross g + constant, of each token
@@ -147,9 +182,9 @@ static void read_tokens(const ErrorJob& job, int32_t first, int32_t rows, float*
       cross += v * gap;
       constant += gap * gap;
     }
-    terms.squared[r] = tree_sum(squared);
-    terms.cross[r] = 2 * tree_sum(cross);
-    terms.constant[r] = tree_sum(constant);
+    terms.squared[r] = horizontal_sum(squared);
+    terms.cross[r] = 2 * horizontal_sum(cross);
+    terms.constant[r] = horizontal_sum(constant);
     to_channels(key, depth, buffers.row(depth, r));
     if (r % LANES == LANES - 1 || r + 1 == rows) buffers.turn(depth, r);
   }
@@ -205,12 +240,12 @@ static void error(const ErrorJob& job) {
   }
   end_thread();
   for (int32_t j = 0; j < job.columns; j++) {
-    const float sum = tree_sum(load(totals + j * LANES));
+    const float sum = horizontal_sum(load(totals + j * LANES));
     job.error[j] = (__builtin_log2f(sum < 0 ? 0 : sum) + 2 * job.held[j]) * static_cast<float>(1 / LOG2E);
   }
 }
 
 extern "C" const Reducer KERNEL = {
-    NAME, PANEL, can_run, column_floats, nearest_bytes, nullptr, pack, nearest, nullptr, nullptr, error_bytes, error,
+    NAME, PANEL, can_run, column_floats, nearest_bytes, mass_bytes, pack, nearest, nullptr, mass, error_bytes, error,
     nullptr, nullptr,
 };
