@@ -51,7 +51,7 @@ def test_reference_equals_brute_force(dtype: torch.dtype, orders: bool) -> None:
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 200])  # 200: more channels than there are tiles for
 def test_cpu_kernel_equals_brute_force(instructions: str, dtype: torch.dtype, head_dim: int) -> None:
     skip_unless_available(instructions)
     for seed, orders in itertools.product(range(3), (False, True)):
@@ -61,6 +61,24 @@ def test_cpu_kernel_equals_brute_force(instructions: str, dtype: torch.dtype, he
         narrow = instructions in NARROW
         # Rounding the weights to bf16 is part of every bf16 kernel; plain arithmetic rounds the scores as well.
         assert_close(case, out, lse, bf16_products=narrow and dtype != torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "dtype", "tokens", "faster"),
+    [
+        ("amx", torch.bfloat16, 2048, True),
+        ("amx", torch.bfloat16, 2047, False),  # packing would cost more than it saves
+        ("amx", torch.float32, 4096, False),
+        ("avx512_bf16", torch.bfloat16, 16, True),
+        ("avx2", torch.bfloat16, 4096, False),
+    ],
+)
+def test_where_dense_attention_is_faster_than_sdpa(
+    instructions: str, dtype: torch.dtype, tokens: int, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_extension, "instruction_set", lambda dtype: instructions)
+    assert cpu.outruns_sdpa(torch.empty(1, 1, tokens, 64, dtype=dtype)) is faster
+    assert not cpu.outruns_sdpa(torch.empty(1, 1, tokens, 264, dtype=dtype))
 
 
 def in_falling_order(block_map: BlockMap) -> BlockMap:
