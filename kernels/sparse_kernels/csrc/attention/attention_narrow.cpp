@@ -22,7 +22,7 @@ static inline int32_t padded(int32_t head_dim) { return (head_dim + 31) / 32 * 3
 static inline int32_t padded_keys(int32_t head_dim) { return (head_dim + DEPTH - 1) / DEPTH * DEPTH; }
 
 // These say how many queries a tile has (TILE_ROWS), how many of them are scored, weighed and multiplied with values at a
-// time (GROUP_ROWS), and with how many keys (CHUNK); and whether score_panels scales its scores (SCALES_SCORES).
+// time (GROUP_ROWS), and with how many keys (CHUNK); and whether score_panels and finish_scores scale all scores (SCALES_SCORES).
 #ifdef ROWS
 #include "attention/narrow_rows.h"
 #else
