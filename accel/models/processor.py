@@ -145,15 +145,18 @@ class _Dispatched(SparseAttentionProcessor):
 class _Rotated(_Dispatched):
     """Of a dispatched processor whose rotary embedding is applied here, where that is quicker."""
 
-    def run(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-            attention_mask: Tensor | None = None, rotary_emb: Any = None) -> Any:  # fmt: skip
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock processor with our backend, without a rotary embedding if that is left to the backend."""
-        turns = None if encoder_hidden_states is not None else rotation(hidden_states, rotary_emb)
+        if torch.compiler.is_compiling():
+            return super().run(*args, **kwargs)
+        given = inspect.signature(self._inner.__call__).bind(*args, **kwargs)
+        turns = rotation(given.arguments)
         if turns is None:
-            return super().run(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return super().run(*args, **kwargs)
         inner = copy.copy(self._inner)  # for this call alone: other threads may be in another
         inner._parallel_config = Route(partial(self._attend_rotated, turns), self._parallel_config)
-        return inner(attn, hidden_states, encoder_hidden_states, attention_mask, None)
+        given.arguments["rotary_emb"] = None
+        return inner(*given.args, **given.kwargs)
 
     def _attend_rotated(
         self, turns: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, arguments: dict[str, Any]

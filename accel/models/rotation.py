@@ -13,15 +13,17 @@ ROTATING = ("WanAttnProcessor", "SkyReelsV2AttnProcessor")
 ROTATED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def rotation(hidden: Tensor, rotary_emb: Any) -> Complex64[Tensor, "#b s 1 pairs"] | None:
+def rotation(arguments: dict[str, Any]) -> Complex64[Tensor, "#b s 1 pairs"] | None:
     """Return the turn of each pair of channels as a complex number, or None where the stock processor is to turn.
 
-    Takes what diffusers gives to the processor: cosines and sines (1 s 1 d), of which it reads every second one.
+    Takes the arguments of the processor by name: `rotary_emb` holds cosines and sines (1 s 1 d), of which it reads
+    every second one.
     """
-    is_served = isinstance(rotary_emb, tuple) and hidden.device.type == "cpu" and hidden.dtype in ROTATED_DTYPES
-    if not is_served or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    hidden, tables = arguments["hidden_states"], arguments.get("rotary_emb")
+    is_served = isinstance(tables, tuple) and hidden.device.type == "cpu" and hidden.dtype in ROTATED_DTYPES
+    if not is_served or arguments.get("encoder_hidden_states") is not None or torch.is_grad_enabled():
         return None
-    cosines, sines = rotary_emb
+    cosines, sines = tables
     if cosines.dtype != torch.float32 or sines.dtype != torch.float32:
         return None
     return torch.complex(cosines[..., 0::2], sines[..., 1::2])

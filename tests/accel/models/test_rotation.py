@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,6 +29,11 @@ def rotated(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return seen
 
 
+def given(x: Tensor, tables: Any) -> dict[str, Any]:
+    """Return arguments of a processor."""
+    return {"hidden_states": x, "encoder_hidden_states": None, "rotary_emb": tables}
+
+
 def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Return the rule of Wan's processor: even channels are real parts, odd ones imaginary."""
     first, second = x[..., 0::2], x[..., 1::2]
@@ -42,7 +49,7 @@ def test_rotation_is_the_rule(tokens: int, dtype: torch.dtype) -> None:
     x = torch.randn(2, tokens, 3, 5, 24).to(dtype)[:, :, 1]
     before = x.clone()
     with torch.no_grad():
-        turns = rotation(x, tables)
+        turns = rotation(given(x, tables))
         assert turns is not None
         torch.testing.assert_close(rotate(x, turns), turned(x, *tables), rtol=torch.finfo(dtype).eps, atol=1e-6)
         assert torch.equal(x, before)
@@ -76,10 +83,11 @@ def test_bfloat16_says_the_same(rotated: list[Tensor], monkeypatch: pytest.Monke
 
 def test_the_rest_is_left_to_the_stock_processor() -> None:
     x, tables = torch.randn(1, 6, 2, 8), (torch.randn(1, 6, 1, 8), torch.randn(1, 6, 1, 8))
-    assert rotation(x, tables) is None, "gradients"
+    assert rotation(given(x, tables)) is None, "gradients"
     with torch.no_grad():
-        assert rotation(x, tables) is not None
-        assert rotation(x, None) is None
-        assert rotation(x.double(), tables) is None, "turned in float64"
-        assert rotation(x, tuple(table.bfloat16() for table in tables)) is None, "turned in bfloat16"
-        assert rotation(x.to("meta"), tables) is None
+        assert rotation(given(x, tables)) is not None
+        assert rotation(given(x, None)) is None and rotation({"hidden_states": x}) is None
+        assert rotation(given(x, tables) | {"encoder_hidden_states": x}) is None, "cross-attention"
+        assert rotation(given(x.double(), tables)) is None, "turned in float64"
+        assert rotation(given(x, tuple(table.bfloat16() for table in tables))) is None, "turned in bfloat16"
+        assert rotation(given(x.to("meta"), tables)) is None
