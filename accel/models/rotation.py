@@ -20,11 +20,10 @@ def rotation(arguments: dict[str, Any]) -> Complex64[Tensor, "#b s 1 pairs"] | N
     every second one.
     """
     hidden, tables = arguments["hidden_states"], arguments.get("rotary_emb")
-    is_served = isinstance(tables, tuple) and hidden.device.type == "cpu" and hidden.dtype in ROTATED_DTYPES
-    if not is_served or arguments.get("encoder_hidden_states") is not None or torch.is_grad_enabled():
+    if not isinstance(tables, tuple) or arguments.get("encoder_hidden_states") is not None or torch.is_grad_enabled():
         return None
     cosines, sines = tables
-    if cosines.dtype != torch.float32 or sines.dtype != torch.float32:
+    if hidden.device.type != "cpu" or hidden.dtype not in ROTATED_DTYPES or {x.dtype for x in tables} != {torch.float32}:
         return None
     return torch.complex(cosines[..., 0::2], sines[..., 1::2])
 
