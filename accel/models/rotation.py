@@ -23,7 +23,8 @@ def rotation(arguments: dict[str, Any]) -> Complex64[Tensor, "#b s 1 pairs"] | N
     if not isinstance(tables, tuple) or arguments.get("encoder_hidden_states") is not None or torch.is_grad_enabled():
         return None
     cosines, sines = tables
-    if hidden.device.type != "cpu" or hidden.dtype not in ROTATED_DTYPES or {x.dtype for x in tables} != {torch.float32}:
+    is_served = hidden.device.type == "cpu" and hidden.dtype in ROTATED_DTYPES
+    if not is_served or cosines.dtype != torch.float32 or sines.dtype != torch.float32:
         return None
     return torch.complex(cosines[..., 0::2], sines[..., 1::2])
 
