@@ -30,7 +30,7 @@ def rotation(arguments: dict[str, Any]) -> Complex64[Tensor, "#b s 1 pairs"] | N
 
 
 def rotate(x: Float[Tensor, "b s h d"], turns: Complex64[Tensor, "#b s 1 pairs"]) -> Float[Tensor, "b s h d"]:
-    """Turn pairs of neighbouring channels as Wan's processor does: in float32, rounded once at the end.
+    """Turn pairs of neighbouring channels (arXiv 2104.09864, section 3.4) in float32, rounded once, as Wan's processor.
 
     Equal to it to the last bit where torch multiplies in vectors, as for heads of 64 and 128 channels on x86.
     """
