@@ -14,10 +14,11 @@ from accel.caching.hook import install_cache, installed_cache, remove_cache
 from accel.caching.resting import Resting
 from accel.models.adapters import adapter_for
 from accel.models.placement import set_processor, unwrap_processors, watch
-from accel.models.processor import SparseAttentionProcessor, wrap_processor
+from accel.models.processor import wrap_processor
 from accel.models.progress import ProgressHook, install_hook, installed_hook, remove_hook
 from accel.models.records import BlockRecord, CallRecord, block_shares, summarize
 from accel.models.session import Session
+from accel.models.wrapped_processor import SparseAttentionProcessor
 
 
 @dataclass(frozen=True)

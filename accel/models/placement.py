@@ -10,8 +10,8 @@ from torch import nn
 
 from accel.models.denoising import Generation
 from accel.models.parallel import text_is_split
-from accel.models.processor import SparseAttentionProcessor
 from accel.models.session import Session
+from accel.models.wrapped_processor import SparseAttentionProcessor
 
 
 def set_processor(module: nn.Module, processor: Any) -> None:

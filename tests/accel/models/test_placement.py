@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import accel
-from accel.models.processor import SparseAttentionProcessor
+from accel.models.wrapped_processor import SparseAttentionProcessor
 from tests.accel.models.loops import Loop, difference, processors
 
 FULL = dict(block=16)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import accel
-from accel.models import processor
+from accel.models import dispatched_processor
 from accel.models.rotation import ROTATED_DTYPES, rotate, rotation
 from tests.accel.models.loops import STEPS, Loop, difference
 
@@ -25,7 +25,7 @@ def rotated(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.append(x)
         return rotate(x, turns)
 
-    monkeypatch.setattr(processor, "rotate", noted)
+    monkeypatch.setattr(dispatched_processor, "rotate", noted)
     return seen
 
 
@@ -64,7 +64,7 @@ def test_a_model_says_the_same(name: str, fused: bool, rotated: list[Tensor], mo
     with accel.enabled(loop, "full", block=16) as handle:
         ours = loop()
         assert len(rotated) == 2 * len(handle.stats()) >= 2 * STEPS, "queries and keys of every self-attention"
-        monkeypatch.setattr(processor, "rotation", lambda *given: None)
+        monkeypatch.setattr(dispatched_processor, "rotation", lambda *given: None)
         assert difference(ours, loop()) < 1e-6
         assert len(rotated) == 2 * len(handle.stats()), "of the first time only"
 
@@ -77,7 +77,7 @@ def test_bfloat16_says_the_same(rotated: list[Tensor], monkeypatch: pytest.Monke
     with accel.enabled(loop, "full", block=16):
         ours = loop(**inputs)
         assert {x.dtype for x in rotated} == {torch.bfloat16}
-        monkeypatch.setattr(processor, "rotation", lambda *given: None)
+        monkeypatch.setattr(dispatched_processor, "rotation", lambda *given: None)
         assert difference(ours, loop(**inputs)) < 1e-2
 
 
