@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accel.attention.call import AttentionCall
-from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan
+from accel.attention.masks.cluster_pairs import centroid_logits, centroid_mass, cluster_plan
 from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Sparse
 from accel.methods.clustered import Clustered
@@ -27,6 +27,6 @@ class SVG2(Clustered):
 
     def pairs(self, call: AttentionCall, queries: ClusteredTokens, keys: ClusteredTokens) -> Sparse:
         """Return the plan of the heaviest pairs."""
-        mass = centroid_mass(queries.clusters, keys.clusters, call.scale)
+        mass = centroid_mass(centroid_logits(queries.clusters, keys.clusters, call.scale), keys.clusters.sizes)
         kept = self.heaviest(call, rank_entries(mass), queries.clusters, keys.clusters, self.least_share)
         return cluster_plan(queries, keys, kept)

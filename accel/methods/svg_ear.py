@@ -9,7 +9,7 @@ from torch import Tensor
 
 from accel.attention.call import AttentionCall
 from accel.attention.masks.cluster_error import log_centroid_error, route_by_error
-from accel.attention.masks.cluster_pairs import centroid_mass, cluster_plan
+from accel.attention.masks.cluster_pairs import centroid_logits, centroid_mass, cluster_plan
 from accel.attention.orders.clusters import ClusteredTokens, summaries_of
 from accel.attention.plan import Sparse
 from accel.methods.clustered import Clustered
@@ -34,8 +34,10 @@ class SVGEAR(Clustered):
         """Return the plan of the pairs routed by error, and the summaries of the others."""
         k, v = (x[:, :, call.geometry.video] for x in (call.k, call.v))
         values = pooled(v, keys.clusters.offsets, keys.clusters.order)
-        error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
-        kept = self._route(call, queries.clusters, keys.clusters, error)
+        logits = centroid_logits(queries.clusters, keys.clusters, call.scale)
+        error = log_centroid_error(queries.clusters.centroids, k, v, keys.clusters, values, call.scale, logits)
+        mass = centroid_mass(logits, keys.clusters.sizes)
+        kept = self._route(call, queries.clusters, keys.clusters, mass, error)
         return cluster_plan(queries, keys, kept, summaries_of(keys, values))
 
     def again(self, call: AttentionCall, plan: Sparse, keys: ClusteredTokens) -> Sparse:
@@ -46,9 +48,14 @@ class SVGEAR(Clustered):
         return replace(plan, summaries=summaries_of(today, values))
 
     def _route(
-        self, call: AttentionCall, queries: Clusters, keys: Clusters, error: Float[Tensor, "b h nq nk"]
+        self,
+        call: AttentionCall,
+        queries: Clusters,
+        keys: Clusters,
+        mass: Float[Tensor, "b h nq nk"],
+        error: Float[Tensor, "b h nq nk"],
     ) -> Bool[Tensor, "b h nq nk"]:
-        ranked = rank_entries(centroid_mass(queries, keys, call.scale))
+        ranked = rank_entries(mass)
         allowed = self.heaviest(call, ranked, queries, keys, min(1.0, 2 * self.least_share))
         guaranteed = (ranked[0] < max(1, int(self.least_share * error.shape[-1]))) & allowed
         return route_by_error(error, keys.sizes, guaranteed, allowed, self.area_exponent, crossing=self.density is None)

@@ -9,6 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sparse_kernels import _extension
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -100,10 +102,16 @@ def check_order(name: str, order: Any, x: Tensor, rows: int, read: bool = True) 
 
 def check_permutes(name: str, order: Int[Tensor, "#b #h s"]) -> None:
     """Refuse an order that does not hold every row once; reads from the device."""
-    last = order.shape[2] - 1
+    if not _permutes(order):
+        raise ValueError(f"{name} must hold every row 0 to {order.shape[2] - 1} once")
+
+
+def _permutes(order: Int[Tensor, "#b #h s"]) -> bool:
+    if order.device.type == "cpu" and _extension.reason_against(order=order) is None:
+        return bool(torch.ops.sparse_kernels.permutes_cpu(order.flatten(0, 1).contiguous()))
     least, most = (int(row) for row in order.aminmax())
-    if least < 0 or most > last or not torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, True).all():
-        raise ValueError(f"{name} must hold every row 0 to {last} once")
+    fits = least >= 0 and most < order.shape[2]
+    return fits and bool(torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, True).all())
 
 
 def check_precision(precision: Any) -> None:

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any, no_type_check
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
+from sparse_kernels import _extension
 from sparse_kernels._checks import as_offsets, described
 
 LONGEST = 2**31 - 1  # tokens of a sequence: offsets are int32
@@ -83,18 +84,13 @@ class BlockMap:
         kv_offsets = as_offsets("kv_offsets", kv_offsets, mask.device)
         if mask.shape[-1] != kv_offsets.shape[-1] - 1:
             raise ValueError(f"the mask has {mask.shape[-1]} key blocks, kv_offsets has {kv_offsets.shape[-1] - 1}")
-        blocks, counts = mask.shape[-1], mask.sum(-1, dtype=torch.int32)
-        room = blocks if longest is None else min(blocks, max(1, longest))
-        if room < blocks:
-            most = int(counts.max()) if mask.device.type == "cpu" and counts.numel() else 0
+        room = mask.shape[-1] if longest is None else min(mask.shape[-1], max(1, longest))
+        counts, indices = _packed(mask, room)
+        if longest is not None and mask.device.type == "cpu" and counts.numel():
+            most = int(counts.max())
             if most > room:
                 raise ValueError(f"the mask has a row with {most} blocks, longest is {longest}: give no less")
-            counts = counts.clamp(max=room)
-        # Visited blocks go to the first places, in rising order and without a host round trip, others to a spare one.
-        places = mask.cumsum(-1).sub_(1).masked_fill_(~mask, room).clamp_(max=room)
-        numbers = torch.arange(blocks, dtype=torch.int32, device=mask.device).expand(mask.shape)
-        indices = numbers.new_zeros(*mask.shape[:-1], room + 1).scatter_(-1, places, numbers)[..., :room]
-        return cls(counts, indices.contiguous(), q_offsets, kv_offsets, key_block)
+        return cls(counts.clamp(max=room), indices, q_offsets, kv_offsets, key_block)
 
     @classmethod
     def uniform(
@@ -199,6 +195,17 @@ class BlockMap:
         size = (min(max(width // 2, 1), mask.shape[0]), min(width, mask.shape[1]))
         shades = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], size)[0, 0]
         return "\n".join("".join(" ░▒▓█"[min(4, int(x * 4.999))] for x in row) for row in shades.tolist())
+
+
+def _packed(mask: Bool[Tensor, "b h nq nk"], room: int) -> tuple[Int32[Tensor, "b h nq"], Int32[Tensor, "b h nq m"]]:
+    """Return how many blocks each row visits, and the first `room` of them in rising order."""
+    if mask.device.type == "cpu" and _extension.reason_against(mask=mask) is None:
+        return torch.ops.sparse_kernels.pack_mask_cpu(mask.contiguous(), room)
+    # Visited blocks go to the first places without a host round trip, others to a spare one.
+    places = mask.cumsum(-1).sub_(1).masked_fill_(~mask, room).clamp_(max=room)
+    numbers = torch.arange(mask.shape[-1], dtype=torch.int32, device=mask.device).expand(mask.shape)
+    indices = numbers.new_zeros(*mask.shape[:-1], room + 1).scatter_(-1, places, numbers)[..., :room]
+    return mask.sum(-1, dtype=torch.int32), indices.contiguous()
 
 
 def _check_mask(mask: Any) -> None:

@@ -20,14 +20,15 @@ def log_centroid_error(
     keys: Clusters,
     values: Float[Tensor, "b h nk d"],
     scale: float,
+    logits: Float[Tensor, "b h nq nk"],
 ) -> Float[Tensor, "b h nq nk"]:
     """Return log sum_t |exp(q k_t) v_t - exp(q k_c) v_c|^2 over the keys t of each cluster (SVG-EAR, section 4).
 
-    q are query centroids, k_c and v_c (`values`) the cluster's. Exponents may be rounded as keys in bfloat16 are.
+    q are query centroids, k_c and v_c (`values`) the cluster's, `logits` all q k_c times the scale. Exponents may be
+    rounded as keys in bfloat16 are.
     """
     error = centroid_log_error(queries, k, v, keys, values, scale=scale, precision="bfloat16")
-    error = error.logaddexp(error.new_full((), math.log(SMALLEST)))
-    return error + 2 * scale * (queries @ keys.centroids.transpose(-1, -2))
+    return error.logaddexp(error.new_full((), math.log(SMALLEST))) + 2 * logits
 
 
 def route_by_error(

@@ -17,13 +17,17 @@ LEAST_OF_VIDEO = 0.5
 Ranked = tuple[Int[Tensor, "b h nq nk"], Float[Tensor, "b h nq nk"]]  # what rank_entries returns of the mass
 
 
-def centroid_mass(queries: Clusters, keys: Clusters, scale: float) -> Float[Tensor, "b h nq nk"]:
+def centroid_logits(queries: Clusters, keys: Clusters, scale: float) -> Float[Tensor, "b h nq nk"]:
+    """Return the scores of the query centroids with the key centroids."""
+    return queries.centroids @ keys.centroids.transpose(-1, -2) * scale
+
+
+def centroid_mass(logits: Float[Tensor, "b h nq nk"], sizes: Int[Tensor, "b h nk"]) -> Float[Tensor, "b h nq nk"]:
     """Return the softmax over key centroids, each weighted by its number of keys (SVG2, section 4).
 
     Every row sums to one; an empty cluster gets nothing.
     """
-    logits = queries.centroids @ keys.centroids.transpose(-1, -2) * scale
-    return (logits + keys.sizes.log()[..., None, :]).softmax(-1)
+    return (logits + sizes.log()[..., None, :]).softmax(-1)
 
 
 def select_clusters(

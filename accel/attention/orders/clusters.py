@@ -92,7 +92,9 @@ def _random_places(tokens: int, count: int) -> Int[Tensor, " count"]:
 
 
 def _whole(clusters: Clusters, geometry: Geometry) -> ClusteredTokens:
-    order, offsets = clusters.order + geometry.video.start, clusters.offsets
+    order, offsets = clusters.order, clusters.offsets
+    if geometry.video.start:
+        order = order + geometry.video.start
     if geometry.tokens > geometry.video_tokens:
         rest = geometry.rest_rows(order.device)
         order = torch.cat([order, rest.expand(*order.shape[:2], -1)], -1)

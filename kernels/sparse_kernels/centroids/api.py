@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from sparse_kernels import _extension
 from sparse_kernels._backends import choose
 from sparse_kernels._checks import (
     check_devices,
@@ -117,6 +118,9 @@ def _check_clusters(name: str, clusters: Any, x: Tensor) -> None:
 
 def _are_in_order(clusters: Clusters) -> bool:
     """Return whether labels rise in the clusters' order, and change where the next cluster begins."""
+    if _extension.reason_against(order=clusters.order) is None:
+        fields = (clusters.labels, clusters.order, clusters.offsets)
+        return bool(torch.ops.sparse_kernels.orders_labels_cpu(*(x.flatten(0, 1).contiguous() for x in fields)))
     labels = clusters.labels.gather(-1, clusters.order)
     first, last = clusters.offsets[..., :-1], clusters.offsets[..., 1:] - 1
     ends = torch.stack([first, last.clamp(min=0)]).clamp(max=labels.shape[-1] - 1).long()

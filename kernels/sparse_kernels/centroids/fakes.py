@@ -18,3 +18,8 @@ def _error(
 @torch.library.register_fake("sparse_kernels::merge_centroids_cpu")
 def _merged(q: Tensor, out: Tensor, *rest: object) -> Tensor:
     return rows(torch.empty_like(out))
+
+
+@torch.library.register_fake("sparse_kernels::orders_labels_cpu")
+def _orders_labels(labels: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return order.new_empty((), dtype=torch.bool)

@@ -11,7 +11,7 @@ import torch
 import accel
 from accel.attention.call import Geometry, LayerMemory
 from accel.attention.execute import execute
-from accel.attention.masks.cluster_pairs import centroid_mass, select_clusters
+from accel.attention.masks.cluster_pairs import centroid_logits, centroid_mass, select_clusters
 from accel.attention.orders import clusters as clusters_module
 from accel.attention.orders.clusters import Clustering, WarmCentroids, first_centroids
 from accel.attention.plan import Dense, Plan, Sparse
@@ -99,7 +99,7 @@ def test_density_is_met(geometry: Geometry, density: float) -> None:
 def test_a_density_is_the_published_rule_at_one_top_p() -> None:
     call = clustered_call()
     queries, keys = clusters_of(call)
-    mass = centroid_mass(queries.clusters, keys.clusters, call.scale)
+    mass = centroid_mass(centroid_logits(queries.clusters, keys.clusters, call.scale), keys.clusters.sizes)
     assert torch.allclose(mass.double(), brute_mass(call, queries, keys), atol=1e-6)
     options: dict[str, float] = dict(density=0.4, top_p=0.0, least_share=0.0)
     kept = select_clusters(rank_entries(mass), queries.clusters.sizes, keys.clusters.sizes, call.geometry, **options)

@@ -13,6 +13,7 @@ from accel.attention.call import AttentionCall, Geometry, LayerMemory
 from accel.attention.execute import execute
 from accel.attention.masks import cluster_error
 from accel.attention.masks.cluster_error import log_centroid_error
+from accel.attention.masks.cluster_pairs import centroid_logits
 from accel.attention.orders.clusters import ClusteredTokens
 from accel.attention.plan import Dense, Plan, Sparse
 from accel.methods.svg2 import SVG2
@@ -109,7 +110,7 @@ def test_error_of_centroids_equals_its_definition(geometry: Geometry) -> None:
     values = pooled(v, keys.clusters.offsets, keys.clusters.order)
     assert torch.allclose(values.double(), mean_values(call, keys), atol=1e-6)
     arguments = (queries.clusters.centroids, k, v, keys.clusters, values, call.scale)
-    error = log_centroid_error(*arguments)
+    error = log_centroid_error(*arguments, centroid_logits(queries.clusters, keys.clusters, call.scale))
     # A cluster whose keys are all at its centroid has no error at all, which has no logarithm.
     logits = queries.clusters.centroids.double() @ keys.clusters.centroids.double().transpose(-1, -2) * call.scale
     expected = (brute_error(call, queries, keys) + cluster_error.SMALLEST * (2 * logits).exp()).log()
