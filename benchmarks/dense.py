@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -49,9 +48,11 @@ def dense_seconds(q: Tensor, k: Tensor, v: Tensor, device: str) -> dict[str, flo
     return seconds
 
 
-@functools.cache
 def product_rate(dtype: torch.dtype, device: str) -> float:
-    """Return the operations a second of a large matrix product: the physical limit of attention."""
+    """Return the operations a second of a large matrix product now: the physical limit of attention.
+
+    It is timed beside every row, for the clock of a machine changes within minutes.
+    """
     size = 8192 if device.startswith("cuda") else 2048
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     return 2 * size**3 / median_seconds(lambda: a @ b, device, 5)
