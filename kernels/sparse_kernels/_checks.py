@@ -107,7 +107,7 @@ def check_permutes(name: str, order: Int[Tensor, "#b #h s"]) -> None:
 
 
 def _permutes(order: Int[Tensor, "#b #h s"]) -> bool:
-    if order.device.type == "cpu" and _extension.reason_against(order=order) is None:
+    if _extension.at_hand(order):
         return bool(torch.ops.sparse_kernels.permutes_cpu(order.flatten(0, 1).contiguous()))
     least, most = (int(row) for row in order.aminmax())
     fits = least >= 0 and most < order.shape[2]

@@ -63,6 +63,13 @@ def reason_against(**tensors: Tensor) -> str | None:
     return load()
 
 
+def at_hand(x: Tensor) -> bool:
+    """Return whether loaded kernels take this tensor: what only saves time builds nothing and stays out of graphs."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return load.cache_info().currsize > 0 and load() is None
+
+
 def instruction_set(dtype: torch.dtype) -> str | None:
     """Return the instruction set that the CPU kernel uses for `dtype` or int8, or None where it is not available."""
     if load() is not None:

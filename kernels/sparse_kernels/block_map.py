@@ -86,11 +86,12 @@ class BlockMap:
             raise ValueError(f"the mask has {mask.shape[-1]} key blocks, kv_offsets has {kv_offsets.shape[-1] - 1}")
         room = mask.shape[-1] if longest is None else min(mask.shape[-1], max(1, longest))
         counts, indices = _packed(mask, room)
-        if longest is not None and mask.device.type == "cpu" and counts.numel():
-            most = int(counts.max())
+        if room < mask.shape[-1]:
+            most = int(counts.max()) if mask.device.type == "cpu" and counts.numel() else 0
             if most > room:
                 raise ValueError(f"the mask has a row with {most} blocks, longest is {longest}: give no less")
-        return cls(counts.clamp(max=room), indices, q_offsets, kv_offsets, key_block)
+            counts = counts.clamp(max=room)
+        return cls(counts, indices, q_offsets, kv_offsets, key_block)
 
     @classmethod
     def uniform(
@@ -199,7 +200,7 @@ class BlockMap:
 
 def _packed(mask: Bool[Tensor, "b h nq nk"], room: int) -> tuple[Int32[Tensor, "b h nq"], Int32[Tensor, "b h nq m"]]:
     """Return how many blocks each row visits, and the first `room` of them in rising order."""
-    if mask.device.type == "cpu" and _extension.reason_against(mask=mask) is None:
+    if _extension.at_hand(mask):
         return torch.ops.sparse_kernels.pack_mask_cpu(mask.contiguous(), room)
     # Visited blocks go to the first places without a host round trip, others to a spare one.
     places = mask.cumsum(-1).sub_(1).masked_fill_(~mask, room).clamp_(max=room)

@@ -1,6 +1,8 @@
-"""The C++ operators that pack masks and read orders agree with what torch does where they cannot be built."""
+"""The C++ operators that pack masks and read orders agree with what torch does where they are not loaded."""
 
 from __future__ import annotations
+
+import functools
 
 import pytest
 import torch
@@ -11,9 +13,14 @@ from sparse_kernels.block_map import uniform_offsets
 from sparse_kernels.centroids.api import _are_in_order
 
 
+@pytest.fixture(autouse=True)
+def loaded() -> None:
+    assert _extension.load() is None and _extension.at_hand(torch.zeros(1))
+
+
 @pytest.fixture
-def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_extension, "load", lambda: "there is no compiler")
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "at_hand", lambda x: False)
 
 
 def packed(mask: torch.Tensor, longest: int | None) -> BlockMap:
@@ -30,7 +37,7 @@ def test_masks_are_packed_alike(shape: tuple[int, ...], longest: int | None, req
     if longest == 41:
         mask[..., 41:] = False
     ours = packed(mask, longest), packed(mask.transpose(0, 1), longest)
-    request.getfixturevalue("without_compiler")
+    request.getfixturevalue("without_kernels")
     for map, given in zip(ours, (mask, mask.transpose(0, 1)), strict=True):
         theirs = packed(given, longest)
         assert map.indices.is_contiguous() and torch.equal(map.indices, theirs.indices)
@@ -43,7 +50,7 @@ def spoiled(order: torch.Tensor, place: tuple[int, ...], row: int) -> torch.Tens
     return order
 
 
-@pytest.mark.parametrize("fixture", [None, "without_compiler"])
+@pytest.mark.parametrize("fixture", [None, "without_kernels"])
 @pytest.mark.parametrize("rows", [5, 70_000])
 def test_orders_that_miss_a_row_are_refused(rows: int, fixture: str | None, request: pytest.FixtureRequest) -> None:
     if fixture:
@@ -58,7 +65,7 @@ def test_orders_that_miss_a_row_are_refused(rows: int, fixture: str | None, requ
             check_permutes("order", spoiled(order, (1, 2, 3), row))
 
 
-@pytest.mark.parametrize("fixture", [None, "without_compiler"])
+@pytest.mark.parametrize("fixture", [None, "without_kernels"])
 def test_orders_that_mix_clusters_are_noticed(fixture: str | None, request: pytest.FixtureRequest) -> None:
     x = torch.randn(2, 3, 400, 8, generator=torch.Generator().manual_seed(0))
     clusters = kmeans(x, x[:, :, :9], iterations=2)
@@ -74,7 +81,15 @@ def test_opcheck() -> None:
     order = torch.randperm(6)[None]
     labels, offsets = torch.zeros(1, 6, dtype=torch.int32), torch.tensor([[0, 6]], dtype=torch.int32)
     operators = torch.ops.sparse_kernels
-    assert _extension.load() is None
     torch.library.opcheck(operators.pack_mask_cpu.default, (torch.ones(1, 2, 3, 4, dtype=torch.bool), 3))
     torch.library.opcheck(operators.permutes_cpu.default, (order,))
     torch.library.opcheck(operators.orders_labels_cpu.default, (labels, order, offsets))
+
+
+def test_nothing_is_built_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> None:
+        raise AssertionError("nobody asked for the kernels")
+
+    monkeypatch.setattr(_extension, "load", functools.cache(build))
+    assert packed(torch.ones(1, 1, 2, 3, dtype=torch.bool), None).counts.tolist() == [[[3, 3]]]
+    check_permutes("order", torch.arange(4)[None, None])

@@ -118,7 +118,7 @@ def _check_clusters(name: str, clusters: Any, x: Tensor) -> None:
 
 def _are_in_order(clusters: Clusters) -> bool:
     """Return whether labels rise in the clusters' order, and change where the next cluster begins."""
-    if _extension.reason_against(order=clusters.order) is None:
+    if _extension.at_hand(clusters.order):
         fields = (clusters.labels, clusters.order, clusters.offsets)
         return bool(torch.ops.sparse_kernels.orders_labels_cpu(*(x.flatten(0, 1).contiguous() for x in fields)))
     labels = clusters.labels.gather(-1, clusters.order)
