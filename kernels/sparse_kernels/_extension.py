@@ -67,7 +67,7 @@ def at_hand(x: Tensor) -> bool:
     """Return whether loaded kernels take this tensor: what only saves time builds nothing and stays out of graphs."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    return load.cache_info().currsize > 0 and load() is None
+    return hasattr(torch.ops.sparse_kernels, "pack_mask_cpu")
 
 
 def instruction_set(dtype: torch.dtype) -> str | None:
