@@ -63,7 +63,8 @@ constexpr int32_t DEPTHWISE_ROWS = 64;  // a tile of the depthwise convolution
 struct Convolver {
   const char* name;
   int32_t panel;
-  int32_t gradient_channels;
+  int32_t gradient_channels;  // of the inputs, at most in one job
+  int32_t gradient_step;      // of which their number is best a multiple
   bool (*can_run)();
   size_t (*packed_floats)(int32_t channels_in);                   // of a panel
   size_t (*convolve_bytes)(int32_t channels_in, int32_t panels);  // scratch

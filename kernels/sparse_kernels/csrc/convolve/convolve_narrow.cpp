@@ -33,7 +33,8 @@ static void pack(const WeightJob& job) {
 }
 
 static size_t convolve_bytes(int32_t channels_in, int32_t panels) {
-  return static_cast<size_t>(CONVOLVE_ROWS) * (padded(channels_in) * 2 + panels * PANEL * 4 + 4) + DEPTH * PANEL * 4;
+  return static_cast<size_t>(CONVOLVE_ROWS) * (padded(channels_in) * 2 + panels * PANEL * 4 + 4) + DEPTH * PANEL * 4 +
+         SPARE_PLACES * 4;
 }
 
 static inline const uint16_t* row_at(const Rows& rows, int64_t row) {
@@ -123,7 +124,8 @@ static bool convolve(const ConvolveJob& job) {
 
 static size_t gradient_bytes(int32_t panels) {
   const size_t width = static_cast<size_t>(panels) * PANEL;
-  return 2 * GRADIENT_CHANNELS * width * 4 + GRADIENT_PAIRS * (width + GRADIENT_CHANNELS) * 2 + GRADIENT_ROWS * 4;
+  return 2 * GRADIENT_CHANNELS * width * 4 + GRADIENT_PAIRS * (width + GRADIENT_CHANNELS) * 2 +
+         (GRADIENT_ROWS + SPARE_PLACES) * 4;
 }
 
 // Channels of two rows (null for zeros) side by side in lanes of 32 bits; those from `valid` on are zeros.
@@ -251,6 +253,6 @@ static bool gradient(const GradientJob& job) {
 }
 
 extern "C" const Convolver KERNEL = {
-    NAME, PANEL, GRADIENT_CHANNELS, can_run, packed_floats, convolve_bytes, gradient_bytes,
+    NAME, PANEL, GRADIENT_CHANNELS, PANEL, can_run, packed_floats, convolve_bytes, gradient_bytes,
     pack, convolve, gradient, nullptr, nullptr,
 };

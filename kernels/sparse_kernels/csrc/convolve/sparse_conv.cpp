@@ -110,13 +110,23 @@ Tensor convolve(Tensor x, Tensor weight, Tensor map, int64_t groups, std::string
   return out;
 }
 
+// Input channels to a job: as many as the kernel takes, since every job reads all gradients, but on many threads fewer, or
+// they would wait for the middle slot, which often has a fifth of all pairs.
+int64_t channels_of_job(const Convolver& convolver, int64_t depth) {
+  constexpr int64_t threads_per_slot = 4;
+  const int64_t fewest = (depth + convolver.gradient_channels - 1) / convolver.gradient_channels;
+  const int64_t parts = std::max<int64_t>(fewest, torch::stable::get_num_threads() / threads_per_slot);
+  const int64_t channels = (depth + parts - 1) / parts, step = convolver.gradient_step;
+  return std::min<int64_t>((channels + step - 1) / step * step, convolver.gradient_channels);
+}
+
 // x (n c_in), gradient (m c_out), map (slots m) -> (slots c_in/groups c_out) in float32
 Tensor weight_gradient(Tensor x, Tensor gradient, Tensor map, int64_t groups, std::string instructions) {
   const Convolver& convolver = choose_convolver(instructions, are_narrow(x, gradient));
   const int64_t slots = map.size(0), depth = x.size(1) / groups, channels = gradient.size(1), width = channels / groups;
   const int32_t panels = panels_of(convolver, width);
   Tensor out = torch::stable::new_empty(x, {slots, depth, channels}, ScalarType::Float);
-  const int64_t most = convolver.gradient_channels, parts = (depth + most - 1) / most;
+  const int64_t most = channels_of_job(convolver, depth), parts = (depth + most - 1) / most;
   std::atomic<bool> named{true};
   share_out(slots * groups * parts, convolver.gradient_bytes(panels), [&](int64_t item, char* scratch) {
     const int64_t slot = item / (groups * parts), group = item / parts % groups, first = item % parts * most;
