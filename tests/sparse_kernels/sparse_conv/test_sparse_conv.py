@@ -261,15 +261,29 @@ def test_cpu_and_torch_find_the_same_neighbors() -> None:
     assert torch.equal(expected.backward, expected.forward.flip(0))
 
 
+@built
+@pytest.mark.parametrize("spread", [1, 2**40])  # a grid of bits, and a hash table
+def test_neighbors_near_and_far(spread: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randperm(1 << 16, generator=generator)[:20_000] * spread - 12345 * spread
+    steps = torch.tensor([-300, -2, -1]) * spread
+    expected, _ = build.find_neighbors_reference(keys, steps)
+    ours, twin = torch.ops.sparse_kernels.find_neighbors_cpu(keys, steps)
+    assert twin == -1 and torch.equal(ours, expected)
+    keys[[700, 19_000]] = keys[[3, 5]]
+    assert torch.ops.sparse_kernels.find_neighbors_cpu(keys, steps)[1] == 700
+
+
+@built
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_cpu_and_torch_reach_the_same_places(axes: int, transposed: bool) -> None:
-    if _extension.load() is not None:
-        pytest.skip("no C++ kernel")
+@pytest.mark.parametrize("last_batch", [8, 2**40])  # a grid of bits, and a hash table
+def test_cpu_and_torch_reach_the_same_places(axes: int, transposed: bool, last_batch: int) -> None:
     generator = torch.Generator().manual_seed(axes)
     for kernel, stride, padding, dilation in ((3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (1, 3, 0, 1), (4, 3, 3, 2)):
         size = 9 if axes < 4 else 5
         coordinates = torch.randint(0, size, (3000, axes + 1), generator=generator).unique(dim=0)
+        coordinates[-1, 0] = last_batch
         settings = torch.tensor([[kernel, stride, padding, dilation, size]] * axes)
         expected = build.reach_places_reference(coordinates, settings, transposed)
         ours = torch.ops.sparse_kernels.reach_places_cpu(coordinates, settings, transposed)
