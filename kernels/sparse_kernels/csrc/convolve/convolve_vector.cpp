@@ -1,6 +1,7 @@
 // Sparse convolution with sums in float32: gather, product and sum of a tile of output rows without leaving the cache.
 // Compiled once for each instruction set with -DKERNEL, -DNAME, -DCAN_RUN, -DLANES and -DROWS (register tile).
 #include "common/cells.h"
+#include "common/transpose.h"
 #include "convolve/convolve.h"
 #include "convolve/depthwise.h"
 #include "convolve/places.h"
@@ -11,7 +12,22 @@ static constexpr int32_t GRADIENT_PAIRS = 64;  // multiplied at once: they stay 
 
 static size_t packed_floats(int32_t depth) { return static_cast<size_t>(cells(depth)) * PANEL; }
 
+// A whole panel of floats whose input or output channels lie side by side; false where it is none.
+static bool pack_vectors(const WeightJob& job) {
+  if (CELL_ROWS > 1 || job.element != FLOAT32 || job.valid < PANEL) return false;
+  const float* weight = static_cast<const float*>(job.weight);
+  if (job.stride_out == 1) {
+    for (int32_t i = 0; i < job.depth; i++) memcpy(job.packed + i * PANEL, weight + i * job.stride_in, PANEL * sizeof(float));
+    return true;
+  }
+  if (job.stride_in != 1 || job.depth % LANES) return false;
+  for (int32_t j = 0; j < PANEL; j += LANES)
+    transpose_rows(weight + j * job.stride_out, job.stride_out, job.depth, job.packed + j, PANEL);
+  return true;
+}
+
 static void pack(const WeightJob& job) {
+  if (pack_vectors(job)) return;
   const int32_t count = cells(job.depth);
   for (int32_t j = 0; j < PANEL; j++) {
     float* to = job.packed + j;
