@@ -82,6 +82,16 @@ struct PackedWeights {
   }
 };
 
+// Output rows to a job: as many as a kernel takes, or fewer where some threads would get more jobs than others. Of few rows
+// every job would read all weights for little.
+int64_t rows_of_job(int64_t rows) {
+  constexpr int64_t fewest = 64;
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t full = (rows + CONVOLVE_ROWS - 1) / CONVOLVE_ROWS, even = (full + threads - 1) / threads * threads;
+  const int64_t jobs = std::max<int64_t>(1, std::max(full, std::min(even, rows / fewest)));
+  return (rows + jobs - 1) / jobs;
+}
+
 // x (n c_in), weight (slots c_in/groups c_out), map (slots m) -> (m c_out)
 Tensor convolve(Tensor x, Tensor weight, Tensor map, int64_t groups, std::string instructions) {
   const Convolver& convolver = choose_convolver(instructions, are_narrow(x, weight));
@@ -89,17 +99,17 @@ Tensor convolve(Tensor x, Tensor weight, Tensor map, int64_t groups, std::string
   const int32_t panels = panels_of(convolver, width);
   Tensor out = torch::stable::new_empty(x, {rows, channels});
   const PackedWeights packed(convolver, weight, groups);
-  const int64_t tiles = (rows + CONVOLVE_ROWS - 1) / CONVOLVE_ROWS;
+  const int64_t most = rows_of_job(rows), tiles = rows ? (rows + most - 1) / most : 0;
   std::atomic<bool> named{true};
   const size_t bytes = convolver.convolve_bytes(static_cast<int32_t>(depth), panels);
   share_out(tiles * groups, bytes, [&](int64_t item, char* scratch) {
-    const int64_t first = item / groups * CONVOLVE_ROWS, group = item % groups;
+    const int64_t first = item / groups * most, group = item % groups;
     const Rows inputs = rows_of(x, group * depth);
     const int64_t offset = (first * channels + group * width) * static_cast<int64_t>(element_bytes(inputs.element));
     if (!convolver.convolve({inputs, x.size(0), static_cast<int32_t>(depth), static_cast<int32_t>(width),
                              packed.data + group * packed.group_floats, static_cast<int32_t>(map.size(0)), panels,
                              static_cast<const int32_t*>(map.data_ptr()) + first, map.stride(0),
-                             static_cast<int32_t>(std::min<int64_t>(CONVOLVE_ROWS, rows - first)),
+                             static_cast<int32_t>(std::min<int64_t>(most, rows - first)),
                              static_cast<char*>(out.data_ptr()) + offset, channels, scratch}))
       named = false;
   });
