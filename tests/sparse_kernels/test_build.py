@@ -221,6 +221,21 @@ def test_objects_are_linked_in_a_fixed_order_with_what_runs_anywhere_first(
     assert linked[: len(plain)] == plain
 
 
+@pytest.mark.skipif(not (_build.find_compilers() and shutil.which("nm")), reason="no compiler, or no nm")
+def test_kernels_of_two_instruction_sets_share_no_function(tmp_path: Path) -> None:
+    """The linker keeps one of all inline functions of a name: that of another set would not run, or answer wrongly."""
+    for name, (source, flags) in _build._units(platform.machine()).items():
+        if not name.endswith(("_portable", "_emulated")):
+            continue
+        command = [_build.find_compilers()[0], *_build.COMMON, "-O0", "-Wno-psabi", f"-I{_build.SOURCES}", *flags]
+        made = str(tmp_path / "one.o")
+        subprocess.run([*command, "-c", str(_build.SOURCES / source), "-o", made], check=True)
+        symbols = subprocess.run(["nm", "-C", made], capture_output=True, text=True, check=True).stdout.splitlines()
+        shared = [line for line in symbols if line[17:18] in ("W", "V", "u")]
+        ours = [line for line in shared if "std::" not in line and "__gnu_cxx::" not in line]
+        assert ours == [], name
+
+
 def test_memory_comes_poisoned() -> None:
     """By the fixture of every test here."""
     assert torch.empty(3).isnan().all() and torch.ones(2).new_empty(2, dtype=torch.bfloat16).isnan().all()

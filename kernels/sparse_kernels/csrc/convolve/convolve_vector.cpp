@@ -89,6 +89,8 @@ static __attribute__((noinline)) void add_products(
   }
 }
 
+namespace {  // as all is static: no function of a newer instruction set may be linked into an older one's path
+
 // The pairs of one slot: places of output rows, and the input rows there, which are fetched into the second cache level
 // while the slot before them is multiplied.
 struct Pairs {
@@ -107,6 +109,8 @@ struct Pairs {
     for (; fetched < end; fetched++) fetch_row(job.inputs, map[places[fetched]], job.channels_in);
   }
 };
+
+}  // namespace
 
 static void add_slot(const ConvolveJob& job, int32_t slot, const Pairs& pairs, Pairs& next, float* copies, float* sums) {
   const int32_t depth = cells(job.channels_in), width = job.panels * PANEL;
@@ -175,6 +179,8 @@ static __attribute__((noinline)) void add_outer(
     for (int v = 0; v < V; v++) store(sums + r * width + v * LANES, acc[r][v]);
 }
 
+namespace {
+
 // The pairs of GRADIENT_ROWS places of the map, which are fetched into the second cache level while those before them are
 // multiplied.
 struct Window {
@@ -233,6 +239,8 @@ struct Cells {
     }
   }
 };
+
+}  // namespace
 
 static void add_window(const GradientJob& job, const Window& window, Window& next, float* copies, float* sums) {
   const int32_t width = job.panels * PANEL;
