@@ -42,19 +42,20 @@ def test_sums_in_integers_are_as_exact_as_others() -> None:
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 @pytest.mark.parametrize("crossing", [False, True])
-def test_a_budget_is_spent_in_order(backend: str, crossing: bool) -> None:
-    scores = make_scores(5, 60)
-    areas = torch.randint(0, 9, (1, 5, 60), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    budgets = torch.randint(0, 260, (3, 5, 1), generator=torch.Generator().manual_seed(1))
-    budgets[0, 1], budgets[0, 2] = 0, 1000
+@pytest.mark.parametrize("entries", [60, 5000])  # the C++ of many looks at their first bits first
+def test_a_budget_is_spent_in_order(backend: str, crossing: bool, entries: int) -> None:
+    scores = make_scores(5, entries)
+    areas = torch.randint(0, 9, (1, 5, entries), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    budgets = torch.randint(0, entries * 13 // 3, (3, 5, 1), generator=torch.Generator().manual_seed(1))
+    budgets[0, 1], budgets[0, 2] = 0, 20 * entries
     kept = fill_budget(scores, areas, budgets, crossing=crossing, backend=backend)
     for i, j in torch.cartesian_prod(torch.arange(3), torch.arange(5)).tolist():
         spent, budget, expected = 0, int(budgets[i, j]), set()
-        for at in sorted(range(60), key=lambda at: (-float(scores[i, j, at]), at)):
-            area = int(areas[0, j, at])
-            if spent >= budget if crossing else 2 * spent + area > 2 * budget:
+        areas_of, scores_of = areas[0, j].tolist(), scores[i, j].tolist()
+        for at in sorted(range(entries), key=lambda at: (-scores_of[at], at)):
+            if spent >= budget if crossing else 2 * spent + areas_of[at] > 2 * budget:
                 break
-            spent += area
+            spent += areas_of[at]
             expected.add(at)
         assert set(kept[i, j].nonzero().flatten().tolist()) == expected
 

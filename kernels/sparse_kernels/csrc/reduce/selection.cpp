@@ -8,11 +8,14 @@
 #include <algorithm>
 #include <cstring>
 #include <tuple>
+#include <vector>
 
 #include "common/tensors.h"
 #include "common/work.h"
 
 namespace {
+
+constexpr int64_t MANY = 4096;  // entries in a row that are sooner put into bins than halved from the first on
 
 // Rises as an entry stands later in its row's order: by falling score (NaN first, as torch sorts), then by index.
 uint64_t order_key(float score, int64_t index) {
@@ -51,6 +54,23 @@ std::tuple<Tensor, Tensor> rank_entries(Tensor scores) {
   return {ranks, before};
 }
 
+// Keeps the entries of those bins that fit whole, a bin for each of the keys' first bits, and puts the entries of the next
+// one, in which the budget ends, first. Returns how many these are; adds to `spent`.
+int64_t fill_bins(uint64_t* keys, int64_t count, const int64_t* areas, int64_t budget, bool crossing, bool* kept, int64_t& spent) {
+  constexpr int shift = 64 - 13;  // sign, exponent and four bits more
+  std::vector<int64_t> sums(int64_t{1} << (64 - shift), 0);
+  for (int64_t i = 0; i < count; i++) sums[keys[i] >> shift] += areas[index_of(keys[i])];
+  uint64_t last = 0;
+  for (; last < sums.size() && spent + sums[last] + crossing <= budget; last++) spent += sums[last];
+  int64_t undecided = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const uint64_t key = keys[i];
+    kept[index_of(key)] = key >> shift < last;
+    if (key >> shift == last) keys[undecided++] = key;
+  }
+  return undecided;
+}
+
 // Since areas are not negative, what fits is the beginning of the order: half of what is left is decided at a time.
 void fill_row(uint64_t* keys, int64_t count, const int64_t* areas, int64_t budget, bool crossing, bool* kept) {
   const auto fits = [&](int64_t spent, uint64_t key) {
@@ -59,6 +79,7 @@ void fill_row(uint64_t* keys, int64_t count, const int64_t* areas, int64_t budge
   };
   int64_t first = 0, end = count, spent = 0;
   std::fill_n(kept, count, false);
+  if (count >= MANY) end = fill_bins(keys, count, areas, budget, crossing, kept, spent);
   while (first < end) {
     const int64_t middle = first + (end - first) / 2;
     std::nth_element(keys + first, keys + middle, keys + end);
